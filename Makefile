@@ -1,0 +1,46 @@
+# Two commands: `make lab` to learn, `make test` to check. Both set up everything they need first.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+LESSON ?= notebooks/00_first_adapter.ipynb
+ROOT   := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: help lab test setup install bench clean
+
+help:
+	@echo "make lab     set up, then open JupyterLab on the first lesson  (ARGS=--no-browser: options for JupyterLab)"
+	@echo "make test    set up, then run every test                      (ARGS='-k name': options for pytest)"
+	@echo "make setup   only set up: virtual environment, packages, model"
+	@echo "make bench   measure the lesson's recipe against trl's SFTTrainer (about an hour)"
+	@echo "make clean   remove the virtual environment; the model and your files stay"
+
+lab: setup
+	@echo "Starting JupyterLab; stop it with Ctrl+C."
+	@$(PY) -m jupyterlab $(ROOT) $(LESSON) $(ARGS)
+
+test: setup
+	@$(PY) -m pytest $(ARGS)
+
+# The stamp is written last, so an interrupted set-up is noticed and started over.
+setup:
+	@if ! $(PY) -c "" 2>/dev/null || ! [ $(READY) -nt pyproject.toml ] || ! [ $(READY) -nt constraints.txt ]; \
+	then $(MAKE) --no-print-directory install; fi
+	@$(PY) -m lora_lab.cache
+
+install:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	{ echo "lora-lab needs Python 3.11 or newer as '$(PYTHON)'. Name one: make lab PYTHON=/path/to/python3.12"; exit 1; }
+	@if [ -e $(VENV) ] && ! [ -e $(READY) ]; then echo "The last set-up did not finish: starting it over."; rm -rf $(VENV); fi
+	@rm -f $(READY)
+	@echo "Setting up $(VENV): torch, transformers, JupyterLab and the rest (a few minutes, once)."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $(READY)
+
+bench: setup
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(PY) benchmarks/recipe_vs_sft.py
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,143 @@
+"""Pictures of the lessons: a loss curve that draws itself, score bars, tables side by side.
+
+Draws what it is given and computes nothing. Figures are transparent, so that they read on a light
+and on a dark page, and carry a text for those who cannot see them.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import time
+
+from IPython import get_ipython
+from IPython.display import HTML, Image, display
+from matplotlib.figure import Figure
+from transformers import TrainerCallback
+
+GREY, BLUE, ORANGE = "#7a7a7a", "#2a86d1", "#d9822b"  # readable on white and on black, colour-blind-safe
+
+
+def _axes(width: float, height: float, **labels):
+    figure = Figure(figsize=(width, height), dpi=110, layout="tight")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot(**labels)
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    for part in (*axes.spines.values(),):
+        part.set_color(GREY)
+    axes.tick_params(colors=GREY)
+    axes.xaxis.label.set_color(GREY)
+    axes.yaxis.label.set_color(GREY)
+    return figure, axes
+
+
+def _image(figure: Figure, alt: str) -> Image:
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return Image(png.getvalue(), format="png", alt=alt)
+
+
+class LiveLoss(TrainerCallback):
+    """A Trainer callback: progress bar, time left, and the loss curve as it grows.
+
+    Needs no widget, so the finished curve stays in the saved notebook. Outside a notebook it prints
+    a line every tenth of the way.
+    """
+
+    def __init__(self, seconds_between_draws: float = 0.7):
+        self.seconds_between_draws = seconds_between_draws
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+
+    def on_train_begin(self, args, state, control, **_):
+        self.steps, self.losses = [], []
+        self.started = self.drawn = time.monotonic()
+        self.in_notebook = getattr(get_ipython(), "kernel", None) is not None
+        if self.in_notebook and state.is_world_process_zero:
+            self.bar = display(self._progress(state), display_id=True)
+            self.plot = display(self.figure(), display_id=True)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" in (logs or {}):
+            self.steps.append(state.global_step)
+            self.losses.append(logs["loss"])
+
+    def on_step_end(self, args, state, control, **_):
+        if not state.is_world_process_zero:
+            return
+        if not self.in_notebook:
+            if state.global_step % max(1, state.max_steps // 10) == 0:
+                print(self._line(state))
+        elif time.monotonic() - self.drawn > self.seconds_between_draws:
+            self._draw(state)
+
+    def on_train_end(self, args, state, control, **_):
+        if self.in_notebook and state.is_world_process_zero:
+            self._draw(state)
+
+    def figure(self) -> Image:
+        """The curve so far: each logged loss, and their running mean."""
+        figure, axes = _axes(6, 2.6, xlabel="step", ylabel="loss (nats per answer token)")
+        alt = "Training loss by step: nothing logged yet."
+        if self.losses:
+            axes.plot(self.steps, self.losses, color=BLUE, alpha=0.35, linewidth=1)
+            axes.plot(self.steps, _running_mean(self.losses), color=BLUE, linewidth=2)
+            axes.set_yscale("log")
+            alt = f"Training loss by step: {self.losses[0]:.2g} at first, {_running_mean(self.losses)[-1]:.2g} at step {self.steps[-1]}."
+        return _image(figure, alt)
+
+    def _draw(self, state):
+        self.bar.update(self._progress(state))
+        self.plot.update(self.figure())
+        self.drawn = time.monotonic()
+
+    def _line(self, state) -> str:
+        done, total, elapsed = state.global_step, state.max_steps, time.monotonic() - self.started
+        loss = f", loss {self.losses[-1]:.3f}" if self.losses else ""
+        left = f", {elapsed / done * (total - done):.0f} s left" if 0 < done < total else ""
+        return f"step {done} of {total}, {elapsed:.0f} s{left}{loss}"
+
+    def _progress(self, state) -> HTML:
+        line = self._line(state)
+        return HTML(
+            f'<progress aria-label="training" style="width:24em" value="{state.global_step}" '
+            f'max="{state.max_steps}"></progress> {line}'
+        )
+
+
+def _running_mean(values: list[float], decay: float = 0.8) -> list[float]:
+    means, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = decay * total + value, decay * weight + 1
+        means.append(total / weight)
+    return means
+
+
+def score_bars(scores: dict[str, dict]) -> Image:
+    """Exact match as bars with 95 % intervals: `{"before": {"combinations": Score, ...}, ...}`."""
+    groups = list(next(iter(scores.values())))
+    figure, axes = _axes(6, 0.55 * len(groups) * len(scores) + 0.9, xlabel="exact match on held-out commands (%)")
+    parts = []
+    for row, (group, (stage, color)) in enumerate(
+        (group, pair) for group in groups for pair in zip(scores, (GREY, BLUE, ORANGE))
+    ):
+        score = scores[stage][group]
+        low, high = score.interval
+        axes.barh(row, 100 * score.exact, color=color, height=0.7)
+        axes.plot([100 * low, 100 * high], [row, row], color=ORANGE, linewidth=2)
+        parts.append(f"{group} {stage} {score.exact:.1%}")
+    axes.set_yticks(range(len(parts)), [f"{group}, {stage}" for group in groups for stage in scores])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    return _image(figure, "Exact match with intervals: " + "; ".join(parts) + ".")
+
+
+def table(rows: list[dict]) -> HTML:
+    """Rows (dicts with the same keys) as a table; cells are escaped. Shows as text where HTML does not."""
+    head = "".join(f'<th style="text-align:left">{html.escape(str(key))}</th>' for key in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f'<td style="text-align:left">{html.escape(str(cell))}</td>' for cell in row.values()) + "</tr>"
+        for row in rows
+    )
+    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
