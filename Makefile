@@ -6,13 +6,14 @@ READY  := $(VENV)/.ready
 LESSON ?= notebooks/00_first_adapter.ipynb
 ROOT   := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test setup install bench clean
+.PHONY: help lab test setup install notebooks bench clean
 
 help:
 	@echo "make lab     set up, then open JupyterLab on the first lesson  (ARGS=--no-browser: options for JupyterLab)"
 	@echo "make test    set up, then run every test                      (ARGS='-k name': options for pytest)"
 	@echo "make setup   only set up: virtual environment, packages, model"
 	@echo "make bench   measure the lesson's recipe against trl's SFTTrainer (about an hour)"
+	@echo "make notebooks  run the lessons from their text twins and save them with their outputs"
 	@echo "make clean   remove the virtual environment; the model and your files stay"
 
 lab: setup
@@ -37,6 +38,12 @@ install:
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $(READY)
+
+# Writes each notebook from its text twin, keeping cell ids, and runs it; commit both.
+notebooks: setup
+	@for twin in notebooks/*.py; do \
+	$(PY) -m jupytext --quiet --update --to ipynb $$twin && \
+	$(PY) -m jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.store_widget_state=False $${twin%.py}.ipynb || exit 1; done
 
 bench: setup
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -8,6 +8,7 @@ one file is read out of it and converted to safetensors, which loads fifty times
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -111,14 +112,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _lock(path: Path) -> FileLock:
+@contextlib.contextmanager
+def _lock(path: Path):
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
-        lock.release()
     except Timeout:
         print("Another process is preparing the model; waiting for it.")
-    return lock
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
@@ -207,12 +212,9 @@ def _wrong_hash(name: str, expected: str, found: str) -> str:
 def _convert(gguf: Path, folder: Path) -> None:
     """Write tokenizer and float32 weights of `gguf` as safetensors to `folder`."""
     import torch
-    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
+    with no_progress_bars():
         print("  reading the tokenizer ...")
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         print("  converting the weights ...")
@@ -222,9 +224,22 @@ def _convert(gguf: Path, folder: Path) -> None:
         model.hf_quantizer, model.is_quantized = None, False
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600, which a shared cache could not use
+
+
+@contextlib.contextmanager
+def no_progress_bars():
+    """Without transformers' own bars, for steps of a second that would fill a notebook with widgets."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
+        if shown:
+            logging.enable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ Where the default model's files come from is in `cache`.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.utils import get_session
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from . import cache
@@ -42,7 +45,8 @@ def load_base(name: str = DEFAULT, precision: str | None = None):
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     source = cache.model_folder() if name == DEFAULT else _check_folder(name)
-    model, tokenizer = _from_pretrained(source, options)
+    with cache.no_progress_bars() if name == DEFAULT else contextlib.nullcontext():
+        model, tokenizer = _from_pretrained(source, options)
     if name == DEFAULT:
         model.name_or_path = model.config._name_or_path = HUB_NAME
     if tokenizer.pad_token is None:
@@ -100,12 +104,28 @@ def _check_folder(name: str) -> str:
 
 
 def _from_pretrained(source, options: dict):
+    is_folder = Path(source).is_dir()
+    offline = not is_folder and not _hub_answers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options), tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=offline)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, local_files_only=offline, **options
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        if offline:
+            reason = "it is not on this machine, and the model hub cannot be reached."
         raise LabError(
-            f"Cannot load {source!s}: {reason} Expected {DEFAULT!r} (needs no network), a hub id such as "
-            f"{HUB_NAME!r} (needs the network, and access if it is gated), or a folder with a model saved as safetensors."
+            f"Cannot load {str(source)!r}: {reason} Give {DEFAULT!r} (needs no network), a folder with a model saved "
+            f"as safetensors, or a hub id such as {HUB_NAME!r} (needs the network, and your access if it is gated)."
         ) from None
+    return model, tokenizer
+
+
+def _hub_answers() -> bool:
+    """Asked once up front: the hub's client retries for most of a minute when there is no network."""
+    try:
+        get_session().head(ENDPOINT, timeout=10)
+        return True
+    except Exception:  # whichever way a network can fail
+        return False

@@ -76,7 +76,7 @@ def chat(model, tokenizer, question: str, max_new_tokens: int = 40) -> str:
 
 @torch.inference_mode()
 def generate(
-    model, tokenizer, prompts: list[str], max_new_tokens: int = 24, batch_size: int = 50, progress: str | None = None
+    model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch_size: int = 50, progress: str | None = None
 ) -> list[str]:
     """Greedy continuations of `prompts`, in their order, without special tokens.
 

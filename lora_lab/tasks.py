@@ -14,6 +14,7 @@ import functools
 import itertools
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .errors import LabError
@@ -147,7 +148,7 @@ def commands(split: str = "train", n: int = 200, seed: int = 0) -> list[Command]
     Held-out *combinations* use the training phrasings on (device, state, room) triples that
     training never shows. Held-out *phrasings* use sentence cores that training never shows, on
     triples that it does show. Validation and test hold out different ones. Every (device, state)
-    is drawn equally often.
+    is drawn equally often, and so are its phrasings and rooms.
 
     Raises LabError for an unknown split or an `n` the grammar cannot fill.
     """
@@ -156,14 +157,24 @@ def commands(split: str = "train", n: int = 200, seed: int = 0) -> list[Command]
     if n < 1:
         raise LabError(f"Cannot draw n={n} commands. Ask for 1 or more.")
     rng = random.Random(f"{split}/{seed}")
+    pools = {target: [_evenly(rng, pool) for pool in _held_out(split, *target)] for target in PHRASINGS}
     drawn: dict[str, Command] = {}
-    for (device, state), phrasings in itertools.islice(itertools.cycle(PHRASINGS.items()), 50 * n):
-        rooms, phrasings = _held_out(split, device, state)
-        command = _write(rng, device, state, rng.choice(rooms), rng.choice(phrasings))
-        drawn.setdefault(command.text, command)
-        if len(drawn) == n:
-            return list(drawn.values())
-    raise LabError(f"The grammar has fewer than {n} different commands in {split!r}. Ask for fewer.")
+    for target in itertools.islice(itertools.cycle(PHRASINGS), n):
+        rooms, phrasings = pools[target]
+        for _ in range(1000):  # one sentence more, unless this state has none left
+            command = _write(rng, *target, next(rooms), next(phrasings))
+            if command.text not in drawn:
+                drawn[command.text] = command
+                break
+        else:
+            raise LabError(f"The grammar has fewer than {n} different commands in {split!r}. Ask for fewer.")
+    return list(drawn.values())
+
+
+def _evenly(rng: random.Random, pool: list[str]) -> Iterator[str]:
+    """The pool in a random order, again and again, each time in another."""
+    while True:
+        yield from rng.sample(pool, len(pool))
 
 
 @functools.cache

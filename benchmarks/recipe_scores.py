@@ -1,0 +1,49 @@
+"""Lesson 0's recipe for several seeds: training seconds, and test scores by greedy generation.
+
+    python benchmarks/recipe_scores.py --seeds 0 1 2
+
+The test commands are drawn with the run's seed, so every run is scored on other ones.
+"""
+
+import argparse
+import warnings
+
+import recipe
+from lora_lab import batches, scoring, tasks
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+
+def run(seed: int) -> dict:
+    model, tokenizer = recipe.adapted_base(seed)
+    test = {kind: tasks.commands(f"test {kind}", 200, seed) for kind in ("combinations", "phrasings")}
+    result = {"seed": seed, "base": scores(model, tokenizer, test), "base_perplexity": scoring.perplexity(model, tokenizer)}
+    rows = batches.encode(tasks.commands("train", recipe.STEPS * recipe.BATCH, seed), tokenizer)
+    arguments = TrainingArguments(
+        **recipe.SCHEDULE, **recipe.SAMPLING, **recipe.QUIET, seed=seed, remove_unused_columns=False
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=batches.AnswerCollator(tokenizer))
+    trainer.remove_callback(PrinterCallback)
+    result["training_seconds"] = trainer.train().metrics["train_runtime"]
+    result["trained"] = scores(model, tokenizer, test)
+    result["trained_perplexity"] = scoring.perplexity(model, tokenizer)
+    return result
+
+
+def scores(model, tokenizer, test: dict) -> dict:
+    found = {k: scoring.score(c, scoring.answer(model, tokenizer, [x.text for x in c])) for k, c in test.items()}
+    return {k: {"exact": s.exact, "interval": s.interval, "valid_json": s.valid_json, "n": s.n} for k, s in found.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    warnings.filterwarnings("ignore")
+    runs = []
+    for seed in parser.parse_args().seeds:
+        runs.append(run(seed))
+        print(runs[-1], flush=True)
+    recipe.write_results("recipe_scores", {"runs": runs})
+
+
+if __name__ == "__main__":
+    main()

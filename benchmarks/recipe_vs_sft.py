@@ -1,0 +1,139 @@
+"""Seconds to 90 % exact match: Lesson 0's recipe against trl's SFTTrainer, same LoRA, learning rate and data.
+
+    make bench        (or: python benchmarks/recipe_vs_sft.py --seeds 0 1 2)
+
+Every variant runs in turn within each seed, so that a machine that slows down slows all of them. The
+clock stands still while the score is taken (every 5 steps, on held-out validation combinations).
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+
+import recipe
+import torch
+from lora_lab import batches, tasks
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+GOAL, EVERY = 0.9, 5
+
+
+class Clock(TrainerCallback):
+    """Training seconds without the scoring; stops the run once the goal is reached."""
+
+    def __init__(self, score):
+        self.score, self.seconds, self.steps, self.reached = score, 0.0, 0, None
+
+    def on_step_begin(self, args, state, control, **_):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        self.seconds += time.perf_counter() - self.started
+        self.steps += 1
+        if self.steps % EVERY == 0 and self.steps >= 20 and self.score() >= GOAL:
+            self.reached = self.seconds
+            control.should_training_stop = True
+
+
+def lesson(model, tokenizer, rows, seed):
+    arguments = TrainingArguments(
+        **recipe.SCHEDULE, **recipe.SAMPLING, **recipe.QUIET, seed=seed, remove_unused_columns=False
+    )
+    data = batches.encode(rows, tokenizer)
+    return Trainer(model=model, args=arguments, train_dataset=data, data_collator=batches.AnswerCollator(tokenizer))
+
+
+def sft(**options):
+    def build(model, tokenizer, rows, seed):
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        arguments = SFTConfig(**recipe.SCHEDULE, **recipe.QUIET, seed=seed, **options)
+        data = Dataset.from_list([{"prompt": tasks.prompt(c.text), "completion": c.answer} for c in rows])
+        return SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
+
+    return build
+
+
+VARIANTS = {
+    "lesson 0": lesson,
+    "SFTTrainer, defaults": sft(),
+    "SFTTrainer, defaults in float32": sft(bf16=False),
+    "SFTTrainer, best setting": sft(bf16=False, gradient_checkpointing=False, **recipe.SAMPLING),
+}
+
+
+def run(variant: str, seed: int) -> dict:
+    model, tokenizer = recipe.adapted_base(seed)
+    rows = tasks.commands("train", recipe.STEPS * recipe.BATCH, seed)
+    held_out = tasks.commands("validation combinations", 140, seed)
+    trainer = VARIANTS[variant](model, tokenizer, rows, seed)
+    trainer.remove_callback(PrinterCallback)
+    clock = Clock(lambda: recipe.exact_match(model, tokenizer, held_out))
+    trainer.add_callback(clock)
+    trainer.train()
+    return {"variant": variant, "seed": seed, "seconds_to_goal": clock.reached, "steps": clock.steps,
+            "seconds_per_step": clock.seconds / clock.steps}
+
+
+def share_of_peak(seed: int = 0, steps: int = 8) -> dict:
+    """FLOP/s of the lesson's training steps, over those of the machine's best matrix product just before."""
+    peak = recipe.matmul_peak()
+    model, tokenizer = recipe.adapted_base(seed)
+    rows = sorted(batches.encode(tasks.commands("train", steps * recipe.BATCH, seed), tokenizer),
+                  key=lambda row: len(row["input_ids"]))
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    flops, seconds = 0, 0.0
+    for start in range(0, len(rows), recipe.BATCH):
+        batch = batches.AnswerCollator(tokenizer)(rows[start : start + recipe.BATCH])
+        with FlopCounterMode(display=False) as counter:
+            model(**batch).loss.backward()
+        optimizer.zero_grad()
+        started = time.perf_counter()
+        model(**batch).loss.backward()
+        optimizer.step()
+        seconds += time.perf_counter() - started
+        flops += counter.get_total_flops()
+        optimizer.zero_grad()
+    return {"matmul_gflops": peak / 1e9, "training_gflops": flops / seconds / 1e9, "share": flops / seconds / peak}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    peak = share_of_peak()
+    print(f"matrix product {peak['matmul_gflops']:.0f} GFLOP/s, training {peak['training_gflops']:.0f}: {peak['share']:.0%}")
+    runs = []
+    for seed in options.seeds:
+        for variant in options.variants:
+            runs.append(run(variant, seed))
+            print(runs[-1], flush=True)
+    ours = {r["seed"]: r for r in runs if r["variant"] == "lesson 0"}
+    table = {}
+    for variant in options.variants:
+        mine = [r for r in runs if r["variant"] == variant]
+        reached = [r for r in mine if r["seconds_to_goal"]]
+        table[variant] = {
+            "reached": f"{len(reached)} of {len(mine)}",
+            "median_seconds_to_goal": statistics.median(r["seconds_to_goal"] for r in reached) if reached else None,
+            "median_steps_to_goal": statistics.median(r["steps"] for r in reached) if reached else None,
+            "median_seconds_per_step": statistics.median(r["seconds_per_step"] for r in mine),
+            "time_ratio_to_lesson": statistics.median(
+                r["seconds_to_goal"] / ours[r["seed"]]["seconds_to_goal"] for r in reached if r["seed"] in ours
+            ) if reached and ours else None,
+            "step_ratio_to_lesson": statistics.median(
+                r["seconds_per_step"] / ours[r["seed"]]["seconds_per_step"] for r in mine if r["seed"] in ours
+            ) if ours else None,
+        }
+        print(variant, table[variant])
+    recipe.write_results("recipe_vs_sft", {"share_of_peak": peak, "table": table, "runs": runs})
+
+
+if __name__ == "__main__":
+    main()

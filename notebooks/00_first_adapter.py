@@ -1,0 +1,409 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 0 · Your first adapter
+#
+# In ten minutes you take a language model that cannot do a job, train less than two percent of its size,
+# and watch it do the job. At the end you hold a file of a few megabytes that carries the new skill.
+#
+# **You will be able to** attach a LoRA adapter to a model, train it with the `Trainer`, measure what it learned
+# and what it forgot, save it, and load it again.
+#
+# **You need** Python and PyTorch. You have never fine-tuned a model? Good.
+#
+# **It takes** about four minutes of computing on a laptop's CPU, two of them training. No GPU needed, no account.
+#
+# ## Why this matters
+#
+# A general model knows a little about everything. A product needs a model that does one thing right, every time.
+# Training all weights for that is expensive: AdamW keeps a gradient and two running means for every weight it trains.
+# LoRA (*low-rank adaptation*) freezes the model and trains a small addition to it instead.
+
+# %%
+from pathlib import Path
+
+import torch
+from lora_lab import LabError, batches, checks, load_base, plots, scoring, tasks
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+
+SEED, STEPS, BATCH = 0, 50, 8
+set_seed(SEED)
+
+# %% [markdown]
+# ## Meet the model
+#
+# `load_base()` loads SmolLM2-135M-Instruct, a real language model of the Llama family. It prints what it picked for
+# your machine. Ask the model something ordinary first.
+
+# %%
+model, tokenizer = load_base()
+
+# %%
+QUESTIONS = ["What is the capital of France?", "Name three animals that live in the sea.", "What is 2 + 3?"]
+answers_of_base = [scoring.chat(model, tokenizer, question) for question in QUESTIONS]
+plots.table([{"question": q, "the model says": a} for q, a in zip(QUESTIONS, answers_of_base)])
+
+# %% [markdown]
+# It speaks English and knows a few things. Now the job: turn a command at home into one compact JSON action that a
+# program can carry out. Here are some commands, with the only right answer for each.
+
+# %%
+examples = tasks.commands("train", n=6, seed=SEED)
+plots.table([{"command": c.text, "right answer": c.answer} for c in examples])
+
+# %% [markdown]
+# **Predict.** You give the model 200 such commands and no training. How many percent of its answers will be exactly
+# right? Replace `None` by your guess. Then run the next cell: it shows the model three commands.
+
+# %%
+my_guess_before = None  # percent
+
+few = tasks.commands("test combinations", n=3, seed=SEED)
+plots.table([{"command": c.text, "it says": a} for c, a in
+             zip(few, scoring.answer(model, tokenizer, [c.text for c in few]))])
+
+# %% [markdown]
+# It continues the text, as language models do. That is not a fair trial, though: nobody told it what we want. So tell
+# it, in the format it was trained to follow, with three examples.
+
+# %%
+shots = "\n".join(f"Command: {c.text}\nAction: {c.answer}" for c in examples[:3])
+rules = "Turn the command into one JSON action. Answer with the JSON only."
+asked = tasks.commands("test combinations", n=20, seed=SEED)
+prompts = [tokenizer.apply_chat_template(
+    [{"role": "user", "content": f"{rules}\n{shots}\nCommand: {c.text}\nAction:"}],
+    tokenize=False, add_generation_prompt=True) for c in asked]
+told = scoring.generate(model, tokenizer, prompts, progress="with three examples")
+print("with instructions and three examples:", scoring.score(asked, told))
+plots.table([{"command": c.text, "it says": a} for c, a in zip(asked[:3], told)])
+
+# %% [markdown]
+# Instructions and examples help it to the look of the answer more than to the answer. And every prompt now carries
+# the examples along, so every answer costs more.
+#
+# Now measure properly. Two sets of 200 commands that training never shows:
+#
+# - **combinations**: sentences as in training, about a device, state and room that never occur together there;
+# - **phrasings**: ways to say it that never occur in training ("bolt the door" if training only locks doors).
+#
+# Look at the interval beside each score: it is the range that 200 commands can vouch for.
+
+# %%
+test = {kind: tasks.commands(f"test {kind}", n=200, seed=SEED) for kind in ("combinations", "phrasings")}
+before = {}
+for kind, commands in test.items():
+    answers = scoring.answer(model, tokenizer, [c.text for c in commands], progress=kind)
+    before[kind] = scoring.score(commands, answers)
+    print(f"before training, {kind}: {before[kind]}")
+print("you guessed:", my_guess_before)
+
+# %%
+perplexity_before = scoring.perplexity(model, tokenizer)
+print(f"perplexity on ordinary prose: {perplexity_before:.1f} (lower is better; keep it for later)")
+
+# %% [markdown]
+# ## Explanation: what LoRA adds
+#
+# A linear layer computes $y = Wx$. LoRA leaves $W$ as it is and adds a second path through two thin matrices:
+#
+# $$y = Wx + \frac{\alpha}{r}\, B A x$$
+#
+# $A$ takes the input down to $r$ numbers, $B$ takes them back up. $r$, the **rank**, is small, so $A$ and $B$ have few
+# entries. $\alpha/r$ is the **scaling**. Only $A$ and $B$ are trained. $B$ starts at zero, so at first the addition
+# changes nothing.
+#
+# **Analogy.** Lay a clear sheet over a printed page and write your corrections on the sheet. The page is never
+# touched; lift the sheet, and the page is as it was; send somebody the sheet, and their copy of the page reads like
+# yours. What makes the sheet light is its low rank, and Lesson 1 shows what that means and when it is enough.
+#
+# ## Code
+#
+# `LoraConfig` says where the addition goes and how big it is; `get_peft_model` puts it there. Both come from the
+# library PEFT. `"all-linear"` means every linear layer inside the transformer blocks. `get_peft_model` changes the
+# model it is given, so this cell starts from a fresh one each time you run it.
+#
+# **Predict.** Which share of the model's parameters will train: about 0.2, 2 or 20 percent?
+
+# %%
+set_seed(SEED)
+model, tokenizer = load_base()
+config = LoraConfig(
+    r=8,
+    lora_alpha=16,
+    target_modules="all-linear",
+    lora_dropout=0.0,
+    bias="none",
+    task_type="CAUSAL_LM",
+)
+model = get_peft_model(model, config)
+model.print_trainable_parameters()
+
+# %% [markdown]
+# Look at one layer: the old weight is still there as `base_layer`, and the two thin matrices stand beside it.
+
+# %%
+layer = model.base_model.model.model.layers[0].self_attn.q_proj
+for name, parameter in layer.named_parameters():
+    print(f"{name:24} {str(tuple(parameter.shape)):12} trains: {parameter.requires_grad}")
+print("scaling alpha/r =", layer.scaling["default"], "  largest entry of B =", layer.lora_B["default"].weight.abs().max().item())
+
+# %% [markdown]
+# B is all zeros, so the model must still be exactly the model it was. Check it: the difference below is between the
+# logits with the adapter and without it.
+
+# %%
+model.eval()  # get_peft_model returns the model in training mode
+ids = tokenizer("The ferry leaves the old harbour at", return_tensors="pt").to(model.device)
+with torch.no_grad(), model.disable_adapter():
+    plain = model(**ids).logits
+with torch.no_grad():
+    adapted = model(**ids).logits
+print("largest difference of any logit:", (adapted - plain).abs().max().item())
+
+# %% [markdown]
+# ## The data, as the model sees it
+#
+# Each example is the command after a `>`, a new line, and the action. The loss counts only the action: we do not want
+# to train the model to write commands. `AnswerCollator` pads on the left, so that the actions line up on the right;
+# then the model can skip the most expensive part, the scores of all 49,152 tokens, for everything before them.
+# It is [thirty lines long](../lora_lab/batches.py).
+
+# %%
+train_rows = batches.encode(tasks.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
+collate = batches.AnswerCollator(tokenizer)
+batch = collate(train_rows[:3])
+for ids, labels in zip(batch["input_ids"], batch["labels"]):
+    print(repr(tokenizer.decode(ids)), " trains on:", repr(tokenizer.decode(labels[labels != batches.IGNORED])))
+print("tokens per row:", batch["input_ids"].shape[1], " logits computed for the last", batch["logits_to_keep"])
+
+# %% [markdown]
+# ## Train
+#
+# This is the `Trainer` you will meet at work; nothing in it is special to this course. `LiveLoss` draws the curve.
+#
+# **Predict.** Half-way through, will the loss still be falling?
+
+# %%
+arguments = TrainingArguments(
+    output_dir="runs/first", max_steps=STEPS, per_device_train_batch_size=BATCH,
+    learning_rate=3e-3, warmup_steps=3,
+    train_sampling_strategy="group_by_length",  # rows of similar length share a batch: little padding
+    bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
+    logging_steps=1, save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=SEED,
+)
+trainer = Trainer(model=model, args=arguments, train_dataset=train_rows, data_collator=collate,
+                  callbacks=[plots.LiveLoss()])
+trainer.remove_callback(PrinterCallback)  # LiveLoss shows the loss already
+result = trainer.train()
+print(f"{result.metrics['train_runtime']:.0f} s for {len(train_rows)} commands")
+
+# %% [markdown]
+# ## What just happened?
+#
+# **Look.** The same held-out commands as before training, none of which the model has seen. The orange lines are the
+# intervals.
+
+# %%
+after, answers_after = {}, {}
+for kind, commands in test.items():
+    answers_after[kind] = scoring.answer(model, tokenizer, [c.text for c in commands], progress=kind)
+    after[kind] = scoring.score(commands, answers_after[kind])
+plots.score_bars({"before": before, "after": after})
+
+# %%
+for kind in test:
+    print(f"after training, {kind}: {after[kind]}")
+wrong = [(c, a) for kind in test for c, a in zip(test[kind], answers_after[kind]) if a != c.answer]
+print(f"{len(wrong)} of {sum(map(len, test.values()))} answers are wrong; the first few:")
+plots.table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in wrong[:5]] or [{"wrong": "none"}])
+
+# %% [markdown]
+# The base model did not change: the optimizer only ever saw A and B. All of the new skill is in them.
+#
+# Look at the mistakes above, if there are any. They tend to be opposites (open and closed, locked and unlocked) in a
+# wording that training never showed: the model knows the form of the answer long before it knows every word.
+#
+# **Your turn.** Type a command of your own and run the cell, as often as you like. Try a sentence that the course's
+# author did not think of.
+
+# %%
+my_command = "would you mind closing the blinds in the office"
+print(scoring.answer(model, tokenizer, [my_command])[0])
+
+# %% [markdown]
+# ## What did it cost? Forgetting
+#
+# **Predict.** Ask the trained model for the capital of France. What does it say?
+
+# %%
+answers_adapted = [scoring.chat(model, tokenizer, question) for question in QUESTIONS]
+with model.disable_adapter():
+    answers_disabled = [scoring.chat(model, tokenizer, question) for question in QUESTIONS]
+plots.table([
+    {"question": q, "before": b, "with the adapter": w, "adapter switched off": off}
+    for q, b, w, off in zip(QUESTIONS, answers_of_base, answers_adapted, answers_disabled)
+])
+
+# %%
+perplexity_after = scoring.perplexity(model, tokenizer)
+print(f"perplexity on ordinary prose: {perplexity_before:.1f} before, {perplexity_after:.1f} with the adapter")
+print("adapter off gives the base's answers again:", answers_disabled == answers_of_base)
+
+# %% [markdown]
+# Compare the two measurements. Perplexity says how well the model still predicts prose; the answers say how it behaves
+# when asked. A model can look almost intact by the first and be useless by the second, so look at both.
+#
+# Nothing is lost, though: the adapter is a part you can switch off, and then the base model answers as it always did.
+# In a product you use the adapter for the job and the base for everything else.
+#
+# ## Save it, and load it into a fresh model
+
+# %%
+model.save_pretrained("adapters/first", save_embedding_layers=False)  # False: we did not train them, do not look
+files = sorted(Path("adapters/first").iterdir())
+plots.table([{"file": f.name, "kB": f"{f.stat().st_size / 1000:,.0f}"} for f in files])
+
+# %%
+fresh_base, tokenizer = load_base()
+fresh = PeftModel.from_pretrained(fresh_base, checks.adapter_folder("adapters/first"))
+again = scoring.answer(fresh, tokenizer, [c.text for c in test["phrasings"]], progress="loaded adapter")
+same = sum(a == b for a, b in zip(again, answers_after["phrasings"]))
+print(f"{same} of {len(again)} answers are identical to those of the model you trained")
+
+# %% [markdown]
+# ## Common gotcha: ask it the way you trained it
+#
+# **Predict.** Every training example began with `> `. Leave those two characters out when you ask. What happens to the
+# score?
+
+# %%
+asked = test["combinations"][:100]
+without = scoring.generate(fresh, tokenizer, [f"{c.text}\n" for c in asked], progress="without the >")
+with_it = scoring.generate(fresh, tokenizer, [f"> {c.text}\n" for c in asked], progress="with the >")
+print("without '> ':", scoring.score(asked, without))
+print("with    '> ':", scoring.score(asked, with_it))
+
+# %% [markdown]
+# The skill is tied to the exact form of the prompt. Whatever the drop is here, at work it shows up as "the model was
+# fine in training and is worse in production", and the cause is a prompt that two programs build in two ways. The
+# repair is to build it in one place: this course has `tasks.prompt` for that, and chat models have a chat template.
+
+# %%
+repaired = scoring.generate(fresh, tokenizer, [tasks.prompt(c.text) for c in asked], progress="repaired")
+assert scoring.score(asked, repaired) == scoring.score(asked, with_it)
+print("built by tasks.prompt:", scoring.score(asked, repaired))
+
+# %% [markdown]
+# ## Error recovery
+#
+# Three errors that everybody meets. Read each message, then look at the repair below it.
+
+# %%
+try:
+    get_peft_model(load_base()[0], LoraConfig(r=0))
+except ValueError as error:
+    print("rank 0:", error)
+
+try:
+    PeftModel.from_pretrained(fresh_base, checks.adapter_folder("adapters"))
+except LabError as error:
+    print("not an adapter:", error)
+
+try:
+    load_base(precision="int7")
+except LabError as error:
+    print("no such precision:", error)
+
+# %% [markdown]
+# - **Rank 0**: a rank counts columns, so 1 is the least. PEFT notices when it builds the layers, not when you write the
+#   config.
+# - **Not an adapter**: give the folder that `save_pretrained` wrote, not the one around it. Without our check PEFT
+#   would go and ask the model hub for it.
+# - **Unknown precision**: the message lists what there is.
+#
+# One mistake gives *no* error: a name in `target_modules` that matches nothing, beside one that does. Half the adapter
+# is then missing and the loss still falls. Lesson 2 shows it and how to catch it.
+#
+# ## Experienced-dev note
+#
+# - The adapter's `adapter_config.json` names its base model. The weights are useless on any other base, and slightly
+#   off on another *rounding* of the same base: ours is read from a 4-bit file, so it is not to the last digit the model
+#   on the hub. Ship the adapter with the exact base it was trained on.
+# - Save the adapter, not the model. You can merge the two for speed later (Lesson 5), and one base can serve many
+#   adapters; you cannot get the adapter back out of a merged model.
+# - One run is one run. The recipe was chosen on validation commands, the score above is from test commands, and
+#   [the benchmark](../benchmarks/README.md) repeats it for several seeds.
+# - This notebook is an ordinary program. `jupyter nbconvert --to script 00_first_adapter.ipynb` turns it into one, and
+#   `accelerate launch` runs that on several GPUs; the `Trainer` needs no change.
+#
+# ## Check your understanding
+#
+# Answer before you open.
+#
+# 1. Step 0 gave a difference of exactly zero, although A is random. Why?
+#    <details><summary>Answer</summary>The addition is (alpha/r)·B·A·x, and B starts at zero. Whatever A is, the
+#    product is zero. The check in the Code section shows it.</details>
+# 2. You double `lora_alpha` in the config before training. What doubles?
+#    <details><summary>Answer</summary>The scaling alpha/r, so the same A and B add twice as much. That is not the same
+#    as twice the learning rate: Lesson 4 measures the difference.</details>
+# 3. The loss covers only the action. What would change if it covered the command too?
+#    <details><summary>Answer</summary>Part of the adapter's small capacity would go into writing commands, which nobody
+#    asked for, and the model would have to compute scores for every position.</details>
+# 4. Perplexity rose a little, yet the chat answers broke. How can both be true?
+#    <details><summary>Answer</summary>Perplexity averages over every token of ordinary prose, which the adapter hardly
+#    touches. A question looks to it like a command, and there it decides the whole answer.</details>
+# 5. Your colleague loads your adapter onto another model of the same shape. It loads without an error. Is it fine?
+#    <details><summary>Answer</summary>No. A and B were trained as corrections to one set of weights. On other weights
+#    they correct nothing in particular.</details>
+# 6. A score of 97 % on 200 commands, and one of 95 % from another recipe. Which recipe is better?
+#    <details><summary>Answer</summary>You cannot tell: the intervals overlap by far. More commands or more seeds
+#    would tell.</details>
+#
+# ## Exercises
+#
+# **1. Change a number.** Make an adapter whose file is under 3 MB and that still adapts every linear layer. The check
+# builds it without weights, so it takes a second.
+
+# %%
+my_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+checks.small_adapter(my_config, fresh_base.config, megabytes=3)
+
+# %% [markdown]
+# **2. Find the weak spot.** Complete the function: the share of exact answers for each device, for instance
+# `{"light": 0.9, "door": 1.0}`. The check runs it on data of its own; then use it on your model.
+
+# %%
+def exact_by_device(commands, answers):
+    shares = {}
+    # for command, answer in zip(commands, answers): the device is the second key of json.loads(command.answer)
+    return shares
+
+checks.exact_by_device(exact_by_device)
+
+# %% [markdown]
+# **3. The one worth doing.** Write ten commands in your own words with their right answers as `tasks.Command(text,
+# answer)`, score the model on them, and compare with the phrasings above. Your family says it differently than a
+# grammar does.
+#
+# ## Recap
+#
+# - LoRA freezes the model and trains a low-rank addition, (alpha/r)·B·A, beside the layers you name.
+# - A few hundred examples gave a small model a skill that instructions could not; a file of a few megabytes carries it.
+# - Measure on held-out data, with an interval, and measure what was forgotten.
+#
+# Next: **Lesson 1** shows why a low rank is enough, **2** which layers to name, **3** the same training in 8 bits and
+# where the memory goes, **4** what alpha does, **5** how to merge and ship.
+#
+# LoRA was introduced in Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models* (2021), section 4.1.

@@ -1,0 +1,86 @@
+import sys
+
+import pytest
+import torch
+from lora_lab import LabError, load_base, models
+
+
+def test_default_base_is_the_real_model_in_eval_mode(base):
+    model, tokenizer = base
+    assert model.num_parameters() == 134_515_008
+    assert not model.training and tokenizer.chat_template
+    assert model.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct", "a saved adapter must not name a local path"
+
+
+def test_one_line_says_what_was_picked(capsys):
+    load_base()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "134,515,008" in line and "MB" in line
+
+
+@pytest.mark.parametrize(("precision", "megabytes"), [("bfloat16", 269), ("int8", 220), ("nf4", 167)])
+def test_precisions_shrink_the_weights(precision, megabytes):
+    if not torch.cuda.is_available() and models.pick_dtype(torch.device("cpu")) != torch.float32:
+        megabytes -= {"int8": 57, "nf4": 57}.get(precision, 0)  # embeddings follow the CPU's dtype
+    model, _ = load_base(precision=precision)
+    assert model.get_memory_footprint() / 1e6 == pytest.approx(megabytes, abs=3)
+    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    assert model(ids).logits.isfinite().all()
+
+
+def test_float32_on_a_cpu_without_bf16_units(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert models.pick_dtype(torch.device("cpu")) == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert models.pick_dtype(torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_a_t4_gets_float16_and_newer_gpus_bfloat16(monkeypatch, capability, dtype):
+    properties = type("properties", (), {"major": capability[0], "minor": capability[1]})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    assert models.pick_dtype(torch.device("cuda")) == dtype
+
+
+def test_local_folder_loads(tmp_path, tiny_model, tokenizer):
+    tiny_model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = load_base(str(tmp_path))
+    assert model.num_parameters() == tiny_model.num_parameters()
+
+
+@pytest.mark.parametrize("precision", ["int4", "", "fp32"])
+def test_unknown_precision_lists_the_known(precision):
+    with pytest.raises(LabError, match="float32, bfloat16"):
+        load_base(precision=precision)
+
+
+def test_int8_without_bitsandbytes_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(LabError, match="pip install bitsandbytes"):
+        load_base(precision="int8")
+
+
+def test_unknown_hub_name_is_a_short_error_without_a_network(monkeypatch):
+    monkeypatch.setattr(models, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(LabError, match="Cannot load 'nobody/no-such-model'.*SmolLM2-135M-Instruct") as caught:
+        load_base("nobody/no-such-model")
+    assert caught.value.__suppress_context__, "the library's inside must not show"
+
+
+def test_folders_that_are_no_model_say_what_they_are(tmp_path):
+    with pytest.raises(LabError, match="not a model"):
+        load_base(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(LabError, match="is an adapter.*PeftModel.from_pretrained"):
+        load_base(str(tmp_path))
+
+
+def test_pickled_weights_are_refused(tmp_path, tiny_model, tokenizer):
+    tiny_model.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    torch.save(tiny_model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(LabError, match="safetensors"):
+        load_base(str(tmp_path))

@@ -1,0 +1,70 @@
+"""Every lesson: agrees with its text twin, is safe to publish, and runs from top to bottom."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+LESSONS = sorted(FOLDER.glob("*.ipynb"))
+each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+
+
+def cells(notebook):
+    return [(c.cell_type, c.source, sorted(c.metadata.get("tags", []))) for c in notebook.cells]
+
+
+def test_there_are_lessons():
+    assert [path.stem for path in LESSONS][:1] == ["00_first_adapter"]
+
+
+def test_every_twin_has_its_notebook():
+    assert [p.stem for p in sorted(FOLDER.glob("*.py"))] == [p.stem for p in LESSONS]
+
+
+@each_lesson
+def test_notebook_and_text_twin_agree(path):
+    assert cells(jupytext.read(path.with_suffix(".py"))) == cells(nbformat.read(path, 4))
+
+
+@each_lesson
+def test_notebook_is_committed_executed_and_clean(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 500_000
+    assert "widgets" not in notebook.metadata
+    ids = [c.id for c in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1)), "run top to bottom, once"
+    outputs = [output for c in code for output in c.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert any("image/png" in o.get("data", {}) for o in outputs), "no plot"
+    text = "\n".join(str(o.get("text", "")) + str(o.get("data", {}).get("text/html", "")) for o in outputs)
+    assert not re.search(r"/(home|root|Users|work|tmp)/|Warning", text), "a machine path or a warning is shown"
+
+
+@each_lesson
+def test_code_cells_are_short(path):
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            assert len([line for line in cell.source.splitlines() if line.strip()]) <= 15, cell.source
+
+
+@each_lesson
+def test_notebook_runs(path, tmp_path):
+    """Under nbval, on a copy: the run writes adapters, and the learner's own must stay as they are."""
+    copy = shutil.copy(path, tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", copy, "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300",
+         "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", "/dev/null" if sys.platform != "win32" else "NUL"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stdout[-6000:]
+    passed = int(re.search(r"(\d+) passed", run.stdout)[1])
+    assert passed == sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), run.stdout[-2000:]

@@ -1,0 +1,31 @@
+import base64
+
+from lora_lab import plots
+from lora_lab.scoring import Score
+from transformers import TrainerControl, TrainerState
+
+
+def test_table_escapes_what_a_model_may_say():
+    page = plots.table([{"<b>": "<script>alert(1)</script>"}]).data
+    assert "<script>" not in page and "<b>" not in page and "&lt;script&gt;" in page
+
+
+def test_loss_curve_prints_outside_a_notebook_and_describes_itself(capsys):
+    curve, state = plots.LiveLoss(), TrainerState(max_steps=20)
+    curve.on_train_begin(None, state, TrainerControl())
+    assert "nothing logged yet" in curve.figure().alt
+    for step in range(1, 21):
+        state.global_step = step
+        curve.on_log(None, state, TrainerControl(), logs={"loss": 8.0 / step})
+        curve.on_step_end(None, state, TrainerControl())
+    curve.on_train_end(None, state, TrainerControl())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10 and lines[0].startswith("step 2 of 20") and "left" in lines[0] and "left" not in lines[-1]
+    assert "8 at first" in curve.figure().alt and "step 20" in curve.figure().alt
+
+
+def test_bars_are_a_picture_with_the_figures_in_its_text():
+    before, after = Score(0.0, 0.5, 200), Score(0.975, 1.0, 200)
+    image = plots.score_bars({"before": {"phrasings": before}, "after": {"phrasings": after}})
+    assert image.data.startswith(b"\x89PNG") or base64.b64decode(image.data)
+    assert "phrasings before 0.0%" in image.alt and "phrasings after 97.5%" in image.alt
