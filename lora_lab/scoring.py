@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 
 from . import tasks
+from .progress import Progress
 
 # Written for this course: ordinary prose, far from smart homes, to see what training forgets.
 GENERAL_TEXT = """\
@@ -88,7 +88,7 @@ def generate(
     rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     continuations = [""] * len(rows)
-    with tqdm(total=len(rows), desc=progress, disable=progress is None, leave=False) as bar:
+    with Progress(progress, total=len(rows)) as bar:
         for start in range(0, len(rows), batch_size):
             chosen = by_length[start : start + batch_size]
             batch = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, padding_side="left", return_tensors="pt")

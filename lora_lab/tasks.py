@@ -66,14 +66,14 @@ PHRASINGS: dict[tuple[str, object], tuple[str, ...]] = {
         "lock the {r} door", "lock up the {r} door", "bolt the {r} door", "bolt the door to the {r}",
         "keep the {r} door locked", "get the {r} door locked", "put the lock on the {r} door",
         "make sure the {r} door is locked", "lock the door to the {r}",
-        "!I want the {r} door locked", "!the {r} door should be locked", "!lock on for the {r} door",
+        "!I want the {r} door locked", "!the {r} door should be locked", "!the {r} door must stay locked",
     ),
     ("door", "unlocked"): (
         "unlock the {r} door", "unlock the door of the {r}", "unbolt the {r} door",
         "unbolt the door to the {r}", "leave the {r} door unlocked", "get the {r} door unlocked",
         "take the lock off the {r} door", "make sure the {r} door is unlocked",
         "unlock the door to the {r}", "!I want the {r} door unlocked",
-        "!the {r} door should be unlocked", "!lock off for the {r} door",
+        "!the {r} door should be unlocked", "!the {r} door must stay unlocked",
     ),
     ("fan", "on"): (
         "turn on the {r} fan", "turn the {r} fan on", "switch on the fan in the {r}",
@@ -123,8 +123,15 @@ PHRASINGS: dict[tuple[str, object], tuple[str, ...]] = {
     ),
 }
 
-ANY_WRAPPERS = ("{}", "{}", "{}, please", "hey, {}", "{}, thanks", "{} now")
-ORDER_WRAPPERS = ("please {}", "could you {}", "can you {}", "go and {}")
+# What stands around a phrasing: first for every sentence, then for orders only.
+WRAPPERS = {
+    "train": (
+        ("{}", "{}", "{}, please", "hey, {}", "{}, thanks", "{} now"),
+        ("please {}", "could you {}", "can you {}", "go and {}"),
+    ),
+    "validation": (("hello, {}", "{} at once", "well, {}"), ("will you {}", "kindly {}")),
+    "test": (("ok, {}", "{} right away", "{} if you can"), ("would you {}", "I need you to {}")),
+}
 
 SPLITS = (
     "train",
@@ -146,8 +153,8 @@ def commands(split: str = "train", n: int = 200, seed: int = 0) -> list[Command]
     """Draw `n` different commands of one split; the same seed draws the same commands.
 
     Held-out *combinations* use the training phrasings on (device, state, room) triples that
-    training never shows. Held-out *phrasings* use sentence cores that training never shows, on
-    triples that it does show. Validation and test hold out different ones. Every (device, state)
+    training never shows. Held-out *phrasings* use sentences, and words around them, that training
+    never shows, on triples that it does show. Validation and test hold out different ones. Every (device, state)
     is drawn equally often, and so are its phrasings and rooms.
 
     Raises LabError for an unknown split or an `n` the grammar cannot fill.
@@ -158,11 +165,14 @@ def commands(split: str = "train", n: int = 200, seed: int = 0) -> list[Command]
         raise LabError(f"Cannot draw n={n} commands. Ask for 1 or more.")
     rng = random.Random(f"{split}/{seed}")
     pools = {target: [_evenly(rng, pool) for pool in _held_out(split, *target)] for target in PHRASINGS}
+    for_all, for_orders = WRAPPERS[split.split()[0] if split.endswith("phrasings") else "train"]
     drawn: dict[str, Command] = {}
     for target in itertools.islice(itertools.cycle(PHRASINGS), n):
         rooms, phrasings = pools[target]
         for _ in range(1000):  # one sentence more, unless this state has none left
-            command = _write(rng, *target, next(rooms), next(phrasings))
+            phrasing = next(phrasings)
+            wrapper = rng.choice(for_all if phrasing.startswith("!") else for_all + for_orders)
+            command = _write(rng, *target, next(rooms), wrapper.format(phrasing.lstrip("!")))
             if command.text not in drawn:
                 drawn[command.text] = command
                 break
@@ -195,12 +205,11 @@ def _held_out(split: str, device: str, state) -> tuple[list[str], list[str]]:
     }[split]
 
 
-def _write(rng: random.Random, device: str, state, room: str, phrasing: str) -> Command:
+def _write(rng: random.Random, device: str, state, room: str, sentence: str) -> Command:
     if isinstance(state, tuple):
         state = rng.choice(state)
-    wrapper = rng.choice(ANY_WRAPPERS if phrasing.startswith("!") else ANY_WRAPPERS + ORDER_WRAPPERS)
-    text = wrapper.format(phrasing.lstrip("!").format(r=room, n=state))
-    return Command(text, json.dumps({"room": room, device: state}, separators=(",", ":")))
+    action = json.dumps({"room": room, device: state}, separators=(",", ":"))
+    return Command(sentence.format(r=room, n=state), action)
 
 
 def prompt(text: str) -> str:

@@ -22,7 +22,8 @@
 #
 # **You need** Python and PyTorch. You have never fine-tuned a model? Good.
 #
-# **It takes** about four minutes of computing on a laptop's CPU, two of them training. No GPU needed, no account.
+# **It takes** about three minutes of computing on two CPU cores, one of them training (on a GPU: not measured yet).
+# No account, no model hub.
 #
 # ## Why this matters
 #
@@ -38,7 +39,7 @@ from lora_lab import LabError, batches, checks, load_base, plots, scoring, tasks
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
-SEED, STEPS, BATCH = 0, 50, 8
+SEED, STEPS, BATCH = 0, 60, 8
 set_seed(SEED)
 
 # %% [markdown]
@@ -57,10 +58,10 @@ plots.table([{"question": q, "the model says": a} for q, a in zip(QUESTIONS, ans
 
 # %% [markdown]
 # It speaks English and knows a few things. Now the job: turn a command at home into one compact JSON action that a
-# program can carry out. Here are some commands, with the only right answer for each.
+# program can carry out. There are fourteen kinds of them; here is one of each, with its only right answer.
 
 # %%
-examples = tasks.commands("train", n=6, seed=SEED)
+examples = tasks.commands("train", n=14, seed=SEED)
 plots.table([{"command": c.text, "right answer": c.answer} for c in examples])
 
 # %% [markdown]
@@ -75,33 +76,41 @@ plots.table([{"command": c.text, "it says": a} for c, a in
              zip(few, scoring.answer(model, tokenizer, [c.text for c in few]))])
 
 # %% [markdown]
-# It continues the text, as language models do. That is not a fair trial, though: nobody told it what we want. So tell
-# it, in the format it was trained to follow, with three examples.
+# It continues the text, as language models do. That is not a fair trial: nobody told it what we want. So tell it, in
+# the chat format it was trained to follow, with one solved example of every kind of command.
 
 # %%
-shots = "\n".join(f"Command: {c.text}\nAction: {c.answer}" for c in examples[:3])
-rules = "Turn the command into one JSON action. Answer with the JSON only."
-asked = tasks.commands("test combinations", n=20, seed=SEED)
-prompts = [tokenizer.apply_chat_template(
-    [{"role": "user", "content": f"{rules}\n{shots}\nCommand: {c.text}\nAction:"}],
-    tokenize=False, add_generation_prompt=True) for c in asked]
-told = scoring.generate(model, tokenizer, prompts, progress="with three examples")
-print("with instructions and three examples:", scoring.score(asked, told))
-plots.table([{"command": c.text, "it says": a} for c, a in zip(asked[:3], told)])
+dialogue = [{"role": "system", "content": "Turn each command into one JSON action. Answer with the JSON only."}]
+for c in examples:
+    dialogue += [{"role": "user", "content": c.text}, {"role": "assistant", "content": c.answer}]
+asked = tasks.commands("test combinations", n=14, seed=SEED)
+prompts = [tokenizer.apply_chat_template(dialogue + [{"role": "user", "content": c.text}], tokenize=False,
+                                         add_generation_prompt=True) for c in asked]
+told = scoring.generate(model, tokenizer, prompts, max_new_tokens=24, batch_size=7, progress="with fourteen examples")
+print("with instructions and fourteen examples:", scoring.score(asked, told))
+print("tokens in one prompt:", len(tokenizer(prompts[0])["input_ids"]),
+      " in the bare command:", len(tokenizer(tasks.prompt(asked[0].text))["input_ids"]))
+plots.table([{"command": c.text, "it says": a} for c, a in zip(asked[:6], told)])
 
 # %% [markdown]
-# Instructions and examples help it to the look of the answer more than to the answer. And every prompt now carries
-# the examples along, so every answer costs more.
+# Prompting is worth trying first, and often enough: the answers now look right, and some are. (Fourteen commands cannot
+# say more: look how wide the interval is.) Two things remain. Too many answers are wrong for a door lock. And every
+# command now drags all the examples along, which costs time with every single answer.
 #
-# Now measure properly. Two sets of 200 commands that training never shows:
+# Now measure the bare command properly, before and after training. Two sets of 200 commands that training never shows:
 #
 # - **combinations**: sentences as in training, about a device, state and room that never occur together there;
-# - **phrasings**: ways to say it that never occur in training ("bolt the door" if training only locks doors).
-#
-# Look at the interval beside each score: it is the range that 200 commands can vouch for.
+# - **phrasings**: sentences that training never uses, in words around them ("would you ...") that it never uses.
 
 # %%
 test = {kind: tasks.commands(f"test {kind}", n=200, seed=SEED) for kind in ("combinations", "phrasings")}
+plots.table([{"held-out combinations": a.text, "held-out phrasings": b.text}
+             for a, b in list(zip(*test.values()))[:6]])
+
+# %% [markdown]
+# Look at the interval beside each score: it is the range that 200 commands can vouch for.
+
+# %%
 before = {}
 for kind, commands in test.items():
     answers = scoring.answer(model, tokenizer, [c.text for c in commands], progress=kind)
@@ -198,10 +207,11 @@ print("tokens per row:", batch["input_ids"].shape[1], " logits computed for the 
 # %%
 arguments = TrainingArguments(
     output_dir="runs/first", max_steps=STEPS, per_device_train_batch_size=BATCH,
-    learning_rate=3e-3, warmup_steps=3,
+    learning_rate=2e-3, warmup_steps=3,
     train_sampling_strategy="group_by_length",  # rows of similar length share a batch: little padding
     bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
     logging_steps=1, save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=SEED,
+    dataloader_pin_memory=torch.cuda.is_available(),
 )
 trainer = Trainer(model=model, args=arguments, train_dataset=train_rows, data_collator=collate,
                   callbacks=[plots.LiveLoss()])
@@ -263,7 +273,8 @@ print("adapter off gives the base's answers again:", answers_disabled == answers
 
 # %% [markdown]
 # Compare the two measurements. Perplexity says how well the model still predicts prose; the answers say how it behaves
-# when asked. A model can look almost intact by the first and be useless by the second, so look at both.
+# when asked. They are different questions: a model that predicts prose a few times worse still knows its English, but
+# as an assistant it is gone. Look at both before you call a fine-tuned model safe.
 #
 # Nothing is lost, though: the adapter is a part you can switch off, and then the base model answers as it always did.
 # In a product you use the adapter for the job and the base for everything else.
@@ -278,7 +289,7 @@ plots.table([{"file": f.name, "kB": f"{f.stat().st_size / 1000:,.0f}"} for f in 
 # %%
 fresh_base, tokenizer = load_base()
 fresh = PeftModel.from_pretrained(fresh_base, checks.adapter_folder("adapters/first"))
-again = scoring.answer(fresh, tokenizer, [c.text for c in test["phrasings"]], progress="loaded adapter")
+again = scoring.answer(fresh, tokenizer, [c.text for c in test["phrasings"][:100]], progress="loaded adapter")
 same = sum(a == b for a, b in zip(again, answers_after["phrasings"]))
 print(f"{same} of {len(again)} answers are identical to those of the model you trained")
 
@@ -291,19 +302,28 @@ print(f"{same} of {len(again)} answers are identical to those of the model you t
 # %%
 asked = test["combinations"][:100]
 without = scoring.generate(fresh, tokenizer, [f"{c.text}\n" for c in asked], progress="without the >")
-with_it = scoring.generate(fresh, tokenizer, [f"> {c.text}\n" for c in asked], progress="with the >")
 print("without '> ':", scoring.score(asked, without))
-print("with    '> ':", scoring.score(asked, with_it))
+print("with    '> ':", scoring.score(asked, answers_after["combinations"][:100]))
 
 # %% [markdown]
-# The skill is tied to the exact form of the prompt. Whatever the drop is here, at work it shows up as "the model was
-# fine in training and is worse in production", and the cause is a prompt that two programs build in two ways. The
-# repair is to build it in one place: this course has `tasks.prompt` for that, and chat models have a chat template.
+# The skill is tied to the exact form of the prompt. Part of the reason is how text becomes tokens. Look at the first
+# word of a command with and without the mark before it:
 
 # %%
-repaired = scoring.generate(fresh, tokenizer, [tasks.prompt(c.text) for c in asked], progress="repaired")
-assert scoring.score(asked, repaired) == scoring.score(asked, with_it)
-print("built by tasks.prompt:", scoring.score(asked, repaired))
+for text in ("> bedroom lights at 30 percent", "bedroom lights at 30 percent"):
+    print([tokenizer.decode(i) for i in tokenizer(text)["input_ids"]])
+
+# %% [markdown]
+# A word at the very start of a text is another token than the same word after a space. In training every command came
+# after `> `, so the adapter never saw the first form.
+#
+# However big the drop is, at work it shows up as "the model was fine in training and is worse in production", and the
+# cause is a prompt that two programs build in two ways. The repair is to build it in one place: in this course that is
+# `tasks.prompt`; for chat models it is the chat template.
+
+# %%
+repaired = scoring.generate(fresh, tokenizer, [tasks.prompt(c.text) for c in asked[:50]], progress="repaired")
+print("built by tasks.prompt:", scoring.score(asked[:50], repaired))
 
 # %% [markdown]
 # ## Error recovery
@@ -361,9 +381,10 @@ except LabError as error:
 # 3. The loss covers only the action. What would change if it covered the command too?
 #    <details><summary>Answer</summary>Part of the adapter's small capacity would go into writing commands, which nobody
 #    asked for, and the model would have to compute scores for every position.</details>
-# 4. Perplexity rose a little, yet the chat answers broke. How can both be true?
-#    <details><summary>Answer</summary>Perplexity averages over every token of ordinary prose, which the adapter hardly
-#    touches. A question looks to it like a command, and there it decides the whole answer.</details>
+# 4. Perplexity on prose says that the model still knows English. Why did the answer about France break all the same?
+#    <details><summary>Answer</summary>Perplexity averages over every token of ordinary prose. A question followed by
+#    a new line looks like a command to the adapter, and there it decides every token of the answer. One average cannot
+#    show that; ask the questions that matter to you.</details>
 # 5. Your colleague loads your adapter onto another model of the same shape. It loads without an error. Is it fine?
 #    <details><summary>Answer</summary>No. A and B were trained as corrections to one set of weights. On other weights
 #    they correct nothing in particular.</details>
@@ -400,7 +421,8 @@ checks.exact_by_device(exact_by_device)
 # ## Recap
 #
 # - LoRA freezes the model and trains a low-rank addition, (alpha/r)·B·A, beside the layers you name.
-# - A few hundred examples gave a small model a skill that instructions could not; a file of a few megabytes carries it.
+# - A few hundred examples gave a small model a skill that examples in the prompt did not; a file of a few megabytes
+#   carries it.
 # - Measure on held-out data, with an interval, and measure what was forgotten.
 #
 # Next: **Lesson 1** shows why a low rank is enough, **2** which layers to name, **3** the same training in 8 bits and
