@@ -10,15 +10,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from lora_lab import batches, load_base, tasks
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
+
+from lora_lab import batches, load_base, tasks
 
 STEPS, BATCH = 60, 8
 LORA = dict(r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
 SCHEDULE = dict(max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=2e-3, warmup_steps=3)
 SAMPLING = dict(train_sampling_strategy="group_by_length")
-QUIET = dict(save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no", output_dir="runs/benchmark")
+QUIET = dict(
+    save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no", output_dir="runs/benchmark"
+)
 
 
 def adapted_base(seed: int):

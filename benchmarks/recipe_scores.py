@@ -7,16 +7,19 @@ The test commands are drawn with the run's seed, so every run is scored on other
 
 import argparse
 import warnings
+from dataclasses import asdict
 
 import recipe
-from lora_lab import batches, scoring, tasks
 from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from lora_lab import batches, scoring, tasks
 
 
 def run(seed: int) -> dict:
     model, tokenizer = recipe.adapted_base(seed)
     test = {kind: tasks.commands(f"test {kind}", 200, seed) for kind in ("combinations", "phrasings")}
-    result = {"seed": seed, "base": scores(model, tokenizer, test), "base_perplexity": scoring.perplexity(model, tokenizer)}
+    result = {"seed": seed, "base": scores(model, tokenizer, test)}
+    result["base_perplexity"] = scoring.perplexity(model, tokenizer)
     rows = batches.encode(tasks.commands("train", recipe.STEPS * recipe.BATCH, seed), tokenizer)
     arguments = TrainingArguments(
         **recipe.SCHEDULE, **recipe.SAMPLING, **recipe.QUIET, seed=seed, remove_unused_columns=False
@@ -30,8 +33,11 @@ def run(seed: int) -> dict:
 
 
 def scores(model, tokenizer, test: dict) -> dict:
-    found = {k: scoring.score(c, scoring.answer(model, tokenizer, [x.text for x in c])) for k, c in test.items()}
-    return {k: {"exact": s.exact, "interval": s.interval, "valid_json": s.valid_json, "n": s.n} for k, s in found.items()}
+    found = {}
+    for kind, commands in test.items():
+        score = scoring.score(commands, scoring.answer(model, tokenizer, [c.text for c in commands]))
+        found[kind] = asdict(score) | {"interval": score.interval}
+    return found
 
 
 def main():

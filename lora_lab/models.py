@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
 
 from . import cache
 from .errors import LabError
@@ -100,7 +101,9 @@ def _check_folder(name: str) -> str:
             f"{name} is an adapter, not a base model. Load its base with load_base(), then attach it with "
             f'PeftModel.from_pretrained(model, "{name}").'
         )
-    raise LabError(f"{name} is a folder without a config.json, so not a model. Give a folder that save_pretrained wrote.")
+    raise LabError(
+        f"{name} is a folder without a config.json, so not a model. Give a folder that save_pretrained wrote."
+    )
 
 
 def _from_pretrained(source, options: dict):

@@ -85,7 +85,8 @@ class LiveLoss(TrainerCallback):
             axes.plot(self.steps, self.losses, color=BLUE, alpha=0.35, linewidth=1)
             axes.plot(self.steps, _running_mean(self.losses), color=BLUE, linewidth=2)
             axes.set_yscale("log")
-            alt = f"Training loss by step: {self.losses[0]:.2g} at first, {_running_mean(self.losses)[-1]:.2g} at step {self.steps[-1]}."
+            last = _running_mean(self.losses)[-1]
+            alt = f"Training loss by step: {self.losses[0]:.2g} at first, {last:.2g} at step {self.steps[-1]}."
         return _image(figure, alt)
 
     def _draw(self, state):
@@ -132,9 +133,9 @@ def score_bars(scores: dict[str, dict]) -> Image:
 
 def table(rows: list[dict]) -> HTML:
     """Rows (dicts with the same keys) as a table; cells are escaped. Shows as text where HTML does not."""
-    head = "".join(f'<th style="text-align:left">{html.escape(str(key))}</th>' for key in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f'<td style="text-align:left">{html.escape(str(cell))}</td>' for cell in row.values()) + "</tr>"
-        for row in rows
-    )
+    def line(tag, cells):
+        return "".join(f'<{tag} style="text-align:left">{html.escape(str(cell))}</{tag}>' for cell in cells)
+
+    head = line("th", rows[0])
+    body = "".join(f"<tr>{line('td', row.values())}</tr>" for row in rows)
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")

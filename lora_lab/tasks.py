@@ -1,7 +1,6 @@
 """The skill the course teaches: smart-home commands in, compact JSON actions out.
 
-Holds the seeded grammar, its splits and its scoring. Batching for training is in `batches`,
-loading models is in `models`.
+Holds the seeded grammar and its splits. Answers are scored in `scoring`, batched for training in `batches`.
 
 A command such as "dim the kitchen lights to 30 percent" has exactly one right answer,
 `{"room":"kitchen","light":30}`. The grammar leaves out every command that a person could read in

@@ -23,7 +23,8 @@
 # **You need** Python and PyTorch. You have never fine-tuned a model? Good.
 #
 # **It takes** about three minutes of computing on two CPU cores, one of them training (on a GPU: not measured yet).
-# No account, no model hub.
+# No account, no model hub. Cells may be run again at any time. (`# NBVAL_CHECK_OUTPUT` marks cells whose output must be
+# the same on every machine; the course's tests compare it.)
 #
 # ## Why this matters
 #
@@ -35,9 +36,10 @@
 from pathlib import Path
 
 import torch
-from lora_lab import LabError, batches, checks, load_base, plots, scoring, tasks
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+
+from lora_lab import LabError, batches, checks, load_base, plots, scoring, tasks
 
 SEED, STEPS, BATCH = 0, 60, 8
 set_seed(SEED)
@@ -61,6 +63,7 @@ plots.table([{"question": q, "the model says": a} for q, a in zip(QUESTIONS, ans
 # program can carry out. There are fourteen kinds of them; here is one of each, with its only right answer.
 
 # %%
+# NBVAL_CHECK_OUTPUT
 examples = tasks.commands("train", n=14, seed=SEED)
 plots.table([{"command": c.text, "right answer": c.answer} for c in examples])
 
@@ -103,6 +106,7 @@ plots.table([{"command": c.text, "it says": a} for c, a in zip(asked[:6], told)]
 # - **phrasings**: sentences that training never uses, in words around them ("would you ...") that it never uses.
 
 # %%
+# NBVAL_CHECK_OUTPUT
 test = {kind: tasks.commands(f"test {kind}", n=200, seed=SEED) for kind in ("combinations", "phrasings")}
 plots.table([{"held-out combinations": a.text, "held-out phrasings": b.text}
              for a, b in list(zip(*test.values()))[:6]])
@@ -140,8 +144,9 @@ print(f"perplexity on ordinary prose: {perplexity_before:.1f} (lower is better; 
 # ## Code
 #
 # `LoraConfig` says where the addition goes and how big it is; `get_peft_model` puts it there. Both come from the
-# library PEFT. `"all-linear"` means every linear layer inside the transformer blocks. `get_peft_model` changes the
-# model it is given, so this cell starts from a fresh one each time you run it.
+# library PEFT, whatever you may have read about transformers. `"all-linear"` means every linear layer inside the
+# transformer blocks. `get_peft_model` changes the model it is given, so this cell starts from a fresh one each time
+# you run it.
 #
 # **Predict.** Which share of the model's parameters will train: about 0.2, 2 or 20 percent?
 
@@ -163,16 +168,19 @@ model.print_trainable_parameters()
 # Look at one layer: the old weight is still there as `base_layer`, and the two thin matrices stand beside it.
 
 # %%
+# NBVAL_CHECK_OUTPUT
 layer = model.base_model.model.model.layers[0].self_attn.q_proj
 for name, parameter in layer.named_parameters():
     print(f"{name:24} {str(tuple(parameter.shape)):12} trains: {parameter.requires_grad}")
-print("scaling alpha/r =", layer.scaling["default"], "  largest entry of B =", layer.lora_B["default"].weight.abs().max().item())
+print("scaling alpha/r =", layer.scaling["default"])
+print("largest entry of B =", layer.lora_B["default"].weight.abs().max().item())
 
 # %% [markdown]
 # B is all zeros, so the model must still be exactly the model it was. Check it: the difference below is between the
 # logits with the adapter and without it.
 
 # %%
+# NBVAL_CHECK_OUTPUT
 model.eval()  # get_peft_model returns the model in training mode
 ids = tokenizer("The ferry leaves the old harbour at", return_tensors="pt").to(model.device)
 with torch.no_grad(), model.disable_adapter():
@@ -187,9 +195,10 @@ print("largest difference of any logit:", (adapted - plain).abs().max().item())
 # Each example is the command after a `>`, a new line, and the action. The loss counts only the action: we do not want
 # to train the model to write commands. `AnswerCollator` pads on the left, so that the actions line up on the right;
 # then the model can skip the most expensive part, the scores of all 49,152 tokens, for everything before them.
-# It is [thirty lines long](../lora_lab/batches.py).
+# It is [a page of code](../lora_lab/batches.py).
 
 # %%
+# NBVAL_CHECK_OUTPUT
 train_rows = batches.encode(tasks.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
 collate = batches.AnswerCollator(tokenizer)
 batch = collate(train_rows[:3])
@@ -200,7 +209,8 @@ print("tokens per row:", batch["input_ids"].shape[1], " logits computed for the 
 # %% [markdown]
 # ## Train
 #
-# This is the `Trainer` you will meet at work; nothing in it is special to this course. `LiveLoss` draws the curve.
+# This is the `Trainer` you will meet at work; nothing in it is special to this course. `LiveLoss` draws the curve, on a
+# logarithmic axis. Run the cell twice, and it trains on from where it is.
 #
 # **Predict.** Half-way through, will the loss still be falling?
 
@@ -222,8 +232,12 @@ print(f"{result.metrics['train_runtime']:.0f} s for {len(train_rows)} commands")
 # %% [markdown]
 # ## What just happened?
 #
-# **Look.** The same held-out commands as before training, none of which the model has seen. The orange lines are the
-# intervals.
+# **Look** at the curve first. It falls by a factor of a thousand or so and is not smooth. Part of the unrest is our
+# doing: rows were sorted by length within groups of 15 batches, longest first, so the harder long commands come
+# together at the start of each group.
+#
+# Now the scores, on the same held-out commands as before training, none of which the model has seen. The orange lines
+# are the intervals.
 
 # %%
 after, answers_after = {}, {}
@@ -237,7 +251,8 @@ for kind in test:
     print(f"after training, {kind}: {after[kind]}")
 wrong = [(c, a) for kind in test for c, a in zip(test[kind], answers_after[kind]) if a != c.answer]
 print(f"{len(wrong)} of {sum(map(len, test.values()))} answers are wrong; the first few:")
-plots.table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in wrong[:5]] or [{"wrong": "none"}])
+plots.table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in wrong[:5]]
+            or [{"wrong answers": "none"}])
 
 # %% [markdown]
 # The base model did not change: the optimizer only ever saw A and B. All of the new skill is in them.
@@ -310,6 +325,7 @@ print("with    '> ':", scoring.score(asked, answers_after["combinations"][:100])
 # word of a command with and without the mark before it:
 
 # %%
+# NBVAL_CHECK_OUTPUT
 for text in ("> bedroom lights at 30 percent", "bedroom lights at 30 percent"):
     print([tokenizer.decode(i) for i in tokenizer(text)["input_ids"]])
 
@@ -328,23 +344,19 @@ print("built by tasks.prompt:", scoring.score(asked[:50], repaired))
 # %% [markdown]
 # ## Error recovery
 #
-# Three errors that everybody meets. Read each message, then look at the repair below it.
+# Three errors that everybody meets. Read each message and say what you would do, then look below it.
 
 # %%
-try:
-    get_peft_model(load_base()[0], LoraConfig(r=0))
-except ValueError as error:
-    print("rank 0:", error)
-
-try:
-    PeftModel.from_pretrained(fresh_base, checks.adapter_folder("adapters"))
-except LabError as error:
-    print("not an adapter:", error)
-
-try:
-    load_base(precision="int7")
-except LabError as error:
-    print("no such precision:", error)
+throwaway, _ = load_base()
+for attempt in (
+    lambda: get_peft_model(throwaway, LoraConfig(r=0)),
+    lambda: PeftModel.from_pretrained(throwaway, checks.adapter_folder("adapters")),
+    lambda: load_base(precision="int7"),
+):
+    try:
+        attempt()
+    except (ValueError, LabError) as error:
+        print(f"{type(error).__name__}: {error}\n")
 
 # %% [markdown]
 # - **Rank 0**: a rank counts columns, so 1 is the least. PEFT notices when it builds the layers, not when you write the
@@ -353,8 +365,8 @@ except LabError as error:
 #   would go and ask the model hub for it.
 # - **Unknown precision**: the message lists what there is.
 #
-# One mistake gives *no* error: a name in `target_modules` that matches nothing, beside one that does. Half the adapter
-# is then missing and the loss still falls. Lesson 2 shows it and how to catch it.
+# One mistake gives *no* error: a name in `target_modules` that matches nothing, beside one that does. Part of the
+# adapter is then missing and the loss still falls. Lesson 2 shows it and how to catch it.
 #
 # ## Experienced-dev note
 #
@@ -398,6 +410,7 @@ except LabError as error:
 # builds it without weights, so it takes a second.
 
 # %%
+# NBVAL_CHECK_OUTPUT
 my_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 checks.small_adapter(my_config, fresh_base.config, megabytes=3)
 
@@ -406,6 +419,7 @@ checks.small_adapter(my_config, fresh_base.config, megabytes=3)
 # `{"light": 0.9, "door": 1.0}`. The check runs it on data of its own; then use it on your model.
 
 # %%
+# NBVAL_CHECK_OUTPUT
 def exact_by_device(commands, answers):
     shares = {}
     # for command, answer in zip(commands, answers): the device is the second key of json.loads(command.answer)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from lora_lab import batches, tasks
 from lora_lab.batches import IGNORED, AnswerCollator
 

@@ -15,9 +15,8 @@ import nbformat
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-CHROMIUM = next(
-    filter(None, [os.environ.get("CHROMIUM"), *map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]), None
-)
+CANDIDATES = [os.environ.get("CHROMIUM"), *map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]
+CHROMIUM = next(filter(None, CANDIDATES), None)
 
 # A training run of a second, drawn by the same callback as in the lessons.
 LIVE_CURVE = """\
@@ -70,8 +69,12 @@ def jupyterlab(request, tmp_path_factory):
         "--expose-app-in-browser",
     ]
     env = {
-        **os.environ, "JUPYTERLAB_SETTINGS_DIR": f"{home}/settings", "JUPYTERLAB_WORKSPACES_DIR": f"{home}/workspaces",
-        "JUPYTER_CONFIG_DIR": f"{home}/config", "JUPYTER_RUNTIME_DIR": f"{home}/runtime", "IPYTHONDIR": f"{home}/ipython",
+        **os.environ,
+        "JUPYTERLAB_SETTINGS_DIR": f"{home}/settings",
+        "JUPYTERLAB_WORKSPACES_DIR": f"{home}/workspaces",
+        "JUPYTER_CONFIG_DIR": f"{home}/config",
+        "JUPYTER_RUNTIME_DIR": f"{home}/runtime",
+        "IPYTHONDIR": f"{home}/ipython",
     }
     with log.open("w") as output:
         server = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)

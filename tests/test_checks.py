@@ -1,8 +1,9 @@
 import json
 
 import pytest
-from lora_lab import LabError, checks
 from peft import LoraConfig, get_peft_model
+
+from lora_lab import LabError, checks
 
 
 def test_saved_adapter_passes(tmp_path, tiny_model):

@@ -2,6 +2,7 @@ import sys
 
 import pytest
 import torch
+
 from lora_lab import LabError, load_base, models
 
 
