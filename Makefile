@@ -1,20 +1,19 @@
 # Two commands: `make lab` to learn, `make test` to check. Both set up everything they need first.
 PYTHON ?= python3
-VENV   := .venv
-PY     := $(VENV)/bin/python
-READY  := $(VENV)/.ready
+PY     := .venv/bin/python
+READY  := .venv/.ready
 LESSON ?= notebooks/00_first_adapter.ipynb
 ROOT   := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: help lab test setup install notebooks bench clean
 
 help:
-	@echo "make lab     set up, then open JupyterLab on the first lesson  (ARGS=--no-browser: options for JupyterLab)"
-	@echo "make test    set up, then run every test                      (ARGS='-k name': options for pytest)"
-	@echo "make setup   only set up: virtual environment, packages, model"
-	@echo "make bench   measure the lesson's recipe against trl's SFTTrainer (about an hour)"
-	@echo "make notebooks  run the lessons from their text twins and save them with their outputs"
-	@echo "make clean   remove the virtual environment; the model and your files stay"
+	@echo "make lab        set up, then open JupyterLab on the first lesson   (ARGS=--no-browser: options for JupyterLab)"
+	@echo "make test       set up, then run every test                        (ARGS='-k name': options for pytest)"
+	@echo "make setup      only set up: virtual environment, packages, model"
+	@echo "make notebooks  write the lessons from their text twins and run them"
+	@echo "make bench      measure the lesson's recipe: scores by seed, and speed beside trl's SFTTrainer"
+	@echo "make clean      remove the virtual environment; the model and your files stay"
 
 lab: setup
 	@echo "Starting JupyterLab; stop it with Ctrl+C."
@@ -32,10 +31,10 @@ setup:
 install:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 	{ echo "lora-lab needs Python 3.11 or newer as '$(PYTHON)'. Name one: make lab PYTHON=/path/to/python3.12"; exit 1; }
-	@if [ -e $(VENV) ] && ! [ -e $(READY) ]; then echo "The last set-up did not finish: starting it over."; rm -rf $(VENV); fi
+	@if [ -e .venv ] && ! [ -e $(READY) ]; then echo "The last set-up did not finish: starting it over."; rm -rf .venv; fi
 	@rm -f $(READY)
-	@echo "Setting up $(VENV): torch, transformers, JupyterLab and the rest (a few minutes, once)."
-	@$(PYTHON) -m venv $(VENV)
+	@echo "Setting up .venv: torch, transformers, JupyterLab and the rest (a few minutes, once)."
+	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $(READY)
 
@@ -47,7 +46,8 @@ notebooks: setup
 
 bench: setup
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(PY) benchmarks/recipe_scores.py
 	@$(PY) benchmarks/recipe_vs_sft.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv

@@ -18,7 +18,7 @@ from lora_lab import batches, load_base, tasks
 STEPS, BATCH = 60, 8
 LORA = dict(r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
 SCHEDULE = dict(max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=2e-3, warmup_steps=3)
-SAMPLING = dict(train_sampling_strategy="group_by_length")
+SAMPLING = dict(train_sampling_strategy="sequential")
 QUIET = dict(
     save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no", output_dir="runs/benchmark"
 )
@@ -30,6 +30,11 @@ def adapted_base(seed: int):
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         model, tokenizer = load_base()
     return get_peft_model(model, LoraConfig(**LORA)), tokenizer
+
+
+def training_rows(tokenizer, seed: int) -> list[dict]:
+    rows = batches.encode(tasks.commands("train", STEPS * BATCH, seed), tokenizer)
+    return batches.similar_lengths(rows, BATCH, seed)
 
 
 @torch.inference_mode()

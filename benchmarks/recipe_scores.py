@@ -20,7 +20,7 @@ def run(seed: int) -> dict:
     test = {kind: tasks.commands(f"test {kind}", 200, seed) for kind in ("combinations", "phrasings")}
     result = {"seed": seed, "base": scores(model, tokenizer, test)}
     result["base_perplexity"] = scoring.perplexity(model, tokenizer)
-    rows = batches.encode(tasks.commands("train", recipe.STEPS * recipe.BATCH, seed), tokenizer)
+    rows = recipe.training_rows(tokenizer, seed)
     arguments = TrainingArguments(
         **recipe.SCHEDULE, **recipe.SAMPLING, **recipe.QUIET, seed=seed, remove_unused_columns=False
     )

@@ -5,6 +5,8 @@ Knows nothing of models or training loops; `transformers.Trainer` calls the coll
 
 from __future__ import annotations
 
+import random
+
 import torch
 
 from . import tasks
@@ -21,6 +23,24 @@ def encode(commands: list[tasks.Command], tokenizer) -> list[dict[str, list[int]
         answer = answer + [tokenizer.eos_token_id]
         rows.append({"input_ids": prompt + answer, "answer_length": len(answer)})
     return rows
+
+
+def similar_lengths(rows: list[dict], batch_size: int, seed: int = 0, pool: int = 4) -> list[dict]:
+    """`rows` in a random order whose consecutive batches hold rows of similar length: little padding.
+
+    Sorts only within pools of a few batches, and shuffles the batches of each pool. Sorting more
+    widely (`train_sampling_strategy="group_by_length"`) pads less still, but fills each batch with
+    sentences of one kind, and needs more steps for the same score: see benchmarks/README.md.
+    """
+    rng = random.Random(seed)
+    rows = rng.sample(rows, len(rows))
+    ordered = []
+    for start in range(0, len(rows), pool * batch_size):
+        chosen = sorted(rows[start : start + pool * batch_size], key=lambda row: len(row["input_ids"]))
+        batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+        rng.shuffle(batches)
+        ordered.extend(row for batch in batches for row in batch)
+    return ordered
 
 
 class AnswerCollator:

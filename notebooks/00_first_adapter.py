@@ -194,12 +194,14 @@ print("largest difference of any logit:", (adapted - plain).abs().max().item())
 #
 # Each example is the command after a `>`, a new line, and the action. The loss counts only the action: we do not want
 # to train the model to write commands. `AnswerCollator` pads on the left, so that the actions line up on the right;
-# then the model can skip the most expensive part, the scores of all 49,152 tokens, for everything before them.
+# then the model can skip the scores of all 49,152 tokens for everything before them. `similar_lengths` puts rows of
+# similar length into one batch, so that little of it is padding.
 # It is [a page of code](../lora_lab/batches.py).
 
 # %%
 # NBVAL_CHECK_OUTPUT
 train_rows = batches.encode(tasks.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
+train_rows = batches.similar_lengths(train_rows, BATCH, seed=SEED)
 collate = batches.AnswerCollator(tokenizer)
 batch = collate(train_rows[:3])
 for ids, labels in zip(batch["input_ids"], batch["labels"]):
@@ -218,7 +220,7 @@ print("tokens per row:", batch["input_ids"].shape[1], " logits computed for the 
 arguments = TrainingArguments(
     output_dir="runs/first", max_steps=STEPS, per_device_train_batch_size=BATCH,
     learning_rate=2e-3, warmup_steps=3,
-    train_sampling_strategy="group_by_length",  # rows of similar length share a batch: little padding
+    train_sampling_strategy="sequential",  # similar_lengths has shuffled the rows
     bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
     logging_steps=1, save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=SEED,
     dataloader_pin_memory=torch.cuda.is_available(),
@@ -232,9 +234,9 @@ print(f"{result.metrics['train_runtime']:.0f} s for {len(train_rows)} commands")
 # %% [markdown]
 # ## What just happened?
 #
-# **Look** at the curve first. It falls by a factor of a thousand or so and is not smooth. Part of the unrest is our
-# doing: rows were sorted by length within groups of 15 batches, longest first, so the harder long commands come
-# together at the start of each group.
+# **Look** at the curve first. The pale line is the loss of each batch, the strong one its running mean. With eight
+# commands in a batch the loss is restless to the end: one command that the model still gets wrong lifts it by a lot on
+# this axis. That is why nobody judges a model by its last training loss.
 #
 # Now the scores, on the same held-out commands as before training, none of which the model has seen. The orange lines
 # are the intervals.

@@ -45,6 +45,19 @@ def test_labels_are_the_answer_and_its_end(tokenizer, rows):
         assert wanted[-1] == tokenizer.eos_token_id
 
 
+def test_similar_lengths_keep_every_row_and_pad_less(tokenizer):
+    rows = batches.encode(tasks.commands("train", 200), tokenizer)
+    ordered = batches.similar_lengths(rows, batch_size=8, seed=1)
+    assert sorted(map(str, ordered)) == sorted(map(str, rows)) and ordered != rows
+    assert ordered == batches.similar_lengths(rows, 8, seed=1) != batches.similar_lengths(rows, 8, seed=2)
+
+    def padded(rows):
+        cut = [rows[i : i + 8] for i in range(0, len(rows), 8)]
+        return sum(len(batch) * max(len(row["input_ids"]) for row in batch) for batch in cut)
+
+    assert padded(ordered) < 0.95 * padded(rows)
+
+
 def test_only_answer_columns_get_logits(tiny_model, tokenizer, rows):
     batch = AnswerCollator(tokenizer)(rows)
     longest = max(row["answer_length"] for row in rows)
