@@ -10,10 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from lora_lab import batches, load_base, tasks
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
-
-from lora_lab import batches, load_base, tasks
 
 STEPS, BATCH = 60, 8
 LORA = dict(r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")

@@ -10,9 +10,8 @@ import warnings
 from dataclasses import asdict
 
 import recipe
-from transformers import PrinterCallback, Trainer, TrainingArguments
-
 from lora_lab import batches, scoring, tasks
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 
 def run(seed: int) -> dict:

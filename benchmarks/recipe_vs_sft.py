@@ -13,10 +13,9 @@ import warnings
 
 import recipe
 import torch
+from lora_lab import batches, tasks
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-from lora_lab import batches, tasks
 
 GOAL, EVERY = 0.9, 5
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import platformdirs
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from .errors import LabError
@@ -81,9 +82,10 @@ def model_folder(source: PackagedModel = SMOLLM2) -> Path:
         with _lock(cache / f"{source.name}.lock"):
             if not _is_intact(folder):  # another process may have built it while this one waited
                 _build(source, cache, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second where the disk fills while weights are written
+        reason = getattr(error, "strerror", None) or error
         raise LabError(
-            f"Cannot write the model to {cache}: {error.strerror or error}. It needs a writable folder "
+            f"Cannot write the model to {cache}: {reason}. It needs a writable folder "
             f"with {source.bytes_to_build / 1e6:.0f} MB free. Choose one with the environment variable "
             "LORA_LAB_CACHE, or make this one writable."
         ) from None

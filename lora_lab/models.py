@@ -6,6 +6,7 @@ Where the default model's files come from is in `cache`.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import torch
@@ -61,9 +62,9 @@ def load_base(name: str = DEFAULT, precision: str | None = None):
 
 
 def pick_device() -> torch.device:
-    """The first NVIDIA GPU, else Apple's GPU, else the CPU."""
+    """This process's NVIDIA GPU, else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", 0)
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # `accelerate launch`: one GPU a process
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -36,10 +36,9 @@
 from pathlib import Path
 
 import torch
+from lora_lab import LabError, batches, checks, load_base, plots, scoring, tasks
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
-
-from lora_lab import LabError, batches, checks, load_base, plots, scoring, tasks
 
 SEED, STEPS, BATCH = 0, 60, 8
 set_seed(SEED)
@@ -372,9 +371,9 @@ for attempt in (
 #
 # ## Experienced-dev note
 #
-# - The adapter's `adapter_config.json` names its base model. The weights are useless on any other base, and slightly
-#   off on another *rounding* of the same base: ours is read from a 4-bit file, so it is not to the last digit the model
-#   on the hub. Ship the adapter with the exact base it was trained on.
+# - The adapter's `adapter_config.json` names its base model, and A and B are corrections to that base alone. Even another
+#   *rounding* of it is another base: ours is read from a 4-bit file, so it is not to the last digit the model on the
+#   hub. Ship the adapter with the exact base it was trained on.
 # - Save the adapter, not the model. You can merge the two for speed later (Lesson 5), and one base can serve many
 #   adapters; you cannot get the adapter back out of a merged model.
 # - One run is one run. The recipe was chosen on validation commands, the score above is from test commands, and
@@ -393,11 +392,11 @@ for attempt in (
 #    <details><summary>Answer</summary>The scaling alpha/r, so the same A and B add twice as much. That is not the same
 #    as twice the learning rate: Lesson 4 measures the difference.</details>
 # 3. The loss covers only the action. What would change if it covered the command too?
-#    <details><summary>Answer</summary>Part of the adapter's small capacity would go into writing commands, which nobody
-#    asked for, and the model would have to compute scores for every position.</details>
+#    <details><summary>Answer</summary>The adapter would also be trained to write commands, which nobody asked for, and
+#    the model would have to compute scores at every position.</details>
 # 4. Perplexity on prose says that the model still knows English. Why did the answer about France break all the same?
-#    <details><summary>Answer</summary>Perplexity averages over every token of ordinary prose. A question followed by
-#    a new line looks like a command to the adapter, and there it decides every token of the answer. One average cannot
+#    <details><summary>Answer</summary>Perplexity is an average over the tokens of prose. What a model says when asked
+#    hangs on a few tokens at the start of its answer, and those are what training pushed hardest. One average cannot
 #    show that; ask the questions that matter to you.</details>
 # 5. Your colleague loads your adapter onto another model of the same shape. It loads without an error. Is it fine?
 #    <details><summary>Answer</summary>No. A and B were trained as corrections to one set of weights. On other weights

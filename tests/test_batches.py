@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from lora_lab import batches, tasks
 from lora_lab.batches import IGNORED, AnswerCollator
 

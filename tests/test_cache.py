@@ -9,7 +9,6 @@ import sys
 from collections import namedtuple
 
 import pytest
-
 from lora_lab import LabError, cache
 from lora_lab.cache import SMOLLM2
 

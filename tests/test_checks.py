@@ -1,9 +1,8 @@
 import json
 
 import pytest
-from peft import LoraConfig, get_peft_model
-
 from lora_lab import LabError, checks
+from peft import LoraConfig, get_peft_model
 
 
 def test_saved_adapter_passes(tmp_path, tiny_model):

@@ -2,7 +2,6 @@ import sys
 
 import pytest
 import torch
-
 from lora_lab import LabError, load_base, models
 
 
@@ -43,6 +42,13 @@ def test_a_t4_gets_float16_and_newer_gpus_bfloat16(monkeypatch, capability, dtyp
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     assert models.pick_dtype(torch.device("cuda")) == dtype
+
+
+def test_each_process_of_a_launch_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert models.pick_device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert models.pick_device() == torch.device("cuda", 3)
 
 
 def test_local_folder_loads(tmp_path, tiny_model, tokenizer):

@@ -44,6 +44,7 @@ def test_notebook_is_committed_executed_and_clean(path):
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1)), "run top to bottom, once"
     outputs = [output for c in code for output in c.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o.text for o in outputs if o.get("name") == "stderr"], "warnings are shown to the learner"
     assert any("image/png" in o.get("data", {}) for o in outputs), "no plot"
     text = "\n".join(str(o.get("text", "")) + str(o.get("data", {}).get("text/html", "")) for o in outputs)
     assert not re.search(r"/(home|root|Users|work|tmp)/|Warning", text), "a machine path or a warning is shown"

@@ -1,9 +1,8 @@
 import base64
 
-from transformers import TrainerControl, TrainerState
-
 from lora_lab import plots
 from lora_lab.scoring import Score
+from transformers import TrainerControl, TrainerState
 
 
 def test_table_escapes_what_a_model_may_say():

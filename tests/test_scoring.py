@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from lora_lab import scoring, tasks
 from lora_lab.scoring import Score
 

@@ -4,7 +4,6 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from lora_lab import LabError, tasks
 
 
