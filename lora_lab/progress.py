@@ -46,5 +46,6 @@ class Progress:
 def bar(label: str, done: int, total: int, text: str) -> HTML:
     """The browser's own progress element, with its text beside it."""
     label, text = html.escape(label), html.escape(text)
-    element = f'<progress aria-label="{label}" style="width:20em;vertical-align:middle" value="{done}" max="{total}"></progress>'
+    style = "width:20em;vertical-align:middle"
+    element = f'<progress aria-label="{label}" style="{style}" value="{done}" max="{total}"></progress>'
     return HTML(f"{element} {label}: {text}")

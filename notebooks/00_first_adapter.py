@@ -371,9 +371,9 @@ for attempt in (
 #
 # ## Experienced-dev note
 #
-# - The adapter's `adapter_config.json` names its base model, and A and B are corrections to that base alone. Even another
-#   *rounding* of it is another base: ours is read from a 4-bit file, so it is not to the last digit the model on the
-#   hub. Ship the adapter with the exact base it was trained on.
+# - The adapter's `adapter_config.json` names its base model, and A and B are corrections to that base alone. Even
+#   another *rounding* of it is another base: ours is read from a 4-bit file, so it is not to the last digit the model
+#   on the hub. Ship the adapter with the exact base it was trained on.
 # - Save the adapter, not the model. You can merge the two for speed later (Lesson 5), and one base can serve many
 #   adapters; you cannot get the adapter back out of a merged model.
 # - One run is one run. The recipe was chosen on validation commands, the score above is from test commands, and
