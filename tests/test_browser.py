@@ -36,7 +36,8 @@ curve.on_train_end(None, state, TrainerControl())"""
 RUN_ALL = """async () => {
     const app = window.jupyterapp; await app.restored;
     const panel = app.shell.currentWidget; await panel.context.ready; await panel.sessionContext.ready;
-    await app.commands.execute('notebook:run-all-cells');
+    const tooLong = new Promise((_, reject) => setTimeout(() => reject('cells still run after 120 s'), 120000));
+    await Promise.race([app.commands.execute('notebook:run-all-cells'), tooLong]);
     return panel.content.widgets.flatMap(cell => cell.model.type !== 'code' ? [] :
         cell.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)); }"""
 
@@ -56,7 +57,8 @@ def settings(folder, theme):
 def jupyterlab(request, tmp_path_factory):
     root, home = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("home")
     shutil.copytree(REPOSITORY / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns("adapters", "runs"))
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE_CURVE)])
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)"}  # without one a dialog asks for it
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE_CURVE)], metadata={"kernelspec": kernel})
     nbformat.write(notebook, root / "live.ipynb")
     settings(home / "settings", request.param)
     with socket.socket() as probe:
