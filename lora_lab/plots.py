@@ -6,11 +6,12 @@ and on a dark page, and carry a text for those who cannot see them.
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import time
 
-from IPython.display import HTML, Image, display
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
@@ -33,10 +34,21 @@ def _axes(width: float, height: float, **labels):
     return figure, axes
 
 
-def _image(figure: Figure, alt: str) -> Image:
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return Image(png.getvalue(), format="png", alt=alt)
+class Picture:
+    """A drawn figure as PNG bytes, with a text for those who cannot see it.
+
+    JupyterLab shows no text for a bare image/png, so the picture also comes as an HTML element.
+    """
+
+    def __init__(self, figure: Figure, alt: str):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        self.png, self.alt = buffer.getvalue(), alt
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        data = base64.b64encode(self.png).decode()
+        element = f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
+        return {"text/html": element, "image/png": data, "text/plain": self.alt}
 
 
 class LiveLoss(TrainerCallback):
@@ -77,7 +89,7 @@ class LiveLoss(TrainerCallback):
         if self.in_notebook and state.is_world_process_zero:
             self._draw(state)
 
-    def figure(self) -> Image:
+    def figure(self) -> Picture:
         """The curve so far: each logged loss, and their running mean."""
         figure, axes = _axes(6, 2.6, xlabel="step", ylabel="loss (nats per answer token)")
         alt = "Training loss by step: nothing logged yet."
@@ -87,7 +99,7 @@ class LiveLoss(TrainerCallback):
             axes.set_yscale("log")
             last = _running_mean(self.losses)[-1]
             alt = f"Training loss by step: {self.losses[0]:.2g} at first, {last:.2g} at step {self.steps[-1]}."
-        return _image(figure, alt)
+        return Picture(figure, alt)
 
     def _draw(self, state):
         self.bar.update(self._progress(state))
@@ -112,7 +124,7 @@ def _running_mean(values: list[float], decay: float = 0.8) -> list[float]:
     return means
 
 
-def score_bars(scores: dict[str, dict]) -> Image:
+def score_bars(scores: dict[str, dict]) -> Picture:
     """Exact match as bars with 95 % intervals: `{"before": {"combinations": Score, ...}, ...}`."""
     groups = list(next(iter(scores.values())))
     figure, axes = _axes(6, 0.55 * len(groups) * len(scores) + 0.9, xlabel="exact match on held-out commands (%)")
@@ -128,7 +140,7 @@ def score_bars(scores: dict[str, dict]) -> Image:
     axes.set_yticks(range(len(parts)), [f"{group}, {stage}" for group in groups for stage in scores])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    return _image(figure, "Exact match with intervals: " + "; ".join(parts) + ".")
+    return Picture(figure, "Exact match with intervals: " + "; ".join(parts) + ".")
 
 
 def table(rows: list[dict]) -> HTML:

@@ -1,5 +1,3 @@
-import base64
-
 from lora_lab import plots
 from lora_lab.scoring import Score
 from transformers import TrainerControl, TrainerState
@@ -27,5 +25,6 @@ def test_loss_curve_prints_outside_a_notebook_and_describes_itself(capsys):
 def test_bars_are_a_picture_with_the_figures_in_its_text():
     before, after = Score(0.0, 0.5, 200), Score(0.975, 1.0, 200)
     image = plots.score_bars({"before": {"phrasings": before}, "after": {"phrasings": after}})
-    assert image.data.startswith(b"\x89PNG") or base64.b64decode(image.data)
+    assert image.png.startswith(b"\x89PNG")
+    assert image.alt in image._repr_mimebundle_()["text/html"]
     assert "phrasings before 0.0%" in image.alt and "phrasings after 97.5%" in image.alt
