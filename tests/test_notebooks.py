@@ -38,6 +38,7 @@ def test_notebook_is_committed_executed_and_clean(path):
     nbformat.validate(notebook)
     assert path.stat().st_size < 500_000
     assert "widgets" not in notebook.metadata
+    assert "formats" not in notebook.metadata.get("jupytext", {}), "JupyterLab would check the twin's time stamp"
     ids = [c.id for c in notebook.cells]
     assert len(set(ids)) == len(ids)
     code = [c for c in notebook.cells if c.cell_type == "code"]
