@@ -63,7 +63,10 @@ _CHECKSUMS = "checksums.json"
 
 def cache_folder() -> Path:
     """`LORA_LAB_CACHE` if set, else the user's cache folder of this system."""
-    return Path(os.environ.get("LORA_LAB_CACHE") or platformdirs.user_cache_dir("lora-lab")).expanduser()
+    folder = Path(os.environ.get("LORA_LAB_CACHE") or platformdirs.user_cache_dir("lora-lab")).expanduser()
+    if not folder.is_absolute():  # it would be another folder for every notebook
+        raise LabError(f"LORA_LAB_CACHE is {str(folder)!r}. Give an absolute path, such as '{Path.cwd() / folder}'.")
+    return folder
 
 
 def model_folder(source: PackagedModel = SMOLLM2) -> Path:

@@ -21,9 +21,9 @@ def adapter_folder(folder) -> str:
     if not missing:
         return str(folder)
     found = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else None
-    state = "does not exist" if found is None else f"holds {', '.join(found) or 'nothing'}"
+    state = f"it holds {', '.join(found) or 'nothing'}" if found is not None else "it is no folder"
     raise LabError(
-        f"{folder} is not a saved adapter: no {' and no '.join(missing)} there (the folder {state}). "
+        f"{folder} is not a saved adapter: no {' and no '.join(missing)} there ({state}). "
         "Give the folder that model.save_pretrained(folder) wrote."
     )
 
@@ -61,8 +61,8 @@ def exact_by_device(function) -> None:
     for device, share in expected.items():
         if device not in found:
             return _say(False, f"{device!r} is missing; your function returned {sorted(map(str, found))}.")
-        if abs(found[device] - share) > 1e-6:
-            return _say(False, f"{device!r} should be {share:.3f} on the check's data, yours is {found[device]:.3f}.")
+        if not isinstance(found[device], (int, float)) or abs(found[device] - share) > 1e-6:
+            return _say(False, f"{device!r} should be {share:.3f} on the check's data, yours is {found[device]!r}.")
     return _say(True, f"All {len(expected)} devices agree.")
 
 

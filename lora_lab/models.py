@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
 
@@ -93,7 +94,9 @@ def _require_bitsandbytes(precision: str) -> None:
 
 def _check_folder(name: str) -> str:
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not name or not folder.is_dir():
+        if not name or name.startswith((".", "~", "/")) or name.count("/") > 1:
+            raise LabError(f"There is no folder {name!r}. Give a model's folder, a hub id, or {DEFAULT!r}.")
         return name
     if (folder / "config.json").exists():
         return str(folder)
@@ -115,7 +118,7 @@ def _from_pretrained(source, options: dict):
         model = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, local_files_only=offline, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         if offline:
             reason = "it is not on this machine, and the model hub cannot be reached."

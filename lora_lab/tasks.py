@@ -160,8 +160,8 @@ def commands(split: str = "train", n: int = 200, seed: int = 0) -> list[Command]
     """
     if split not in SPLITS:
         raise LabError(f"Unknown split {split!r}. Use one of: {', '.join(SPLITS)}.")
-    if n < 1:
-        raise LabError(f"Cannot draw n={n} commands. Ask for 1 or more.")
+    if not isinstance(n, int) or n < 1:
+        raise LabError(f"Cannot draw n={n!r} commands. Ask for a whole number, 1 or more.")
     rng = random.Random(f"{split}/{seed}")
     pools = {target: [_evenly(rng, pool) for pool in _held_out(split, *target)] for target in PHRASINGS}
     for_all, for_orders = WRAPPERS[split.split()[0] if split.endswith("phrasings") else "train"]

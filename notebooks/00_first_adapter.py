@@ -13,8 +13,8 @@
 # %% [markdown]
 # # 0 · Your first adapter
 #
-# In ten minutes you take a language model that cannot do a job, train less than two percent of its size,
-# and watch it do the job. At the end you hold a file of a few megabytes that carries the new skill.
+# In ten minutes of reading and running you take a language model that cannot do a job, train less than two percent of
+# its size, and watch it do the job. At the end you hold a file of a few megabytes that carries the new skill.
 #
 # **You will be able to** attach a LoRA adapter to a model, train it with the `Trainer`, measure what it learned
 # and what it forgot, save it, and load it again.
@@ -22,7 +22,7 @@
 # **You need** Python and PyTorch. You have never fine-tuned a model? Good.
 #
 # **It takes** about three minutes of computing on two CPU cores, one of them training (on a GPU: not measured yet).
-# No account, no model hub. Cells may be run again at any time. (`# NBVAL_CHECK_OUTPUT` marks cells whose output must be
+# No account, no model hub. Any cell may be run again. (`# NBVAL_CHECK_OUTPUT` marks cells whose output must be
 # the same on every machine; the course's tests compare it.)
 #
 # ## Why this matters
@@ -49,11 +49,11 @@ set_seed(SEED)
 # your machine. Ask the model something ordinary first.
 
 # %%
-model, tokenizer = load_base()
+base, tokenizer = load_base()
 
 # %%
 QUESTIONS = ["What is the capital of France?", "Name three animals that live in the sea.", "What is 2 + 3?"]
-answers_of_base = [scoring.chat(model, tokenizer, question) for question in QUESTIONS]
+answers_of_base = [scoring.chat(base, tokenizer, question) for question in QUESTIONS]
 plots.table([{"question": q, "the model says": a} for q, a in zip(QUESTIONS, answers_of_base)])
 
 # %% [markdown]
@@ -74,7 +74,7 @@ my_guess_before = None  # percent
 
 few = tasks.commands("test combinations", n=3, seed=SEED)
 plots.table([{"command": c.text, "it says": a} for c, a in
-             zip(few, scoring.answer(model, tokenizer, [c.text for c in few]))])
+             zip(few, scoring.answer(base, tokenizer, [c.text for c in few]))])
 
 # %% [markdown]
 # It continues the text, as language models do. That is not a fair trial: nobody told it what we want. So tell it, in
@@ -87,7 +87,7 @@ for c in examples:
 asked = tasks.commands("test combinations", n=14, seed=SEED)
 prompts = [tokenizer.apply_chat_template(dialogue + [{"role": "user", "content": c.text}], tokenize=False,
                                          add_generation_prompt=True) for c in asked]
-told = scoring.generate(model, tokenizer, prompts, max_new_tokens=24, batch_size=7, progress="with fourteen examples")
+told = scoring.generate(base, tokenizer, prompts, max_new_tokens=24, batch_size=7, progress="with fourteen examples")
 print("with instructions and fourteen examples:", scoring.score(asked, told))
 print("tokens in one prompt:", len(tokenizer(prompts[0])["input_ids"]),
       " in the bare command:", len(tokenizer(tasks.prompt(asked[0].text))["input_ids"]))
@@ -115,13 +115,13 @@ plots.table([{"held-out combinations": a.text, "held-out phrasings": b.text}
 # %%
 before = {}
 for kind, commands in test.items():
-    answers = scoring.answer(model, tokenizer, [c.text for c in commands], progress=kind)
+    answers = scoring.answer(base, tokenizer, [c.text for c in commands], progress=kind)
     before[kind] = scoring.score(commands, answers)
     print(f"before training, {kind}: {before[kind]}")
 print("you guessed:", my_guess_before)
 
 # %%
-perplexity_before = scoring.perplexity(model, tokenizer)
+perplexity_before = scoring.perplexity(base, tokenizer)
 print(f"perplexity on ordinary prose: {perplexity_before:.1f} (lower is better; keep it for later)")
 
 # %% [markdown]
@@ -150,7 +150,7 @@ print(f"perplexity on ordinary prose: {perplexity_before:.1f} (lower is better; 
 
 # %%
 set_seed(SEED)
-model, tokenizer = load_base()
+fresh_copy, _ = load_base()
 config = LoraConfig(
     r=8,
     lora_alpha=16,
@@ -159,7 +159,7 @@ config = LoraConfig(
     bias="none",
     task_type="CAUSAL_LM",
 )
-model = get_peft_model(model, config)
+model = get_peft_model(fresh_copy, config)
 model.print_trainable_parameters()
 
 # %% [markdown]
@@ -212,7 +212,7 @@ print("tokens per row:", batch["input_ids"].shape[1], " logits computed for the 
 # This is the `Trainer` you will meet at work; nothing in it is special to this course. `LiveLoss` draws the curve, on a
 # logarithmic axis. Run the cell twice, and it trains on from where it is.
 #
-# **Predict.** Half-way through, will the loss still be falling?
+# **Predict.** When will the loss stop falling: after a quarter of the steps, after half, not at all?
 
 # %%
 arguments = TrainingArguments(
@@ -232,12 +232,12 @@ print(f"{result.metrics['train_runtime']:.0f} s for {len(train_rows)} commands")
 # %% [markdown]
 # ## What just happened?
 #
-# **Look** at the curve first. The pale line is the loss of each batch, the strong one its running mean. With eight
-# commands in a batch the loss is restless to the end: one command that the model still gets wrong lifts it by a lot on
-# this axis. That is why nobody judges a model by its last training loss.
+# **Look** at the curve first: where does it flatten? The pale line is the loss of each batch, the strong one its running
+# mean. With eight commands in a batch the loss is restless to the end: one command that the model still gets wrong
+# lifts it by a lot on this axis. That is why nobody judges a model by its last training loss.
 #
-# Now the scores, on the same held-out commands as before training, none of which the model has seen. The orange lines
-# are the intervals.
+# Now the scores, on the same held-out commands as before training, none of which the model has seen. The bars are the
+# scores, the orange lines their 95 % intervals; before training there may be no bar to see.
 
 # %%
 after, answers_after = {}, {}
@@ -250,7 +250,7 @@ plots.score_bars({"before": before, "after": after})
 for kind in test:
     print(f"after training, {kind}: {after[kind]}")
 wrong = [(c, a) for kind in test for c, a in zip(test[kind], answers_after[kind]) if a != c.answer]
-print(f"{len(wrong)} of {sum(map(len, test.values()))} answers are wrong; the first few:")
+print(f"{len(wrong)} of {sum(map(len, test.values()))} answers differ from the right one; the first few:")
 plots.table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in wrong[:5]]
             or [{"wrong answers": "none"}])
 
@@ -270,7 +270,7 @@ print(scoring.answer(model, tokenizer, [my_command])[0])
 # %% [markdown]
 # ## What did it cost? Forgetting
 #
-# **Predict.** Ask the trained model for the capital of France. What does it say?
+# **Predict.** Ask the trained model the three questions from the beginning. What does it say?
 
 # %%
 answers_adapted = [scoring.chat(model, tokenizer, question) for question in QUESTIONS]
@@ -288,8 +288,8 @@ print("adapter off gives the base's answers again:", answers_disabled == answers
 
 # %% [markdown]
 # Compare the two measurements. Perplexity says how well the model still predicts prose; the answers say how it behaves
-# when asked. They are different questions: a model that predicts prose a few times worse still knows its English, but
-# as an assistant it is gone. Look at both before you call a fine-tuned model safe.
+# when asked. They are different questions: a model can still know its English and yet answer "name three animals" as if
+# it were a command for the blinds. Which questions break differs from run to run, so ask the ones that matter to you.
 #
 # Nothing is lost, though: the adapter is a part you can switch off, and then the base model answers as it always did.
 # In a product you use the adapter for the job and the base for everything else.
@@ -297,7 +297,7 @@ print("adapter off gives the base's answers again:", answers_disabled == answers
 # ## Save it, and load it into a fresh model
 
 # %%
-model.save_pretrained("adapters/first", save_embedding_layers=False)  # False: we did not train them, do not look
+model.save_pretrained("adapters/first", save_embedding_layers=False)  # we trained no embeddings
 files = sorted(Path("adapters/first").iterdir())
 plots.table([{"file": f.name, "kB": f"{f.stat().st_size / 1000:,.0f}"} for f in files])
 
@@ -315,31 +315,33 @@ print(f"{same} of {len(again)} answers are identical to those of the model you t
 # score?
 
 # %%
-asked = test["combinations"][:100]
-without = scoring.generate(fresh, tokenizer, [f"{c.text}\n" for c in asked], progress="without the >")
-print("without '> ':", scoring.score(asked, without))
-print("with    '> ':", scoring.score(asked, answers_after["combinations"][:100]))
+sample = test["combinations"][:100]
+print("with '> '        ", scoring.score(sample, answers_after["combinations"][:100]))
+for name, mark in {"without": "", "with a space only": " "}.items():
+    answers = scoring.generate(fresh, tokenizer, [f"{mark}{c.text}\n" for c in sample], progress=name)
+    print(f"{name:17}", scoring.score(sample, answers))
 
 # %% [markdown]
-# The skill is tied to the exact form of the prompt. Part of the reason is how text becomes tokens. Look at the first
-# word of a command with and without the mark before it:
+# The skill is tied to the form of the prompt. Why would a single space matter? Look how the first word of a command
+# becomes tokens with and without something before it:
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for text in ("> bedroom lights at 30 percent", "bedroom lights at 30 percent"):
+for text in ("> bedroom lights at 30 percent", "bedroom lights at 30 percent", " bedroom lights at 30 percent"):
     print([tokenizer.decode(i) for i in tokenizer(text)["input_ids"]])
 
 # %% [markdown]
 # A word at the very start of a text is another token than the same word after a space. In training every command came
-# after `> `, so the adapter never saw the first form.
+# after `> `, so the adapter never saw the first form. Compare the three scores above: the part of the drop that a space
+# repairs is the tokens' doing, and the rest is the missing mark's.
 #
 # However big the drop is, at work it shows up as "the model was fine in training and is worse in production", and the
 # cause is a prompt that two programs build in two ways. The repair is to build it in one place: in this course that is
 # `tasks.prompt`; for chat models it is the chat template.
 
 # %%
-repaired = scoring.generate(fresh, tokenizer, [tasks.prompt(c.text) for c in asked[:50]], progress="repaired")
-print("built by tasks.prompt:", scoring.score(asked[:50], repaired))
+repaired = scoring.generate(fresh, tokenizer, [tasks.prompt(c.text) for c in sample[:50]], progress="repaired")
+print("built by tasks.prompt:", scoring.score(sample[:50], repaired))
 
 # %% [markdown]
 # ## Error recovery
@@ -347,10 +349,9 @@ print("built by tasks.prompt:", scoring.score(asked[:50], repaired))
 # Three errors that everybody meets. Read each message and say what you would do, then look below it.
 
 # %%
-throwaway, _ = load_base()
 for attempt in (
-    lambda: get_peft_model(throwaway, LoraConfig(r=0)),
-    lambda: PeftModel.from_pretrained(throwaway, checks.adapter_folder("adapters")),
+    lambda: get_peft_model(load_base()[0], LoraConfig(r=0)),
+    lambda: PeftModel.from_pretrained(base, checks.adapter_folder("adapters")),
     lambda: load_base(precision="int7"),
 ):
     try:
@@ -377,14 +378,14 @@ for attempt in (
 #   adapters; you cannot get the adapter back out of a merged model.
 # - One run is one run. The recipe was chosen on validation commands, the score above is from test commands, and
 #   [the benchmark](../benchmarks/README.md) repeats it for several seeds.
-# - This notebook is an ordinary program. `jupyter nbconvert --to script 00_first_adapter.ipynb` turns it into one, and
-#   `accelerate launch` runs that on several GPUs; the `Trainer` needs no change.
+# - This notebook is an ordinary program: its twin `00_first_adapter.py`, beside it, runs under `python` and under
+#   `accelerate launch`. Several processes share the training without a change; the cells around it then run in each.
 #
 # ## Check your understanding
 #
 # Answer before you open.
 #
-# 1. Step 0 gave a difference of exactly zero, although A is random. Why?
+# 1. Before training, the difference of the logits was exactly zero, although A is random. Why?
 #    <details><summary>Answer</summary>The addition is (alpha/r)·B·A·x, and B starts at zero. Whatever A is, the
 #    product is zero. The check in the Code section shows it.</details>
 # 2. You double `lora_alpha` in the config before training. What doubles?
@@ -393,7 +394,7 @@ for attempt in (
 # 3. The loss covers only the action. What would change if it covered the command too?
 #    <details><summary>Answer</summary>The adapter would also be trained to write commands, which nobody asked for, and
 #    the model would have to compute scores at every position.</details>
-# 4. Perplexity on prose says that the model still knows English. Why did the answer about France break all the same?
+# 4. A model still predicts prose well enough. How can its answers to questions be broken all the same?
 #    <details><summary>Answer</summary>Perplexity is an average over the tokens of prose. What a model says when asked
 #    hangs on a few tokens at the start of its answer, and those are what training pushed hardest. One average cannot
 #    show that; ask the questions that matter to you.</details>
@@ -401,8 +402,8 @@ for attempt in (
 #    <details><summary>Answer</summary>No. A and B were trained as corrections to one set of weights. On other weights
 #    they correct nothing in particular.</details>
 # 6. A score of 97 % on 200 commands, and one of 95 % from another recipe. Which recipe is better?
-#    <details><summary>Answer</summary>You cannot tell: the intervals overlap by far. More commands or more seeds
-#    would tell.</details>
+#    <details><summary>Answer</summary>Not from these two figures: the intervals overlap by far. Comparing the two
+#    command by command, more commands, or more seeds would tell more.</details>
 #
 # ## Exercises
 #

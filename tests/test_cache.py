@@ -104,6 +104,12 @@ def test_unwritable_cache_folder_names_the_variable_to_set(tmp_path, monkeypatch
     assert blocked.read_text() == "not a folder"
 
 
+def test_relative_cache_folder_is_refused(monkeypatch):
+    monkeypatch.setenv("LORA_LAB_CACHE", "cache")
+    with pytest.raises(LabError, match="absolute path"):
+        cache.model_folder()
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"model.safetensors": 1}', b"null"])
 def test_damaged_checksums_count_as_not_built(tmp_path, damage):
     (tmp_path / "checksums.json").write_bytes(damage)

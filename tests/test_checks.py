@@ -13,10 +13,10 @@ def test_saved_adapter_passes(tmp_path, tiny_model):
 
 
 def test_other_folders_are_named_with_what_they_hold(tmp_path):
-    with pytest.raises(LabError, match="does not exist"):
+    with pytest.raises(LabError, match="it is no folder"):
         checks.adapter_folder(tmp_path / "nowhere")
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(LabError, match="no adapter_model.safetensors .*holds adapter_config.json"):
+    with pytest.raises(LabError, match="no adapter_model.safetensors .*it holds adapter_config.json"):
         checks.adapter_folder(tmp_path)
 
 
@@ -45,5 +45,6 @@ def test_exact_by_device_exercise(capsys):
 
     assert verdict(right).startswith("Solved.")
     assert verdict(lambda c, a: {}).startswith("Not yet.")
+    assert verdict(lambda c, a: dict.fromkeys(right(c, a))).startswith("Not yet.")
     assert verdict(lambda c, a: None).startswith("Not yet. Expected a dict")
     assert verdict(lambda c, a: {d: s / 2 for d, s in right(c, a).items()}).startswith("Not yet.")

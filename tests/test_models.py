@@ -85,6 +85,21 @@ def test_folders_that_are_no_model_say_what_they_are(tmp_path):
         load_base(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["", "/nonexistent/model", "./nothing", "~/nothing", "a/b/c"])
+def test_a_path_that_leads_nowhere_is_said_to_be_one(name):
+    with pytest.raises(LabError, match="There is no folder"):
+        load_base(name)
+
+
+def test_damaged_weights_of_a_local_model_are_a_short_error(tmp_path, tiny_model, tokenizer):
+    tiny_model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(LabError, match="Cannot load"):
+        load_base(str(tmp_path))
+
+
 def test_pickled_weights_are_refused(tmp_path, tiny_model, tokenizer):
     tiny_model.config.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -52,6 +52,13 @@ def test_notebook_is_committed_executed_and_clean(path):
 
 
 @each_lesson
+def test_links_lead_to_files(path):
+    for cell in nbformat.read(path, 4).cells:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", cell.source if cell.cell_type == "markdown" else ""):
+            assert (path.parent / target).exists(), target
+
+
+@each_lesson
 def test_code_cells_are_short(path):
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type == "code":

@@ -74,7 +74,9 @@ def test_different_seeds_draw_different_commands():
     assert tasks.commands("train", 50, 1) != tasks.commands("train", 50, 2)
 
 
-@pytest.mark.parametrize("arguments", [{"split": "exam"}, {"n": 0}, {"n": -3}, {"split": "test phrasings", "n": 10**6}])
+@pytest.mark.parametrize(
+    "arguments", [{"split": "exam"}, {"n": 0}, {"n": -3}, {"n": 2.5}, {"split": "test phrasings", "n": 10**6}]
+)
 def test_bad_requests_say_what_to_do(arguments):
     with pytest.raises(LabError, match="Use one of|Ask for"):
         tasks.commands(**arguments)
