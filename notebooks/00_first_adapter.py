@@ -232,8 +232,8 @@ print(f"{result.metrics['train_runtime']:.0f} s for {len(train_rows)} commands")
 # %% [markdown]
 # ## What just happened?
 #
-# **Look** at the curve first: where does it flatten? The pale line is the loss of each batch, the strong one its running
-# mean. With eight commands in a batch the loss is restless to the end: one command that the model still gets wrong
+# **Look** at the curve first: where does it flatten? The pale line is the loss of each batch, the strong one its
+# running mean. With eight commands in a batch the loss is restless to the end: one command that the model still gets wrong
 # lifts it by a lot on this axis. That is why nobody judges a model by its last training loss.
 #
 # Now the scores, on the same held-out commands as before training, none of which the model has seen. The bars are the
@@ -332,8 +332,9 @@ for text in ("> bedroom lights at 30 percent", "bedroom lights at 30 percent", "
 
 # %% [markdown]
 # A word at the very start of a text is another token than the same word after a space. In training every command came
-# after `> `, so the adapter never saw the first form. Compare the three scores above: the part of the drop that a space
-# repairs is the tokens' doing, and the rest is the missing mark's.
+# after `> `, so the adapter never saw the first form: a tempting explanation. The scores above test it. A space gives
+# the words their usual tokens back, so what it repairs is the tokens' doing, and what it does not repair is the missing
+# mark's. Which is it here?
 #
 # However big the drop is, at work it shows up as "the model was fine in training and is worse in production", and the
 # cause is a prompt that two programs build in two ways. The repair is to build it in one place: in this course that is
