@@ -233,8 +233,8 @@ print(f"{result.metrics['train_runtime']:.0f} s for {len(train_rows)} commands")
 # ## What just happened?
 #
 # **Look** at the curve first: where does it flatten? The pale line is the loss of each batch, the strong one its
-# running mean. With eight commands in a batch the loss is restless to the end: one command that the model still gets wrong
-# lifts it by a lot on this axis. That is why nobody judges a model by its last training loss.
+# running mean. With eight commands in a batch the loss is restless to the end: one command that the model still gets
+# wrong lifts it by a lot on this axis. That is why nobody judges a model by its last training loss.
 #
 # Now the scores, on the same held-out commands as before training, none of which the model has seen. The bars are the
 # scores, the orange lines their 95 % intervals; before training there may be no bar to see.
