@@ -17,7 +17,7 @@ help:
 
 lab: setup
 	@echo "Starting JupyterLab; stop it with Ctrl+C."
-	@$(PY) -m jupyterlab $(ROOT) --ServerApp.root_dir=. $(LESSON) $(ARGS)
+	@$(PY) -m jupyterlab $(ROOT) --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/$(LESSON) $(ARGS)
 
 test: setup
 	@$(PY) -m pytest $(ARGS)
