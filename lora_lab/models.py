@@ -73,7 +73,8 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     """The dtype a model trains well in on `device`.
 
     CUDA: bfloat16 where the GPU computes in it, else float16 (a T4 only emulates bfloat16). CPU:
-    float32, or bfloat16 where the CPU has matrix units for it (AMX). Apple: float32.
+    float32, or bfloat16 where the CPU has matrix units for it (AMX); bfloat16 vector instructions
+    alone did not pay (benchmarks/cpu_dtype.py). Apple: float32.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -26,8 +26,7 @@ def _axes(width: float, height: float, **labels):
     axes = figure.add_subplot(**labels)
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
-    for part in (*axes.spines.values(),):
-        part.set_color(GREY)
+    axes.spines[:].set_color(GREY)
     axes.tick_params(colors=GREY)
     axes.xaxis.label.set_color(GREY)
     axes.yaxis.label.set_color(GREY)
@@ -144,7 +143,7 @@ def score_bars(scores: dict[str, dict]) -> Picture:
 
 
 def table(rows: list[dict]) -> HTML:
-    """Rows (dicts with the same keys) as a table; cells are escaped. Shows as text where HTML does not."""
+    """Rows (dicts with the same keys) as a table; cells are escaped."""
     def line(tag, cells):
         return "".join(f'<{tag} style="text-align:left">{html.escape(str(cell))}</{tag}>' for cell in cells)
 

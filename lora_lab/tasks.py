@@ -153,8 +153,8 @@ def commands(split: str = "train", n: int = 200, seed: int = 0) -> list[Command]
 
     Held-out *combinations* use the training phrasings on (device, state, room) triples that
     training never shows. Held-out *phrasings* use sentences, and words around them, that training
-    never shows, on triples that it does show. Validation and test hold out different ones. Every (device, state)
-    is drawn equally often, and so are its phrasings and rooms.
+    never shows, on triples that it does show. Validation and test hold out different ones. Every
+    (device, state) is drawn equally often, and so are its phrasings and rooms.
 
     Raises LabError for an unknown split or an `n` the grammar cannot fill.
     """
