@@ -289,7 +289,8 @@ print("adapter off gives the base's answers again:", answers_disabled == answers
 # %% [markdown]
 # Compare the two measurements. Perplexity says how well the model still predicts prose; the answers say how it behaves
 # when asked. They are different questions: a model can still know its English and yet answer "name three animals" as if
-# it were a command for the blinds. Which questions break differs from one training to another: ask the ones that matter to you.
+# it were a command for the blinds. Which questions break differs from one training to another: ask the ones that matter
+# to you.
 #
 # Nothing is lost, though: the adapter is a part you can switch off, and then the base model answers as it always did.
 # In a product you use the adapter for the job and the base for everything else.
