@@ -26,9 +26,13 @@ QUIET = dict(
 def adapted_base(seed: int):
     """A fresh base with a fresh adapter, and its tokenizer."""
     set_seed(seed)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        model, tokenizer = load_base()
+    model, tokenizer = quietly(load_base)
     return get_peft_model(model, LoraConfig(**LORA)), tokenizer
+
+
+def quietly(function):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return function()
 
 
 def training_rows(tokenizer, seed: int) -> list[dict]:

@@ -1,0 +1,100 @@
+"""Which modules should get the adapter? Lesson 2's two questions, for several seeds.
+
+    python benchmarks/which_modules.py --seeds 0 1 2
+
+Budget: four choices of modules with about the same number of trainable parameters. Each choice gets
+its best learning rate of three by held-out loss on the validation commands, with a seed of its own,
+and is then scored on test commands. Names: what a misspelt name costs, at lesson 0's learning rate.
+"""
+
+import argparse
+import json
+import time
+
+import recipe
+import torch
+from lora_lab import batches, load_base, tasks
+from peft import LoraConfig, get_peft_model
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+
+STEPS = 30
+ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
+BUDGET = {
+    "q and v": dict(target_modules=["q_proj", "v_proj"], r=32),
+    "attention": dict(target_modules=ATTENTION, r=16),
+    "MLP": dict(target_modules=MLP, r=10),
+    "all linear": dict(target_modules="all-linear", r=6),
+}
+NAMES = {
+    "q_proj, v_proj": dict(target_modules=["q_proj", "v_proj"], r=8),
+    "query, v_proj": dict(target_modules=["query", "v_proj"], r=8),
+    "q_proj, value": dict(target_modules=["q_proj", "value"], r=8),
+    "seven right names": dict(target_modules=ATTENTION + MLP, r=8),
+    "four right, three of another model": dict(target_modules=ATTENTION + ["w1", "w2", "w3"], r=8),
+}
+RATES = (1e-3, 2e-3, 4e-3)
+SWEEP_SEED = 100
+
+
+def train(options: dict, rate: float, seed: int, split: str) -> dict:
+    started = time.perf_counter()
+    set_seed(seed)
+    model, tokenizer = recipe.quietly(load_base)
+    config = recipe.LORA | options | {"lora_alpha": 2 * options["r"]}
+    model = get_peft_model(model, LoraConfig(**config))
+    rows = batches.encode(tasks.commands("train", STEPS * recipe.BATCH, seed), tokenizer)
+    schedule = recipe.SCHEDULE | {"learning_rate": rate, "max_steps": STEPS}
+    trainer = Trainer(
+        model=model, data_collator=batches.AnswerCollator(tokenizer),
+        train_dataset=batches.similar_lengths(rows, recipe.BATCH, seed),
+        args=TrainingArguments(**schedule, **recipe.SAMPLING, **recipe.QUIET, seed=seed, remove_unused_columns=False),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    result = {"seed": seed, "learning_rate": rate, "trainable": model.get_nb_trainable_parameters()[0]}
+    for kind in ("combinations", "phrasings"):
+        commands = tasks.commands(f"{split} {kind}", 200, seed)
+        result[kind] = recipe.exact_match(model, tokenizer, commands)
+        result[f"{kind} loss"] = held_out_loss(model, tokenizer, commands)
+    return result | {"seconds": time.perf_counter() - started}
+
+
+@torch.inference_mode()
+def held_out_loss(model, tokenizer, commands) -> float:
+    """Mean loss per answer token, in nats, over batches of similar length."""
+    model.eval()
+    rows = sorted(batches.encode(commands, tokenizer), key=lambda row: len(row["input_ids"]))
+    collate, total, tokens = batches.AnswerCollator(tokenizer), 0.0, 0
+    for start in range(0, len(rows), 50):
+        batch = collate(rows[start : start + 50])
+        answers = (batch["labels"] != batches.IGNORED).sum().item()
+        batch = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+        total, tokens = total + model(**batch).loss.item() * answers, tokens + answers
+    return total / tokens
+
+
+def best_rate(options: dict) -> tuple[float, list[dict]]:
+    tried = [train(options, rate, SWEEP_SEED, "validation") for rate in RATES]
+    best = min(tried, key=lambda run: run["combinations loss"] + run["phrasings loss"])
+    return best["learning_rate"], tried
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    seeds = parser.parse_args().seeds
+    results = {"steps": STEPS, "batch": recipe.BATCH, "budget": {}, "names": {}}
+    for name, options in BUDGET.items():
+        rate, tried = best_rate(options)
+        runs = [train(options, rate, seed, "test") for seed in seeds]
+        results["budget"][name] = {"options": options, "learning_rate": rate, "sweep": tried, "runs": runs}
+        print(name, json.dumps(results["budget"][name]), flush=True)
+    for name, options in NAMES.items():
+        runs = [train(options, recipe.SCHEDULE["learning_rate"], seed, "test") for seed in seeds]
+        results["names"][name] = {"options": options, "runs": runs}
+        print(name, json.dumps(results["names"][name]), flush=True)
+    recipe.write_results("which_modules", results)
+
+
+if __name__ == "__main__":
+    main()
