@@ -45,13 +45,11 @@ def problems(model, config, report, linear: list[str]) -> Iterator[str]:
     yield from _dead_tokens(model, config)
 
 
-def notes(model, config, report, adapted) -> Iterator[str]:
-    """What is as asked for and yet easy to overlook."""
-    held = {with_stars(n): p for n, p in model.named_parameters() if p.ndim == 3 and "conv" not in n}
-    missed = [name for name in held if not any(with_stars(path) == name for path in report.parameters)]
-    if missed and report.modules:
-        endings = [name.rpartition("*.")[2] for name in missed]
-        yield f"experts held as parameters stay frozen unless named in target_parameters: {', '.join(endings)}"
+def notes(model, config, report, adapted, bare: list[str]) -> Iterator[str]:
+    """What is as asked for and yet easy to overlook. `bare`: weights that are no layers."""
+    frozen = dict.fromkeys(with_stars(path).rpartition("*.")[2] for path in bare if path not in report.parameters)
+    if frozen:
+        yield f"not layers but bare parameters, frozen unless target_parameters names them: {', '.join(frozen)}"
     for entry in () if isinstance(config.target_modules, str) else sorted(config.target_modules or ()):
         if _all_excluded([path for path, _ in model.named_modules() if matches(entry, path)], config):
             yield f"target_modules: every {entry!r} is left out again, by exclude_modules or modules_to_save"
@@ -113,7 +111,8 @@ def _dead_in_regex(model, config, report, paths, linear) -> Iterator[str]:
         except re.error:
             continue  # cut out of its expression it is none: nothing can be said
         if not alive:
-            yield f"target_modules: the alternative {option!r} of {pattern!r} matches nothing.{_suggest(option, linear)}"
+            miss = f"target_modules: the alternative {option!r} of {pattern!r} matches nothing."
+            yield miss + _suggest(option, linear)
 
 
 def _adapts(model, config, pattern) -> bool:
@@ -226,8 +225,9 @@ def _dead_tokens(model, config) -> Iterator[str]:
         if table is None:
             yield f"trainable_token_indices: {name!r} matches no module."
         elif isinstance(table, torch.nn.Embedding):
-            for token in (token for token in tokens if not 0 <= token < table.num_embeddings):
-                yield f"trainable_token_indices: there is no token {token}; the vocabulary has {table.num_embeddings:,}."
+            size = table.num_embeddings
+            for token in (token for token in tokens if not 0 <= token < size):
+                yield f"trainable_token_indices: there is no token {token}; the vocabulary has {size:,}."
 
 
 def _hint(entry: str, model) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 # The same part of a transformer block is called differently by different families of models.
 ROLES = {
@@ -57,54 +58,67 @@ def _roles(name: str) -> set[str]:
 def alternatives(pattern: str) -> Iterator[tuple[str, str]]:
     """Each alternative of a regular expression, with the expression that insists on it.
 
-    `(q|v)_proj` gives `("q", "(q)_proj")` and `("v", "(v)_proj")`; `[qv]` counts as alternatives too.
+    `(q|v)_proj` gives `("q", "(?:q)_proj")` and `("v", "(?:v)_proj")`; `[qv]` counts as alternatives too.
     """
-    for start, end, options, repeated in _choices(pattern):
-        for option in options:
-            insist = f"(?:{option})"
-            if repeated:  # `(a|b)*` may match without either: insist on one that is this option
-                everything = f"(?:{'|'.join(options)})*"
-                insist = everything + insist + everything
-            yield option, pattern[:start] + insist + pattern[end:]
+    choices = _choices(pattern)
+    for choice in choices:
+        for start, end in choice.spans:
+            yield pattern[start:end], _insist(pattern, choices, choice, pattern[start:end])
 
 
-def _choices(pattern: str) -> list[tuple[int, int, list[str], bool]]:
-    """(start, end, options, repeated) of every group with `|` and every plain class of letters and digits."""
-    found, open_groups, i = [], [_Group(0, 0)], 0
+@dataclass(frozen=True)
+class _Choice:
+    start: int
+    end: int
+    spans: tuple[tuple[int, int], ...]  # of the alternatives
+    repeated: bool = False
+
+
+def _insist(pattern: str, choices: list[_Choice], choice: _Choice, text: str) -> str:
+    text = f"(?:{text})"
+    if choice.repeated:  # `(a|b)*` may match without either: insist on one that is this alternative
+        everything = "(?:" + "|".join(pattern[a:b] for a, b in choice.spans) + ")*"
+        text = everything + text + everything
+    around = [(c, a, b) for c in choices for a, b in c.spans if c is not choice and a <= choice.start < choice.end <= b]
+    if not around:
+        return pattern[: choice.start] + text + pattern[choice.end :]
+    outer, a, b = min(around, key=lambda found: found[2] - found[1])
+    return _insist(pattern, choices, outer, pattern[a : choice.start] + text + pattern[choice.end : b])
+
+
+def _choices(pattern: str) -> list[_Choice]:
+    """Every group with `|`, and every plain class of letters and digits."""
+    found, opened, i = [], [_Group(0, 0)], 0
     while i < len(pattern):
         if pattern[i] == "\\":
             i += 1
         elif pattern[i] == "[":
             end = pattern.index("]", i + (3 if pattern.startswith("[^", i) else 2)) + 1
-            inside = pattern[i + 1 : end - 1]
-            if len(inside) > 1 and inside.isalnum() and _after_quantifier(pattern, end) == end:
-                found.append((i, end, list(inside), False))
+            if end - i > 3 and pattern[i + 1 : end - 1].isalnum() and _after_quantifier(pattern, end) == end:
+                found.append(_Choice(i, end, tuple((j, j + 1) for j in range(i + 1, end - 1))))
             i = end - 1
         elif pattern[i] == "(":
             prefix = re.match(r"\((\?(P<\w+>|[:=>]|<=|[aiLmsux-]*:|<?!|\(\w+\)))?", pattern[i:])[0]
-            open_groups.append(_Group(i, i + len(prefix), countable=not prefix.endswith(("!", ")"))))
+            opened.append(_Group(i, i + len(prefix), is_choice=not prefix.endswith(("!", "=", ")"))))
         elif pattern[i] == "|":
-            open_groups[-1].bars.append(i)
+            opened[-1].bars.append(i)
         elif pattern[i] == ")":
-            group = open_groups.pop()
             end = _after_quantifier(pattern, i + 1)
-            lookaround = pattern[group.start : group.content].endswith("=")
-            if not lookaround and group.countable and all(g.countable for g in open_groups):
-                found += group.choice(pattern, i, end, repeated=end > i + 1)
+            if all(group.is_choice for group in opened):
+                found += opened[-1].choices(i, end, repeated=end > i + 1)
+            opened.pop()
         i += 1
-    return found + open_groups[0].choice(pattern, len(pattern), len(pattern), repeated=False)
+    return found + opened[0].choices(len(pattern), len(pattern), repeated=False)
 
 
 class _Group:
-    def __init__(self, start: int, content: int, countable: bool = True):
-        self.start, self.content, self.countable, self.bars = start, content, countable, []
+    def __init__(self, start: int, content: int, is_choice: bool = True):
+        self.start, self.content, self.is_choice, self.bars = start, content, is_choice, []
 
-    def choice(self, pattern: str, close: int, end: int, repeated: bool) -> list:
-        if not self.bars:
-            return []
+    def choices(self, close: int, end: int, repeated: bool) -> list[_Choice]:
         edges = [self.content - 1, *self.bars, close]
-        options = [pattern[a + 1 : b] for a, b in zip(edges, edges[1:])]
-        return [(self.start, end, options, repeated)]
+        spans = tuple((a + 1, b) for a, b in zip(edges, edges[1:]))
+        return [_Choice(self.start, end, spans, repeated)] if self.bars else []
 
 
 def _after_quantifier(pattern: str, i: int) -> int:

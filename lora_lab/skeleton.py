@@ -7,6 +7,7 @@ import warnings
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedConfig
 
 VALUES_ONLY = ("eva", "olora", "pissa", "corda", "loftq", "lora_ga")  # initialisations that change no shape
 
@@ -44,14 +45,15 @@ def _skeleton(model):
     def module(original):
         if original is not None and id(original) not in seen:
             clone = seen[id(original)] = object.__new__(type(original))
-            containers = (dict, list, set)  # hooks among them, to which PEFT may add
-            clone.__dict__ = {k: copy.copy(v) if isinstance(v, containers) else v for k, v in vars(original).items()}
+            clone.__dict__ = {name: attribute(value) for name, value in vars(original).items()}
             clone._parameters = {name: tensor(p) for name, p in original._parameters.items()}
             clone._buffers = {name: tensor(b) for name, b in original._buffers.items()}
             clone._modules = {name: module(child) for name, child in original._modules.items()}
         return seen.get(id(original))
 
-    clone = module(model)
-    if hasattr(model, "config"):
-        clone.config = copy.deepcopy(model.config)  # PEFT writes to it
-    return clone
+    def attribute(original):
+        if isinstance(original, PreTrainedConfig):  # layer_replication changes the number of layers in it
+            return seen.setdefault(id(original), copy.deepcopy(original))
+        return copy.copy(original) if isinstance(original, (dict, list, set)) else original  # PEFT may add hooks
+
+    return module(model)

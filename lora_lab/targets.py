@@ -104,8 +104,9 @@ def inspect(model, config: LoraConfig) -> Report:
     if config.target_modules is None:  # PEFT's own choice for this kind of model
         asked.target_modules = adapted.peft_config["default"].target_modules
     report.problems = tuple(misses.problems(model, asked, report, linear_paths(model)))
-    said = [_brief(text) for text in said if not text.startswith(misses.PEFT_SAYS_TOO)]
-    report.notes = (*misses.notes(model, asked, report, adapted), *(f"PEFT warns: {text}" for text in dict.fromkeys(said)))
+    bare = [path for group in groups(model) if group.kind == "Parameter" for path in group.paths]
+    warned = [f"PEFT warns: {_brief(text)}" for text in said if not text.startswith(misses.PEFT_SAYS_TOO)]
+    report.notes = (*misses.notes(model, asked, report, adapted, bare), *dict.fromkeys(warned))
     return report
 
 
@@ -116,8 +117,8 @@ def groups(model) -> list[Group]:
         if (shape := _linear_shape(module)) is not None:
             found.setdefault((with_stars(path), type(module).__name__, shape), []).append(path)
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim == 3 and not isinstance(module, torch.nn.Conv1d):
-                full = f"{path}.{name}"
+            full = f"{path}.{name}"
+            if _is_bare(module, full, parameter):
                 found.setdefault((with_stars(full), "Parameter", tuple(parameter.shape)), []).append(full)
     return [
         Group(where.rpartition(".")[2], where, kind, shape, tuple(paths))
@@ -135,6 +136,13 @@ def _linear_shape(module) -> tuple[int, int] | None:
     if isinstance(module, torch.nn.Linear):  # the quantised ones are subclasses
         return (module.out_features, module.in_features)
     return None
+
+
+def _is_bare(module, name: str, parameter) -> bool:
+    """Whether `parameter` is a weight matrix, or several, that no layer of its own holds: mostly experts."""
+    if isinstance(module, (Conv1D, torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd)):
+        return False
+    return parameter.ndim == 3 or (parameter.ndim == 2 and "expert" in name)
 
 
 def _trainable(module) -> int:

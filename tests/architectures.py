@@ -11,28 +11,27 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 # The names that architectures give to the same few sizes.
 SIZES = {
-    128: "vocab_size decoder_vocab_size audio_vocab_size vocab_size_per_layer_input pronunciation_vocab_size "
-    "shape_vocab_size encoder_hash_byte_group_vocab codebook_size max_position_embeddings n_positions n_ctx max_seq_len "
-    "context_length position_embedding_size max_source_positions max_target_positions mamba_d_ssm",
-    112: "image_size crop_size",
-    96: "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim d_ff dff dim_ff d_inner ffn_hidden_size "
-    "intermediate_size_mlp dense_intermediate_size feed_forward_size mlp_dim",
-    64: "hidden_size hidden_size_global d_model n_embd emb_dim embedding_dim word_embed_proj_dim embedding_size "
-    "lru_width attention_hidden_size pronunciation_embed_dim shape_embed_dim adapter_in_dim adapter_out_dim "
-    "adapter_input_size ext_pw_out_channel depthwise_separable_out_channel nemo_conv_channels output_proj_dims",
+    128: "vocab_size vocab_size_per_layer_input pronunciation_vocab_size shape_vocab_size mamba_d_ssm "
+    "max_position_embeddings n_positions position_embedding_size max_source_positions max_target_positions "
+    "encoder_hash_byte_group_vocab",
+    112: "image_size",
+    96: "intermediate_size ffn_dim decoder_ffn_dim dff dim_ff d_inner ffn_hidden_size intermediate_size_mlp "
+    "feed_forward_size mlp_dim",
+    64: "hidden_size hidden_size_global d_model n_embd emb_dim pronunciation_embed_dim shape_embed_dim adapter_in_dim "
+    "adapter_out_dim adapter_input_size ext_pw_out_channel depthwise_separable_out_channel nemo_conv_channels",
     32: "moe_intermediate_size expert_ffn_hidden_size shared_expert_intermediate_size shared_intermediate_size "
     "moe_shared_expert_intermediate_size shared_experts_intermediate_size block_multiple_of",
-    16: "head_dim d_head d_kv v_head_dim qk_nope_head_dim attention_head_size swa_head_dim linear_key_head_dim "
-    "linear_value_head_dim linear_head_dim mamba_d_head mamba_head_dim kv_channels dim_head kv_lora_rank q_lora_rank "
-    "o_lora_rank index_head_dim laurel_rank hc_lowrank hidden_size_per_layer_input adapter_rank mamba_d_state state_size "
-    "ssm_state_size mamba_dt_rank time_step_rank output_channels",
+    16: "head_dim v_head_dim qk_nope_head_dim attention_head_size swa_head_dim linear_key_head_dim "
+    "linear_value_head_dim linear_head_dim mamba_d_head mamba_head_dim kv_channels dim_head kv_lora_rank "
+    "q_lora_rank o_lora_rank index_head_dim laurel_rank hc_lowrank hidden_size_per_layer_input adapter_rank "
+    "mamba_d_state state_size ssm_state_size mamba_dt_rank time_step_rank output_channels",
     8: "qk_rope_head_dim rotary_dim mamba_n_heads mamba_num_heads",
-    4: "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads encoder_attention_heads "
-    "num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads index_n_heads num_experts "
-    "num_local_experts n_routed_experts moe_num_experts zero_expert_num linear_num_value_heads linear_num_heads",
-    2: "num_key_value_heads num_kv_heads kv_n_heads swa_num_key_value_heads linear_num_key_heads num_experts_per_tok "
-    "moe_topk moe_top_k moe_k num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers "
-    "num_encoder_layers num_decoder_layers depth num_blocks num_codebooks",
+    4: "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads "
+    "num_decoder_attention_heads swa_num_attention_heads index_n_heads num_experts num_local_experts "
+    "n_routed_experts moe_num_experts zero_expert_num linear_num_value_heads linear_num_heads",
+    2: "num_key_value_heads kv_n_heads swa_num_key_value_heads linear_num_key_heads num_experts_per_tok moe_topk "
+    "moe_top_k moe_k num_hidden_layers n_layer n_layers num_layers decoder_layers num_decoder_layers depth "
+    "num_blocks num_codebooks",
     1: "n_group topk_group first_k_dense_replace num_dense_layers n_groups mamba_n_groups pad_token_id",
 }
 SIZE = {name: size for size, names in SIZES.items() for name in names.split()}
@@ -43,8 +42,8 @@ DEPTHS = "num_hidden_layers n_layer n_layers num_layers decoder_layers num_block
 DOTS = dict(head_dim=24, swa_head_dim=24, swa_q_lora_rank=16, swa_kv_lora_rank=16, swa_qk_nope_head_dim=16,
             swa_v_head_dim=16, swa_num_attention_heads=4, swa_num_key_value_heads=4)
 GEMMA4_MOE = dict(global_head_dim=32, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32)
-QWEN4 = dict(head_dim=16, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=8,
-             indexer_compress_ratio=4, ple_layer_ids=[1], eos_token_id=2, ngram_vocab_size_base=128, split_ngram_parts=1)
+QWEN4 = dict(head_dim=16, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_compress_ratio=4,
+             indexer_budget=8, ple_layer_ids=[1], ngram_vocab_size_base=128, split_ngram_parts=1, eos_token_id=2)
 ZAMBA = dict(num_hidden_layers=4, layers_block_type=["linear_attention"] * 2 + ["hybrid"] * 2)
 SPECIAL = {
     "bamba": dict(attn_layer_indices=[1]),
@@ -74,7 +73,8 @@ SPECIAL = {
     "qwen4_exp": dict(text_config=QWEN4),
     "qwen4_exp_text": QWEN4,
     "recurrent_gemma": dict(num_hidden_layers=3),
-    "reformer": dict(is_decoder=True, attn_layers=["local", "lsh"], axial_pos_embds_dim=[16, 48], axial_pos_shape=[8, 16]),
+    "reformer": dict(is_decoder=True, attn_layers=["local", "lsh"], axial_pos_embds_dim=[16, 48],
+                     axial_pos_shape=[8, 16]),
     "xmod": dict(default_language="en_XX"),
     "zamba": ZAMBA,
     "zamba2": ZAMBA,
@@ -83,7 +83,7 @@ SPECIAL = {
 
 
 class CannotBuild(Exception):
-    """The architecture needs something that an offline CPU install does not have."""
+    """The architecture needs a package or a download that is not there, or refuses its own default config."""
 
 
 def causal_lm_types() -> list[str]:
@@ -93,17 +93,19 @@ def causal_lm_types() -> list[str]:
 
 def tiny(model_type: str) -> PreTrainedModel:
     """A random model of this type: the real modules, at least two layers, one of each kind, in float32."""
+    class_name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # small configs warn of token ids, encoders of is_decoder
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+            model_class = getattr(transformers, class_name)
             config = shrink(CONFIG_MAPPING[model_type], SPECIAL.get(model_type, {}))
             parts = [config, *vars(config).values()]  # some models take only the config's text part
             return model_class(next((part for part in parts if isinstance(part, model_class.config_class)), config))
     except Exception as error:  # a missing package, defaults that contradict each other, a download that is refused
-        raise CannotBuild(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        reason = " ".join(str(error).split())[:120]
+        raise CannotBuild(f"{type(error).__name__}: {reason}") from error
     finally:
         logging.disable(disabled)
 
@@ -117,8 +119,8 @@ def shrink(cls: type[PreTrainedConfig], special: dict) -> PreTrainedConfig:
     if "kv_lora_rank" in sizes:
         sizes["num_key_value_heads"] = SIZE["num_attention_heads"]  # latent attention has a key for every query
     for name in sizes.keys() & DEPTHS:
-        lists = {key: list(value) for key, value in values.items() if is_per_layer(value, values[name])
-                 and key not in SIZE}
+        lists = {key: list(value) for key, value in values.items() if is_per_layer(value, values[name])}
+        lists = {key: value for key, value in lists.items() if key not in sizes}
         kinds = list(zip(*[map(str, value) for value in lists.values()]))
         kept = sorted({kinds.index(kind) for kind in kinds} | {0, 1})
         sizes |= {name: len(kept)} | {key: [value[i] for i in kept] for key, value in lists.items()}

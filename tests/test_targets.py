@@ -1,0 +1,205 @@
+"""targets.check against PEFT itself: the same layers adapted, and every silent miss reported."""
+
+import copy
+
+import pytest
+import torch
+from architectures import CannotBuild, causal_lm_types, tiny
+from lora_lab import LabError, targets
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def by_peft(model, config):
+    """What PEFT does to a real copy of the model, or the error it raises."""
+    try:
+        adapted = get_peft_model(copy.deepcopy(model), copy.deepcopy(config))
+    except Exception as error:
+        return type(error).__name__
+    tuner = adapted.base_model
+    trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    return set(tuner.targeted_module_names), set(tuner.targeted_parameter_names), trainable
+
+
+def by_us(model, config):
+    report = targets.inspect(model, config)
+    if report.refused:
+        return report.refused.partition(":")[0]
+    return set(report.modules), set(report.parameters), report.trainable
+
+
+def configs(model):
+    """Configs of every kind for `model`, each with the words that its report must contain if PEFT accepts it."""
+    groups = targets.groups(model)
+    names = list(dict.fromkeys(g.name for g in groups if g.kind != "Parameter" and "*" in g.where))
+    one, two = names[0], names[:2]
+    yield {}, ()
+    yield dict(target_modules="all-linear"), ()
+    yield dict(target_modules=two), ()
+    yield dict(target_modules=[one, "no_such"]), ("no_such",)
+    yield dict(target_modules=["no_such"]), ()
+    yield dict(target_modules=rf".*\.({one}|no_such)"), ("no_such",)
+    yield dict(target_modules=[one], layers_to_transform=[0, 99]), ("no layer 99",)
+    yield dict(target_modules="all-linear", exclude_modules=[one, "no_such"]), ("exclude_modules: 'no_such'",)
+    yield dict(target_modules=two, rank_pattern={one: 4, "no_such": 3}, use_rslora=True), ("rank_pattern: 'no_such'",)
+    yield dict(target_modules=[one], modules_to_save=["no_such"]), ("modules_to_save: 'no_such'",)
+    for group in [g for g in groups if g.kind == "Parameter"][:1]:
+        ending = ".".join(group.where.split(".")[-2:])
+        yield dict(target_modules=[], target_parameters=[ending, "no.such"]), ("target_parameters: 'no.such'",)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's, on the real copies
+@pytest.mark.parametrize("model_type", causal_lm_types())
+def test_agrees_with_peft_and_reports_every_miss(model_type):
+    try:
+        model = tiny(model_type)
+    except CannotBuild as reason:
+        pytest.skip(f"{model_type} cannot be built from its config: {reason}")
+    for options, words in configs(model):
+        config = LoraConfig(r=2, **options)
+        assert by_us(model, config) == by_peft(model, config), options
+        report = targets.inspect(model, config)
+        if report.refused:
+            continue
+        assert [w for w in words if not any(w in problem for problem in report.problems)] == [], options
+        assert len(report.problems) == len(words), (options, report.problems)
+        if words:
+            with pytest.raises(targets.TargetError):
+                targets.check(model, config)
+
+
+def test_most_architectures_are_compared(capsys):
+    reasons = {}
+    for model_type in causal_lm_types():
+        try:
+            tiny(model_type)
+        except CannotBuild as reason:
+            reasons[model_type] = str(reason)
+    built = len(causal_lm_types()) - len(reasons)
+    with capsys.disabled():
+        print(f"\ntargets.check is compared with PEFT on {built} architectures; {len(reasons)} are not built:")
+        for model_type, reason in reasons.items():
+            print(f"  {model_type}: {reason[:100]}")
+    assert built > 100
+
+
+@pytest.fixture(scope="module")
+def llama():
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+                                            num_attention_heads=4, num_key_value_heads=2))
+
+
+def problems(model, **options):
+    return " / ".join(targets.inspect(model, LoraConfig(**options)).problems)
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(target_modules=["query", "v_proj"]), "'query' matches nothing. Nearest: q_proj."),
+    (dict(target_modules=["q_proj", "w2"]), "'w2' matches nothing. Nearest: down_proj."),
+    (dict(target_modules=["q_proj.weight", "v_proj"]), "wants the layer that holds it. Nearest: q_proj."),
+    (dict(target_modules=["attn.q_proj", "v_proj"]), "Nearest: self_attn.q_proj"),
+    (dict(target_modules=["all-linear", "v_proj"]), "give it as a string"),
+    (dict(target_modules=[r".*\.q_proj", "v_proj"]), "a regular expression must be the whole target_modules"),
+    (dict(target_modules="q_proj"), "Write it as a list: ['q_proj']"),
+    (dict(target_modules=r".*\.query_proj"), "no layer's whole path fits"),
+    (dict(target_modules=r".*\.[qx]_proj"), "the alternative 'x'"),
+    (dict(target_modules=r".*\.q_proj|.*\.value"), r"the alternative '.*\\.value'"),
+    (dict(target_modules=r".*layers\.(0|7)\.self_attn\.(q|v)_proj"), "the alternative '7'"),
+    (dict(target_modules=r".*(attention\.)?q_proj|model\.layers\.0\.(mlp|ffn)?.*v_proj"), "the alternative 'ffn'"),
+    (dict(target_modules=["norm", "q_proj"]), "'norm' is a LlamaRMSNorm here, which PEFT cannot adapt"),
+    (dict(target_modules=["self_attn"]), "'self_attn' is a LlamaAttention here"),
+    (dict(target_modules=["q_proj"], layers_to_transform=5), "there is no layer 5; the layers are 0 to 2"),
+    (dict(target_modules=["q_proj", "lm_head"], layers_to_transform=[1]), ""),
+    (dict(target_modules=["q_proj", "model.layers.2.self_attn.v_proj"], layers_to_transform=[1]), ""),
+    (dict(target_modules=["q_proj"], rank_pattern={"q_proj": 4, "layers.0.self_attn.q_proj": 8}), "comes too late"),
+    (dict(target_modules=["q_proj"], alpha_pattern={"value": 4}), "alpha_pattern: 'value' matches none"),
+    (dict(target_modules=["q_proj"], modules_to_save=["score"]), "modules_to_save: 'score' matches no module"),
+    (dict(target_modules=["q_proj"], trainable_token_indices=[5, 99]), "there is no token 99"),
+    (dict(target_modules=["q_proj"], exclude_modules=r".*\.(1|8)\..*"), "exclude_modules: '8'"),
+])
+def test_problem_is_named_with_its_remedy(llama, options, words):
+    assert words in problems(llama, **options)
+    assert bool(words) == bool(problems(llama, **options))
+
+
+@pytest.mark.parametrize("options", [
+    dict(target_modules=["q_proj", "v_proj"]),
+    dict(target_modules="ALL-LINEAR"),
+    dict(target_modules=r"model\.layers\.\d+\.(self_attn|mlp)\.(q|up)_proj"),
+    dict(target_modules=r"(?!.*(vision|audio)).*\.(?P<part>q|v)_proj"),
+    dict(target_modules=r".*\.[kv]_proj$"),
+    dict(target_modules=["q_proj", "o_proj"], exclude_modules=["o_proj"]),
+    dict(target_modules=["q_proj"], layers_to_transform=[0, 2], layers_pattern="layers"),
+    dict(target_modules=["q_proj", "embed_tokens"], rank_pattern={r"layers\.[01]\..*": 4, "q_proj": 2}),
+    dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"], bias="all", use_dora=True),
+    dict(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 2]}, init_lora_weights="pissa"),
+])
+def test_sound_config_has_no_problem_and_counts_as_peft(llama, options):
+    config = LoraConfig(**options)
+    report = targets.check(llama, config)
+    if config.init_lora_weights is True:
+        assert by_us(llama, config) == by_peft(llama, config)
+    assert report.trainable >= sum(report.per_path.values()) > 0
+
+
+def test_legacy_names_of_experts_are_what_peft_makes_of_them():
+    mixtral = tiny("mixtral")
+    config = LoraConfig(r=2, target_modules=["q_proj", "w1", "w2", "w3", "w4"])
+    report = targets.inspect(mixtral, config)
+    assert by_us(mixtral, config) == by_peft(mixtral, config)
+    assert len(report.parameters) > 0
+    assert [p for p in report.problems] == [p for p in report.problems if "'w4'" in p] != []
+
+
+def test_notes_tell_what_is_easy_to_overlook(llama):
+    def notes(model, **options):
+        return " / ".join(targets.check(model, LoraConfig(**options)).notes)
+
+    assert "experts.gate_up_proj" in notes(tiny("qwen3_moe"), target_modules=["q_proj"])
+    assert "input_layernorm" in notes(llama, target_modules=["q_proj"], modules_to_save=["norm"])
+    assert "no bias" in notes(llama, target_modules=["q_proj"], bias="all")
+    assert "every 'o_proj'" in notes(llama, target_modules=["q_proj", "o_proj"], exclude_modules=["o_proj"])
+
+
+def test_looking_changes_neither_model_nor_config_nor_random_numbers():
+    model = tiny("llama").train()
+    model.gradient_checkpointing_enable()
+    config = LoraConfig(target_modules="all-linear", layer_replication=[(0, 2), (1, 2)], task_type="CAUSAL_LM")
+    before = {name: (id(p), p.requires_grad, p.clone()) for name, p in model.named_parameters()}
+    settings, asked, seed = model.config.to_dict(), copy.deepcopy(vars(config)), torch.random.get_rng_state()
+    hooks = len(model.get_input_embeddings()._forward_hooks)
+    assert targets.check(model, config).trainable > 0
+    for name, p in model.named_parameters():
+        assert (id(p), p.requires_grad) == before[name][:2] and torch.equal(p, before[name][2])
+    assert (model.config.to_dict(), vars(config)) == (settings, asked)
+    assert torch.equal(torch.random.get_rng_state(), seed)
+    assert len(model.get_input_embeddings()._forward_hooks) == hooks and model.training
+
+
+def test_quantised_model_is_read_too(base):
+    from lora_lab import load_base
+
+    model = load_base(precision="int8")[0]
+    config = LoraConfig(target_modules=["q_proj", "v_proj"])
+    assert targets.check(model, config).trainable == targets.check(base[0], config).trainable == 460_800
+    assert {g.kind for g in targets.groups(model)} == {"Linear8bitLt", "Linear"}
+
+
+def test_adapted_model_and_other_configs_are_refused(llama):
+    from peft import IA3Config
+
+    adapted = get_peft_model(copy.deepcopy(llama), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(LabError, match="before get_peft_model"):
+        targets.check(adapted, LoraConfig())
+    with pytest.raises(LabError, match="Expected a LoraConfig, found IA3Config"):
+        targets.check(llama, IA3Config())
+
+
+def test_groups_show_names_shapes_and_counts(llama):
+    rows = {g.where: (g.kind, g.shape, len(g.paths)) for g in targets.groups(llama)}
+    assert rows["model.layers.*.self_attn.k_proj"] == ("Linear", (16, 32), 3)
+    assert rows["lm_head"] == ("Linear", (99, 32), 1)
+    gpt2 = {g.name: (g.kind, g.shape) for g in targets.groups(tiny("gpt2"))}
+    assert gpt2["c_attn"] == ("Conv1D", (192, 64))
+    assert any(g.kind == "Parameter" and len(g.shape) == 3 for g in targets.groups(tiny("mixtral")))
