@@ -11,7 +11,7 @@ help:
 	@echo "make lab        set up, then open JupyterLab on the first lesson   (ARGS=--no-browser: options for JupyterLab)"
 	@echo "make test       set up, then run every test                        (ARGS='-k name': options for pytest)"
 	@echo "make setup      only set up: virtual environment, packages, model"
-	@echo "make notebooks  write the lessons from their text twins and run them"
+	@echo "make notebooks  write the lessons from their text twins and run them  (ARGS=01_low_rank_math: only that one)"
 	@echo "make bench      measure the lesson's recipe: scores by seed, and speed beside trl's SFTTrainer"
 	@echo "make clean      remove the virtual environment; the model and your files stay"
 
@@ -40,9 +40,7 @@ install:
 
 # Writes each notebook from its text twin, keeping cell ids, and runs it; commit both.
 notebooks: setup
-	@for twin in notebooks/*.py; do \
-	$(PY) -m jupytext --quiet --update --to ipynb $$twin && \
-	$(PY) -m jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.store_widget_state=False $${twin%.py}.ipynb || exit 1; done
+	@$(PY) tools/build_notebooks.py $(ARGS)
 
 bench: setup
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

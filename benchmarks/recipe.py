@@ -40,21 +40,6 @@ def training_rows(tokenizer, seed: int) -> list[dict]:
     return batches.similar_lengths(rows, BATCH, seed)
 
 
-@torch.inference_mode()
-def exact_match(model, tokenizer, commands: list[tasks.Command], batch_size: int = 50) -> float:
-    """Share of commands whose every answer token is the model's first choice: what greedy generation gives."""
-    model.eval()
-    rows = sorted(batches.encode(commands, tokenizer), key=lambda row: len(row["input_ids"]))
-    collate, right = batches.AnswerCollator(tokenizer), 0
-    for start in range(0, len(rows), batch_size):
-        batch = collate(rows[start : start + batch_size])
-        labels = batch.pop("labels").to(model.device)[:, 1:]
-        logits = model(**{k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}).logits[:, :-1]
-        right += ((logits.argmax(-1) == labels) | (labels == batches.IGNORED)).all(-1).sum().item()
-    model.train()
-    return right / len(rows)
-
-
 def matmul_peak(size: int = 2048, repeats: int = 8) -> float:
     """The fastest float32 matrix product this machine does, in FLOP/s."""
     a, b = torch.randn(size, size), torch.randn(size, size)

@@ -13,7 +13,7 @@ import warnings
 
 import recipe
 import torch
-from lora_lab import batches, tasks
+from lora_lab import batches, scoring, tasks
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -74,7 +74,7 @@ def run(variant: str, seed: int) -> dict:
     held_out = tasks.commands("validation combinations", 140, seed)
     trainer = VARIANTS[variant](model, tokenizer, seed)
     trainer.remove_callback(PrinterCallback)
-    clock = Clock(lambda: recipe.exact_match(model, tokenizer, held_out))
+    clock = Clock(lambda: scoring.quick_score(model, tokenizer, held_out).exact)
     trainer.add_callback(clock)
     trainer.train()
     return {"variant": variant, "seed": seed, "seconds_to_goal": clock.reached, "steps": clock.steps,

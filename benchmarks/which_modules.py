@@ -12,8 +12,7 @@ import json
 import time
 
 import recipe
-import torch
-from lora_lab import batches, load_base, tasks
+from lora_lab import batches, load_base, scoring, tasks
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -53,24 +52,9 @@ def train(options: dict, rate: float, seed: int, split: str) -> dict:
     trainer.train()
     result = {"seed": seed, "learning_rate": rate, "trainable": model.get_nb_trainable_parameters()[0]}
     for kind in ("combinations", "phrasings"):
-        commands = tasks.commands(f"{split} {kind}", 200, seed)
-        result[kind] = recipe.exact_match(model, tokenizer, commands)
-        result[f"{kind} loss"] = held_out_loss(model, tokenizer, commands)
+        score = scoring.quick_score(model, tokenizer, tasks.commands(f"{split} {kind}", 200, seed))
+        result[kind], result[f"{kind} loss"] = score.exact, score.loss
     return result | {"seconds": time.perf_counter() - started}
-
-
-@torch.inference_mode()
-def held_out_loss(model, tokenizer, commands) -> float:
-    """Mean loss per answer token, in nats, over batches of similar length."""
-    model.eval()
-    rows = sorted(batches.encode(commands, tokenizer), key=lambda row: len(row["input_ids"]))
-    collate, total, tokens = batches.AnswerCollator(tokenizer), 0.0, 0
-    for start in range(0, len(rows), 50):
-        batch = collate(rows[start : start + 50])
-        answers = (batch["labels"] != batches.IGNORED).sum().item()
-        batch = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
-        total, tokens = total + model(**batch).loss.item() * answers, tokens + answers
-    return total / tokens
 
 
 def best_rate(options: dict) -> tuple[float, list[dict]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 
 import torch
+from transformers import BatchEncoding
 
 from . import tasks
 
@@ -55,7 +56,7 @@ class AnswerCollator:
     def __init__(self, tokenizer):
         self.pad_id = tokenizer.pad_token_id
 
-    def __call__(self, rows: list[dict]) -> dict:
+    def __call__(self, rows: list[dict]) -> BatchEncoding:
         width = max(len(row["input_ids"]) for row in rows)
         keep = max(row["answer_length"] for row in rows) + 1
         input_ids = torch.full((len(rows), width), self.pad_id)
@@ -66,7 +67,7 @@ class AnswerCollator:
             input_ids[i, -len(ids):] = ids
             attention_mask[i, -len(ids):] = 1
             labels[i, -row["answer_length"]:] = ids[-row["answer_length"]:]
-        return {
+        return BatchEncoding({
             "input_ids": input_ids, "attention_mask": attention_mask,
             "labels": labels, "logits_to_keep": keep,
-        }
+        })

@@ -68,3 +68,131 @@ def exact_by_device(function) -> None:
 
 def _say(solved: bool, detail: str) -> None:
     print(f"{'Solved.' if solved else 'Not yet.'} {detail}")
+
+
+def lora_forward(layer_class) -> None:
+    """Exercise: does `layer_class(base, r, alpha, dropout)`, with parameters A and B, compute LoRA's forward?"""
+    import torch
+
+    for r, alpha, dropout in ((4, 8, 0.0), (3, 16, 0.5)):
+        base = torch.nn.Linear(random.randint(5, 9), random.randint(5, 9))
+        layer = layer_class(base, r, alpha, dropout)
+        x = torch.randn(2, 3, base.in_features)
+        with torch.no_grad():
+            layer.B.normal_()
+        for training in (False, True) if dropout else (False,):
+            layer.train(training)
+            seed = random.randrange(10**6)
+            torch.manual_seed(seed)
+            expected = base(x) + alpha / r * torch.nn.functional.dropout(x, dropout, training) @ layer.A.T @ layer.B.T
+            torch.manual_seed(seed)
+            found = layer(x)
+            if found is None or found.shape != expected.shape:
+                return _say(False, f"Expected an output of shape {tuple(expected.shape)}.")
+            if not torch.allclose(found, expected, atol=1e-5):
+                off, on = (found - expected).abs().max().item(), "on" if training else "off"
+                return _say(False, f"With r={r}, alpha={alpha}, dropout {on}, the output is off by up to {off:.3f}.")
+    _say(True, "Right with two ranks and scalings, dropout on and off.")
+
+
+def count_for_new_model(count: int) -> None:
+    """Exercise: the trainable parameters of rank 16 on all linear layers of a model given by its sizes."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = LlamaConfig(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=24,
+        num_attention_heads=16, num_key_value_heads=4, head_dim=128,
+    )
+    with torch.device("meta"):
+        model = get_peft_model(LlamaForCausalLM(sizes), LoraConfig(r=16, target_modules="all-linear"))
+    right = model.get_nb_trainable_parameters()[0]
+    if count == right:
+        return _say(True, f"PEFT counts {right:,} as well.")
+    hint = "One layer costs r × (d_in + d_out); k and v have only 4 × 128 outputs."
+    if count and right % count == 0:
+        hint = f"It is {right // count} times more: did you count every layer?"
+    _say(False, f"PEFT counts otherwise than {count:,}. {hint}")
+
+
+def smallest_rank(function) -> None:
+    """Exercise: does `function(W, bound)` give the smallest rank whose relative Frobenius error is at most `bound`?"""
+    import torch
+
+    for bound in (0.5, 0.2, 0.05):
+        values = torch.rand(12).sort(descending=True).values + 0.05
+        rotation = torch.linalg.qr(torch.randn(20, 12))[0] * values, torch.linalg.qr(torch.randn(12, 12))[0]
+        errors = ((values**2).sum() - (values**2).cumsum(0)).clamp(min=0).sqrt() / values.norm()
+        right = int((errors > bound).sum()) + 1
+        if min(abs(error - bound) for error in errors.tolist()) < 1e-3:
+            right = None  # too close to call in float32
+        found = function(rotation[0] @ rotation[1], bound)
+        if right is not None and found != right:
+            return _say(False, f"For an error of at most {bound} the smallest rank is {right} here; yours is {found}.")
+    _say(True, "The smallest rank for three matrices and bounds.")
+
+
+def merged_weight(function) -> None:
+    """Exercise: does `function(W, A, B, alpha, r)` give the weight that acts as base and adapter together?"""
+    import torch
+
+    W, A, B, x = torch.randn(7, 5), torch.randn(3, 5), torch.randn(7, 3), torch.randn(4, 5)
+    before = W.clone()
+    found = function(W, A, B, 12, 3)
+    if not torch.is_tensor(found) or found.shape != W.shape:
+        return _say(False, f"Expected a matrix of shape {tuple(W.shape)}.")
+    if not torch.equal(W, before):
+        return _say(False, "Your function changed W itself. Return a new matrix.")
+    off = (x @ found.T - (x @ W.T + 12 / 3 * x @ A.T @ B.T)).abs().max().item()
+    _say(off < 1e-3, f"Base and adapter against your merged weight: largest difference {off:.2g}.")
+
+
+def config_for_budget(config, model, budget: int = 1_000_000) -> None:
+    """Exercise: the highest rank within `budget` on the MLP layers of blocks 15 to 29 alone, with scaling 2?"""
+    from . import targets
+
+    report = targets.inspect(model, config)
+    if report.refused or report.problems:
+        return _say(False, str(report))
+    wanted = {path for path in targets.linear_paths(model) if ".mlp." in path and int(path.split(".")[2]) >= 15}
+    if set(report.modules) != wanted:
+        return _say(False, f"{len(set(report.modules) & wanted)} of the {len(wanted)} layers meant are adapted, "
+                           f"and {len(set(report.modules) - wanted)} others.")
+    scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    if scaling != 2:
+        return _say(False, f"The right layers, but the scaling is {scaling:g}.")
+    room = f"{report.trainable:,} of {budget:,} parameters"
+    _say(report.trainable <= budget < report.trainable * (config.r + 1) / config.r, f"{room}, at rank {config.r}.")
+
+
+def repaired_configs(configs: list, model) -> None:
+    """Exercise: do three configs do what their comments say?"""
+    from . import targets
+
+    linear = targets.linear_paths(model)
+    last = max(int(path.split(".")[2]) for path in linear if ".layers." in path)
+    ends = (".q_proj", ".v_proj")
+    meant = [
+        ({path for path in linear if ".self_attn." in path}, ()),
+        ({path for path in linear if path.endswith(ends) and path.split(".")[2] in ("0", str(last))}, ()),
+        ({path for path in linear if ".mlp." in path}, ("model.norm",)),
+    ]
+    for number, (config, (modules, saved)) in enumerate(zip(configs, meant, strict=True), 1):
+        report = targets.inspect(model, config)
+        if report.refused or report.problems:
+            return _say(False, f"Config {number}: {report}")
+        if set(report.modules) != modules or report.saved != saved:
+            return _say(False, f"Config {number} adapts {len(report.modules)} layers and trains {len(report.saved)} "
+                               f"modules in full; meant were {len(modules)} and {len(saved)}.")
+    _say(True, "All three do what was meant.")
+
+
+def predicted_count(count: int, config, model) -> None:
+    """Exercise: is `count` what `config` trains?"""
+    from . import targets
+
+    right = targets.check(model, config).trainable
+    if count == right:
+        return _say(True, f"{right:,} it is.")
+    _say(False, f"It is not {count:,}. For each layer: its rank × (inputs + outputs), times the number of such layers.")

@@ -34,7 +34,7 @@ def with_stars(path: str) -> str:
 
 
 def nearest(entry: str, paths: list[str], most: int = 3) -> list[str]:
-    """Up to `most` endings of `paths` that resemble `entry`: the same role in a block, or a similar spelling."""
+    """Up to `most` endings of `paths` that resemble `entry`: the same role in a block, else a similar spelling."""
     parts = entry.removesuffix(".weight").removesuffix(".bias").split(".")
     # numbers in a path say which layer, not which kind
     stems = {tuple(part for part in path.split(".") if not part.isdigit()) for path in paths}
@@ -44,8 +44,8 @@ def nearest(entry: str, paths: list[str], most: int = 3) -> list[str]:
         return [wanted]
     likeness = {end: difflib.SequenceMatcher(None, wanted, end).ratio() for end in endings}
     same_role = [end for end in endings if _roles(parts[-1]) & _roles(end.rpartition(".")[2])]
-    alike = [end for end in endings if likeness[end] >= 0.6 and end not in same_role]
-    return (sorted(same_role, key=likeness.get, reverse=True) + sorted(alike, key=likeness.get, reverse=True))[:most]
+    alike = [end for end in endings if likeness[end] >= 0.6]
+    return sorted(same_role or alike, key=likeness.get, reverse=True)[:most]
 
 
 def _roles(name: str) -> set[str]:

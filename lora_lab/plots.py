@@ -11,13 +11,17 @@ import html
 import io
 import time
 
+import numpy as np
 from IPython.display import HTML, display
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from transformers import TrainerCallback
 
 from . import progress
 
-GREY, BLUE, ORANGE = "#7a7a7a", "#2a86d1", "#d9822b"  # readable on white and on black, colour-blind-safe
+# Readable on white and on black, colour-blind-safe.
+GREY, BLUE, ORANGE, GREEN, PINK = "#7a7a7a", "#2a86d1", "#d9822b", "#1f9e77", "#c06ba0"
 
 
 def _axes(width: float, height: float, **labels):
@@ -30,6 +34,10 @@ def _axes(width: float, height: float, **labels):
     axes.tick_params(colors=GREY)
     axes.xaxis.label.set_color(GREY)
     axes.yaxis.label.set_color(GREY)
+    if labels.get("xscale") == "log":
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
 
 
@@ -140,6 +148,34 @@ def score_bars(scores: dict[str, dict]) -> Picture:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     return Picture(figure, "Exact match with intervals: " + "; ".join(parts) + ".")
+
+
+def lines(series: dict[str, tuple], xlabel: str, ylabel: str, mark: float | None = None, **scales) -> Picture:
+    """Curves `{name: (xs, ys)}` in one figure; `scales` such as `xscale="log"`, and `mark` an upright line."""
+    figure, axes = _axes(6.4, 3, xlabel=xlabel, ylabel=ylabel, **scales)
+    parts = []
+    styles = zip((BLUE, ORANGE, GREY, GREEN, PINK), ("-", "-", "--", "-.", ":"), (5, 2, 2, 2, 2))
+    for (name, (xs, ys)), (color, dash, width) in zip(series.items(), styles):  # equal curves: the first shows around
+        axes.plot(xs, ys, color=color, linestyle=dash, linewidth=width, label=name)
+        parts.append(f"{name} from {ys[0]:.3g} at {xs[0]:g} to {ys[-1]:.3g} at {xs[-1]:g}")
+    if mark is not None:
+        axes.axvline(mark, color=GREY, linewidth=1)
+    axes.legend(frameon=False, labelcolor=GREY)
+    return Picture(figure, f"{ylabel} by {xlabel}: " + "; ".join(parts) + ".")
+
+
+def matrices(named: dict[str, object]) -> Picture:
+    """Matrices side by side as images on one colour scale: blue below zero, orange above."""
+    figure = Figure(figsize=(7, 2.9), dpi=110, layout="tight")
+    figure.patch.set_alpha(0)
+    limit = 3 * float(next(iter(named.values())).std())
+    colors = LinearSegmentedColormap.from_list("", [BLUE, "#f4f4f4", ORANGE])
+    for place, (name, matrix) in enumerate(named.items(), 1):
+        axes = figure.add_subplot(1, len(named), place)
+        axes.imshow(np.asarray(matrix), cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest")
+        axes.set_title(name, color=GREY, fontsize=9)
+        axes.set_axis_off()
+    return Picture(figure, "Matrices drawn as images: " + "; ".join(named) + ".")
 
 
 def table(rows: list[dict]) -> HTML:

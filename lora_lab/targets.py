@@ -58,8 +58,9 @@ class Report:
         if self.refused:
             first = f"get_peft_model refuses: {self.refused}"
         else:
-            first = f"{self.trainable:,} parameters will train, in {len(self.modules + self.parameters)} adapted layers"
-            first += f" and {len(self.saved)} full copies" if self.saved else ""
+            layers, copies = len(self.modules + self.parameters), len(self.saved)
+            first = f"{self.trainable:,} parameters will train, in {layers} adapted layer{'s' * (layers != 1)}"
+            first += f" and {copies} full cop{'y' if copies == 1 else 'ies'}" if copies else ""
         return "\n".join([first, *(f"- {text}" for text in self.problems + self.notes)])
 
 
@@ -98,7 +99,7 @@ def inspect(model, config: LoraConfig) -> Report:
         parameters=tuple(tuner.targeted_parameter_names),
         saved=tuple(n for n, m in tuner.model.named_modules() if isinstance(m, ModulesToSaveWrapper)),
         trainable=_trainable(adapted),
-        per_path={n: _trainable(m) for n, m in tuner.model.named_modules() if isinstance(m, LoraLayer)},
+        per_path=dict(_own(n, m) for n, m in tuner.model.named_modules() if isinstance(m, LoraLayer)),
     )
     asked = copy.copy(config)
     if config.target_modules is None:  # PEFT's own choice for this kind of model
@@ -143,6 +144,15 @@ def _is_bare(module, name: str, parameter) -> bool:
     if isinstance(module, (Conv1D, torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd)):
         return False
     return parameter.ndim == 3 or (parameter.ndim == 2 and "expert" in name)
+
+
+def _own(path: str, layer: LoraLayer) -> tuple[str, int]:
+    """The name of what `layer` adapts, and how many parameters train there."""
+    if not hasattr(layer, "parameter_name"):
+        return path, _trainable(layer)
+    own = [p for name, p in layer.named_parameters() if p.requires_grad and not name.startswith("base_layer")]
+    holder = path.replace(".base_layer", "")  # the wrappers of one module's parameters are nested
+    return f"{holder}.{layer.parameter_name}", sum(p.numel() for p in own)
 
 
 def _trainable(module) -> int:

@@ -32,6 +32,19 @@ for step in range(1, 31):
     time.sleep(0.1)
 curve.on_train_end(None, state, TrainerControl())"""
 
+SLIDER = """\
+import torch
+from lora_lab import plots, widgets
+W = torch.randn(8, 6)
+widgets.slide(lambda r: plots.matrices({f"rank {r}": W, "W": W}), "rank", 1, 6, start=2)"""
+
+EXPLORER = """\
+from lora_lab import widgets
+from transformers import LlamaConfig, LlamaForCausalLM
+model = LlamaForCausalLM(LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                     num_attention_heads=4, num_key_value_heads=2))
+widgets.explore(model)"""
+
 # The command resolves when the last cell has run; error outputs come back as text.
 RUN_ALL = """async () => {
     const app = window.jupyterapp; await app.restored;
@@ -58,8 +71,10 @@ def jupyterlab(request, tmp_path_factory):
     root, home = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("home")
     shutil.copytree(REPOSITORY / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns("adapters", "runs"))
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)"}  # without one a dialog asks for it
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE_CURVE)], metadata={"kernelspec": kernel})
-    nbformat.write(notebook, root / "live.ipynb")
+    for name, source in {"live": LIVE_CURVE, "slider": SLIDER, "explorer": EXPLORER}.items():
+        cells = [nbformat.v4.new_code_cell(source), nbformat.v4.new_code_cell("'the cell below'")]
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        nbformat.write(notebook, root / f"{name}.ipynb")
     settings(home / "settings", request.param)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -137,15 +152,60 @@ def test_loss_curve_draws_itself(page, jupyterlab, tmp_path):
     page.screenshot(path=tmp_path / "live.png")
 
 
-def test_saved_lesson_shows_its_outputs(page, jupyterlab, tmp_path):
-    open_notebook(page, jupyterlab, "notebooks/00_first_adapter.ipynb")
-    page.get_by_role("heading", name="Your first adapter").wait_for()
+def cells_and_active(page):
+    notebook = "window.jupyterapp.shell.currentWidget.content"
+    return page.evaluate(f"[{notebook}.widgets.length, {notebook}.activeCellIndex]")
+
+
+def test_slider_moves_by_keyboard_alone(page, jupyterlab):
+    open_notebook(page, jupyterlab, "slider.ipynb")
+    assert page.evaluate(RUN_ALL) == []
+    handle, picture = page.get_by_role("slider"), page.locator(".jp-OutputArea-output img")
+    handle.focus()
+    before = cells_and_active(page)
+    for key, alt in (("ArrowRight", "rank 3"), ("ArrowUp", "rank 4"), ("ArrowLeft", "rank 3"), ("End", "rank 6"),
+                     ("Home", "rank 1")):
+        page.keyboard.press(key)
+        page.wait_for_function(
+            "alt => document.querySelector('.jp-OutputArea-output img').alt.includes(alt)", arg=f"{alt};"
+        )
+    assert picture.count() == 1, "the picture must redraw in place"
+    assert cells_and_active(page) == before, "the arrow keys moved the notebook instead"
+
+
+def test_explorer_answers_to_ticks_and_rank(page, jupyterlab, tmp_path):
+    open_notebook(page, jupyterlab, "explorer.ipynb")
+    assert page.evaluate(RUN_ALL) == []
+    picture, words = page.locator(".jp-OutputArea-output img"), page.locator(".jp-OutputArea-output pre")
+    words.get_by_text("['q_proj', 'v_proj']").wait_for()
+    assert "q_proj adapted, k_proj frozen" in picture.get_attribute("alt")
+    page.get_by_label("k_proj").focus()
+    page.keyboard.press("Space")
+    words.get_by_text("LoraConfig(r=8, target_modules=['q_proj', 'k_proj', 'v_proj'])").wait_for()
+    assert "k_proj adapted" in picture.get_attribute("alt")
+    page.get_by_role("slider").focus()
+    page.keyboard.press("ArrowRight")
+    words.get_by_text("LoraConfig(r=9").wait_for()
+    for name in ("q_proj", "k_proj", "v_proj"):
+        page.get_by_label(name).uncheck()
+    page.get_by_text("Tick a layer.").wait_for()
+    assert picture.count() == 1
+    page.screenshot(path=tmp_path / "explorer.png")
+
+
+LESSONS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
+def test_saved_lesson_shows_its_outputs(page, jupyterlab, tmp_path, lesson):
+    open_notebook(page, jupyterlab, f"notebooks/{lesson.name}")
+    page.locator(".jp-RenderedMarkdown h1").first.wait_for()
     pictures = page.locator(".jp-OutputArea-output img")
     pictures.first.wait_for()
     for i in range(pictures.count()):
         assert pictures.nth(i).get_attribute("alt"), "a picture without a text"
         assert pictures.nth(i).evaluate("img => img.naturalWidth") > 100
-    assert page.locator(".jp-OutputArea-output table").count() >= 5
+    assert page.locator(".jp-OutputArea-output table").count() >= 4
     assert page.get_by_text("Error displaying widget").count() == 0
     theme = page.evaluate("document.body.dataset.jpThemeLight")
     assert theme == ("true" if jupyterlab[2] == "Light" else "false")

@@ -1,5 +1,6 @@
 """Every lesson: agrees with its text twin, is safe to publish, and runs from top to bottom."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+from peft import LoraConfig
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
@@ -20,7 +22,12 @@ def cells(notebook):
 
 
 def test_there_are_lessons():
-    assert [path.stem for path in LESSONS][:1] == ["00_first_adapter"]
+    assert [path.stem for path in LESSONS][:3] == ["00_first_adapter", "01_low_rank_math", "02_config_and_targets"]
+
+
+def test_lesson_on_the_config_names_every_field_of_it():
+    text = (FOLDER / "02_config_and_targets.py").read_text()
+    assert [f.name for f in dataclasses.fields(LoraConfig) if not re.search(rf"\b{f.name}\b", text)] == []
 
 
 def test_every_twin_has_its_notebook():

@@ -1,3 +1,4 @@
+import torch
 from lora_lab import plots
 from lora_lab.scoring import Score
 from transformers import TrainerControl, TrainerState
@@ -28,3 +29,14 @@ def test_bars_are_a_picture_with_the_figures_in_its_text():
     assert image.png.startswith(b"\x89PNG")
     assert image.alt in image._repr_mimebundle_()["text/html"]
     assert "phrasings before 0.0%" in image.alt and "phrasings after 97.5%" in image.alt
+
+
+def test_curves_say_where_they_begin_and_end():
+    image = plots.lines({"<A>": ([1, 2], [0.5, 0.25]), "B": ([1, 2], [1, 4])}, "step", "loss", mark=1, yscale="log")
+    assert image.png.startswith(b"\x89PNG")
+    assert "<A> from 0.5 at 1 to 0.25 at 2" in image.alt and "<A>" not in image._repr_mimebundle_()["text/html"]
+
+
+def test_matrices_are_named():
+    image = plots.matrices({"W": torch.randn(4, 6), "rank 2": torch.zeros(4, 6)})
+    assert image.png.startswith(b"\x89PNG") and "W; rank 2" in image.alt

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lora_lab import scoring, tasks
+from lora_lab import batches, scoring, tasks
 from lora_lab.scoring import Score
 
 COMMANDS = tasks.commands("train", 4)
@@ -59,3 +59,21 @@ def test_base_model_answers_questions_and_fails_the_task(base):
 def test_perplexity_of_an_ignorant_model_is_its_vocabulary(tiny_model, tokenizer):
     torch.nn.init.zeros_(tiny_model.lm_head.weight)
     assert scoring.perplexity(tiny_model, tokenizer) == pytest.approx(49152, rel=1e-3)
+
+
+def test_quick_score_is_the_score_of_greedy_generation(tiny_model, tokenizer):
+    known, unknown = tasks.commands("train", 6), tasks.commands("test phrasings", 6)
+    batch = batches.AnswerCollator(tokenizer)(batches.encode(known, tokenizer))
+    optimizer = torch.optim.Adam(tiny_model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = tiny_model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    both = known + unknown
+    quick = scoring.quick_score(tiny_model, tokenizer, both)
+    slow = scoring.score(both, scoring.answer(tiny_model, tokenizer, [c.text for c in both]))
+    assert quick.exact == slow.exact > 0.3
+    of_known = scoring.quick_score(tiny_model, tokenizer, known).loss
+    assert of_known == pytest.approx(tiny_model(**batch).loss.item(), rel=1e-2)
+    assert "loss" in str(quick) and "JSON" not in str(quick) and tiny_model.training

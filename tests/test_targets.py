@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from architectures import CannotBuild, causal_lm_types, tiny
-from lora_lab import LabError, targets
+from lora_lab import LabError, load_base, targets
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -177,13 +177,12 @@ def test_looking_changes_neither_model_nor_config_nor_random_numbers():
     assert len(model.get_input_embeddings()._forward_hooks) == hooks and model.training
 
 
-def test_quantised_model_is_read_too(base):
-    from lora_lab import load_base
-
-    model = load_base(precision="int8")[0]
+@pytest.mark.parametrize("precision, kind", [("int8", "Linear8bitLt"), ("nf4", "Linear4bit")])
+def test_quantised_model_is_read_too(precision, kind):
+    model = load_base(precision=precision)[0]
     config = LoraConfig(target_modules=["q_proj", "v_proj"])
-    assert targets.check(model, config).trainable == targets.check(base[0], config).trainable == 460_800
-    assert {g.kind for g in targets.groups(model)} == {"Linear8bitLt", "Linear"}
+    assert targets.check(model, config).trainable == get_peft_model(model, config).get_nb_trainable_parameters()[0]
+    assert {g.kind for g in targets.groups(load_base(precision=precision)[0])} == {kind, "Linear"}
 
 
 def test_adapted_model_and_other_configs_are_refused(llama):

@@ -1,0 +1,109 @@
+"""Things to move and click: a slider over any picture, and the explorer of a model's target modules.
+
+Only the controls are widgets. What they change is an ordinary output, which stays in the saved
+notebook and reads on the web without a kernel.
+"""
+
+from __future__ import annotations
+
+import html
+
+import ipywidgets
+from IPython.display import HTML, display
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from peft import LoraConfig
+
+from . import targets
+from .plots import BLUE, GREY, ORANGE, Picture, table
+
+
+def slide(draw, label: str, low: int, high: int, start: int) -> None:
+    """A slider for a whole number over the picture (or table) `draw(number)`; arrow keys move it too."""
+    control = ipywidgets.IntSlider(value=start, min=low, max=high, description=label)
+    display(control)
+    shown = display(draw(start), display_id=True)
+    control.observe(lambda change: shown.update(draw(change["new"])), "value")
+
+
+def explore(model, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -> None:
+    """The target explorer: tick the layers to adapt, and see what a LoraConfig with them trains.
+
+    `ticked` are the names ticked at first, where the model has them.
+    """
+    groups = targets.groups(model)
+    names = list(dict.fromkeys(group.name for group in groups if group.kind != "Parameter"))
+    boxes = [ipywidgets.Checkbox(name in ticked, description=name, indent=False) for name in names]
+    rank = ipywidgets.IntSlider(value=r, min=1, max=64, description="rank")
+    layout = ipywidgets.Layout(grid_template_columns="repeat(4, 10em)")
+    display(ipywidgets.VBox([ipywidgets.GridBox(boxes, layout=layout), rank]))
+
+    def outputs():
+        chosen = [box.description for box in boxes if box.value]
+        if not chosen:
+            return block(groups, {}, rank.value), HTML("Tick a layer.")
+        report = targets.inspect(model, LoraConfig(r=rank.value, target_modules=chosen))
+        words = f"LoraConfig(r={rank.value}, target_modules={chosen})\n{report}"
+        return block(groups, report.per_path, rank.value), _preformatted(words)
+
+    shown = [display(output, display_id=True) for output in outputs()]
+
+    def redraw(_):
+        for handle, output in zip(shown, outputs()):
+            handle.update(output)
+
+    for control in [*boxes, rank]:
+        control.observe(redraw, "value")
+
+
+def _preformatted(text: str) -> HTML:
+    return HTML(f"<pre>{html.escape(text)}</pre>")
+
+
+def group_table(model, report: targets.Report | None = None) -> HTML:
+    """The linear layers of `model` by name; with a report, how many of each get an adapter and what trains there."""
+    rows = []
+    for group in targets.groups(model):
+        row = {"name": group.name, "where": group.where, "layers": len(group.paths), "type": group.kind,
+               "out × in": " × ".join(map(str, group.shape))}
+        if report is not None:
+            adapted = [path for path in group.paths if path in report.modules + report.parameters]
+            row |= {"adapted": len(adapted), "trainable": f"{sum(report.per_path.get(p, 0) for p in adapted):,}"}
+        rows.append(row)
+    return table(rows)
+
+
+def block(groups: list[targets.Group], per_path: dict[str, int], r: int) -> Picture:
+    """The linear layers of one transformer block, drawn to scale, with A and B beside those that are adapted."""
+    inside = [group for group in groups if "*" in group.where]
+    rows: dict[str, list[targets.Group]] = {}
+    for group in inside:
+        rows.setdefault(group.where.rpartition(".")[0].rpartition("*.")[2], []).append(group)
+    scale = 1.1 / max(max(group.shape[-2:]) for group in inside)
+    heights = [0.85 + scale * max(group.shape[-2] for group in members) for members in rows.values()]
+    figure = Figure(figsize=(7, sum(heights)), dpi=110)
+    figure.patch.set_alpha(0)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7), ylim=(-sum(heights), 0))
+    axes.set_axis_off()
+    parts, top = [], 0.0
+    for (parent, members), height in zip(rows.items(), heights):
+        axes.text(0.05, top - 0.05, parent or "block", color=GREY, fontsize=8, weight="bold", va="top")
+        for place, group in enumerate(members):
+            count = sum(per_path.get(path, 0) for path in group.paths)
+            parts.append(f"{group.name} {'adapted' if count else 'frozen'}")
+            _draw_layer(axes, 0.3 + place * 6.6 / max(4, len(members)), top - 0.62, group, count, r, scale)
+        top -= height
+    return Picture(figure, f"One block's linear layers to scale, rank {r}: {', '.join(parts)}.")
+
+
+def _draw_layer(axes, x: float, top: float, group: targets.Group, trainable: int, r: int, scale: float) -> None:
+    height, width = (side * scale for side in group.shape[-2:])
+    thin = max(r * scale, 0.012)  # a rank of 1 must still be visible
+    axes.add_patch(Rectangle((x, top - height), width, height, color=GREY, alpha=0.35, linewidth=0))
+    many = f" ×{group.shape[0]}" if len(group.shape) == 3 else ""  # experts
+    label = f"{group.name}\n{group.shape[-1]} → {group.shape[-2]}{many}"
+    if trainable:
+        axes.add_patch(Rectangle((x, top - height - 0.04 - thin), width, thin, color=BLUE, linewidth=0))  # A
+        axes.add_patch(Rectangle((x - 0.04 - thin, top - height), thin, height, color=ORANGE, linewidth=0))  # B
+        label += f", {trainable:,}"
+    axes.text(x, top + 0.06, label, color=BLUE if trainable else GREY, fontsize=7, va="bottom")

@@ -1,0 +1,44 @@
+"""Write lessons from their text twins and run them: `python tools/build_notebooks.py [01_low_rank_math ...]`.
+
+Cell ids stay, widget views go: a saved notebook cannot show them, and the pictures beside them stay.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from jupytext.combine import combine_inputs_with_outputs
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def build(twin: Path) -> None:
+    file = twin.with_suffix(".ipynb")
+    notebook = jupytext.read(twin)
+    if file.exists():
+        notebook = combine_inputs_with_outputs(notebook, nbformat.read(file, 4), fmt="py:percent")
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": FOLDER}}
+    ).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    notebook.metadata.pop("widgets", None)
+    temporary = file.with_suffix(".tmp")
+    nbformat.write(notebook, temporary)
+    os.replace(temporary, file)
+
+
+def main() -> None:
+    for twin in sorted(FOLDER.glob("*.py")):
+        if len(sys.argv) == 1 or twin.stem in sys.argv[1:]:
+            print(f"running {twin.stem} ...", flush=True)
+            build(twin)
+
+
+if __name__ == "__main__":
+    main()
