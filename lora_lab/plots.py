@@ -166,7 +166,7 @@ def lines(series: dict[str, tuple], xlabel: str, ylabel: str, mark: float | None
 
 def matrices(named: dict[str, object]) -> Picture:
     """Matrices side by side as images on one colour scale: blue below zero, orange above."""
-    figure = Figure(figsize=(7, 2.9), dpi=110, layout="tight")
+    figure = Figure(figsize=(7, 2.6), dpi=110, layout="tight")
     figure.patch.set_alpha(0)
     limit = 3 * float(next(iter(named.values())).std())
     colors = LinearSegmentedColormap.from_list("", [BLUE, "#f4f4f4", ORANGE])

@@ -464,10 +464,11 @@ plots.table(costs)
 
 # %% [markdown]
 # **Look** at it column by column. Gradients, optimizer state and what you save to disk shrink with the trainable
-# parameters: that is what LoRA saves, and for a model of billions of parameters it decides whether the training fits at
-# all. The **activations** stay: the backward pass still has to travel through every layer, and LoRA adds a few of its
-# own. The **forward** pass even does a little more work. The **backward** pass saves about half: it still computes the
-# gradients of the activations, but not those of the frozen weights.
+# parameters: that is what LoRA saves, and for a model of billions of parameters it decides whether the training fits
+# at all. The **activations** shrink little: the backward pass still travels through every layer. (A frozen layer
+# without an adapter need not keep its input, hence the smaller figure for q and v.) The **forward** pass even does a
+# little more work. The **backward** pass saves about half: it still computes the gradients of the activations, but
+# not those of the frozen weights.
 #
 # So a LoRA run that goes out of memory is rarely cured by a lower rank. Lesson 3 does that accounting on a GPU.
 #
