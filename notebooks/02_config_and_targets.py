@@ -254,7 +254,7 @@ def still_tied(**options):
 for options in (dict(modules_to_save=["embed_tokens"]), dict(modules_to_save=["embed_tokens", "lm_head"]),
                 dict(modules_to_save=["embed_tokens"], ensure_weight_tying=True),
                 dict(trainable_token_indices=[5, 6, 7, 8])):
-    print(f"still tied: {still_tied(**options)!s:6} {options}")
+    print(f"{options}: still tied?", still_tied(**copy.deepcopy(options)))  # PEFT adds to the list it is given
 
 # %% [markdown]
 # `ensure_weight_tying=True` keeps one matrix in both places, and single trained tokens stay tied by themselves. An
