@@ -46,6 +46,7 @@ bench: setup
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(PY) benchmarks/recipe_scores.py
 	@$(PY) benchmarks/recipe_vs_sft.py
+	@$(PY) benchmarks/which_modules.py
 	@$(PY) benchmarks/cpu_dtype.py
 
 clean:
