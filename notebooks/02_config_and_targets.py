@@ -434,9 +434,10 @@ plots.table([{"choice": kind} | {f"exact match, seed {seed}": f"{score.exact:.0%
 # **Look** first at how far the two seeds of *one* choice are apart, and only then at the differences between choices. A
 # difference smaller than that spread is not a finding.
 #
-# `benchmarks/which_modules.py` repeats this with longer training, a learning rate chosen for each, and more seeds;
-# [its table](../benchmarks/README.md) stands beside the papers' answers. One task on one small model is an anecdote
-# with error bars: the habit to take to work is the experiment, not its winner.
+# One learning rate served all four here, which is not fair to all. `benchmarks/which_modules.py` trains longer, tunes
+# the rate for each and takes more seeds: [its table](../benchmarks/README.md) has the four close together. What
+# differs there is the rate that each choice bears, and so how fast it can learn. One task on one small model is an
+# anecdote with error bars: the habit to take to work is the experiment, not its winner.
 #
 # ## Error recovery
 #
