@@ -56,7 +56,8 @@ base, tokenizer = load_base(precision="float32")  # small differences matter in 
 # The **singular value decomposition** (SVD) writes any matrix as such a sum, strongest pair first. Cut the sum after
 # $r$ pairs, and you have the best approximation of rank $r$ there is (Eckart and Young, 1936).
 #
-# Here is a real weight of the model: the query projection of layer 5, 576 × 576 numbers, as an image.
+# Here is a real weight of the model, the query projection of layer 5 with its 576 × 576 numbers: one corner of it as an
+# image, beside the same corner of the best approximation and of what that misses. Error and counts are of the whole.
 #
 # **Predict.** From which rank on will the approximation be off by less than 10 %? Then move the slider (or give it
 # focus and use the arrow keys), and watch the count in the title: when does the thin form cost more than the matrix?
@@ -69,8 +70,9 @@ def look(r):
     W_r = (U[:, :r] * S[:r]) @ Vh[:r]  # the r strongest pairs
     error = (W - W_r).norm() / W.norm()
     count = r * (W.shape[0] + W.shape[1])
-    return plots.matrices({f"W: {W.numel():,} numbers": W, f"rank {r}: {count:,} numbers": W_r,
-                           f"what is missing: error {error:.0%}": W - W_r})
+    corner = slice(0, 64), slice(0, 64)  # all of it would be too fine to see
+    return plots.matrices({f"W: {W.numel():,} numbers": W[corner], f"rank {r}: {count:,} numbers": W_r[corner],
+                           f"what is missing: error {error:.0%}": (W - W_r)[corner]})
 
 widgets.slide(look, "rank", 1, 400, start=8)
 
