@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig
 from peft.utils.error import NoMatchingPeftModuleError
 
-from .names import alternatives, matches, nearest, with_stars
+from .names import alternatives, matches, suggestion, with_stars
 from .skeleton import adapt
 
 # PEFT's warnings for what is a problem here anyway.
@@ -24,6 +24,9 @@ PEFT_SAYS_TOO = ("The following rank_pattern", "The following alpha_pattern", "Y
 def problems(model, config, report, linear: list[str]) -> Iterator[str]:
     """One sentence for each entry of `config` without effect. `linear`: the names to suggest instead."""
     paths = [path for path, _ in model.named_modules() if path]
+    if broken := list(_broken_expressions(config)):
+        yield from broken
+        return
     if isinstance(config.target_modules, str):
         if config.target_modules.lower() != "all-linear":
             yield from _dead_in_regex(model, config, report, paths, linear)
@@ -35,14 +38,27 @@ def problems(model, config, report, linear: list[str]) -> Iterator[str]:
     held = [path for path, parameter in model.named_parameters() if parameter.ndim > 1]
     for entry in sorted(config.target_parameters or ()):
         if not report.refused and not any(matches(entry, path) for path in report.parameters):
-            yield f"target_parameters: {entry!r} matches no parameter.{_suggest(entry, held)}"
+            yield f"target_parameters: {entry!r} matches no parameter.{suggestion(entry, held)}"
     for entry in config.modules_to_save or ():
         if not any(path.endswith(entry) for path in paths):  # PEFT compares ends, with or without a dot
-            yield f"modules_to_save: {entry!r} matches no module.{_suggest(entry, paths)}"
+            yield f"modules_to_save: {entry!r} matches no module.{suggestion(entry, paths)}"
     if not report.refused:
         for field in ("rank_pattern", "alpha_pattern"):
             yield from _dead_patterns(field, getattr(config, field) or {}, report.modules + report.parameters)
     yield from _dead_tokens(model, config)
+
+
+def _broken_expressions(config) -> Iterator[str]:
+    fields = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
+    for field in fields:
+        value = getattr(config, field) or ()
+        if isinstance(value, (list, set, tuple)) and field in ("target_modules", "exclude_modules"):
+            continue  # plain names
+        for expression in [value] if isinstance(value, str) else value:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                yield f"{field}: {expression!r} is no regular expression: {error}."
 
 
 def notes(model, config, report, adapted, bare: list[str]) -> Iterator[str]:
@@ -69,7 +85,7 @@ def _dead_in_list(model, config, report, paths, linear) -> Iterator[str]:
         if any(matches(entry, path) for path in report.modules):
             continue
         if not named and not _does_something(model, config, entry, report):
-            yield f"target_modules: {entry!r} matches nothing.{_hint(entry, model)}{_suggest(entry, linear)}"
+            yield f"target_modules: {entry!r} matches nothing.{_hint(entry, model)}{suggestion(entry, linear)}"
         elif config.layers_to_transform is not None and not (report.refused or _all_excluded(named, config)):
             yield f"target_modules: {entry!r} is in none of the layers {config.layers_to_transform}."
 
@@ -92,10 +108,7 @@ def _does_something(model, config, entry, report) -> bool:
 
 def _dead_in_regex(model, config, report, paths, linear) -> Iterator[str]:
     pattern = config.target_modules
-    try:
-        found = [path for path in paths if re.fullmatch(pattern, path)]
-    except re.error:
-        return  # PEFT's own error says what is wrong
+    found = [path for path in paths if re.fullmatch(pattern, path)]
     if not found and report.refused:
         if any(matches(pattern, path) for path in paths):
             yield (
@@ -103,7 +116,7 @@ def _dead_in_regex(model, config, report, paths, linear) -> Iterator[str]:
                 f"Write it as a list: [{pattern!r}]."
             )
         else:
-            yield f"target_modules: no layer's whole path fits {pattern!r}.{_suggest(pattern, linear)}"
+            yield f"target_modules: no layer's whole path fits {pattern!r}.{suggestion(pattern, linear)}"
         return
     for option, strict in alternatives(pattern):
         try:
@@ -112,7 +125,7 @@ def _dead_in_regex(model, config, report, paths, linear) -> Iterator[str]:
             continue  # cut out of its expression it is none: nothing can be said
         if not alive:
             miss = f"target_modules: the alternative {option!r} of {pattern!r} matches nothing."
-            yield miss + _suggest(option, linear)
+            yield miss + suggestion(option, linear)
 
 
 def _adapts(model, config, pattern) -> bool:
@@ -192,12 +205,12 @@ def _dead_exclusions(config, paths) -> Iterator[str]:
     if not isinstance(wanted, str):
         for entry in sorted(wanted):
             if not any(matches(entry, path) for path in paths):
-                yield f"exclude_modules: {entry!r} matches nothing, so it excludes nothing.{_suggest(entry, paths)}"
+                yield f"exclude_modules: {entry!r} matches nothing, so it excludes nothing.{suggestion(entry, paths)}"
         return
     for option, pattern in [(wanted, wanted), *alternatives(wanted)]:
         try:
             if not any(re.fullmatch(pattern, path) for path in paths):
-                yield f"exclude_modules: {option!r} matches nothing, so it excludes nothing.{_suggest(option, paths)}"
+                yield f"exclude_modules: {option!r} matches nothing, so it excludes nothing.{suggestion(option, paths)}"
         except re.error:
             continue
 
@@ -210,7 +223,7 @@ def _dead_patterns(field, patterns, adapted) -> Iterator[str]:
     for key in patterns:
         fitting = [path for path in adapted if fits(key, path)]
         if not fitting:
-            yield f"{field}: {key!r} matches none of the adapted layers.{_suggest(key, list(adapted))}"
+            yield f"{field}: {key!r} matches none of the adapted layers.{suggestion(key, list(adapted))}"
         elif key not in first.values():
             yield f"{field}: {key!r} comes too late: {first[fitting[0]]!r} before it matches the same layers."
 
@@ -240,11 +253,3 @@ def _hint(entry: str, model) -> str:
     if re.search(r"[*\\^$|()\[\]]", entry):
         return " Entries of a list are plain names; a regular expression must be the whole target_modules, as a string."
     return ""
-
-
-def _suggest(entry: str, paths: list[str]) -> str:
-    close = nearest(re.sub(r".*[^\w.]", "", entry).strip("."), paths)  # the last plain word of an expression
-    if close:
-        return f" Nearest: {', '.join(close)}."
-    known = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
-    return f" There are: {', '.join(known)}." if 1 < len(known) <= 12 else ""

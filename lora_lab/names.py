@@ -48,6 +48,15 @@ def nearest(entry: str, paths: list[str], most: int = 3) -> list[str]:
     return sorted(same_role or alike, key=likeness.get, reverse=True)[:most]
 
 
+def suggestion(entry: str, paths: list[str]) -> str:
+    """` Nearest: ...` for a name that matches nothing, or what there is if that is little, or nothing."""
+    close = nearest(re.sub(r".*[^\w.]", "", entry).strip("."), paths)  # the last plain word of an expression
+    if close:
+        return f" Nearest: {', '.join(close)}."
+    known = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+    return f" There are: {', '.join(known)}." if 1 < len(known) <= 12 else ""
+
+
 def _roles(name: str) -> set[str]:
     if name in FUSED:
         return FUSED[name]

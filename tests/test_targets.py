@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from architectures import CannotBuild, causal_lm_types, tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lora_lab import LabError, load_base, targets
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -141,6 +143,50 @@ def test_sound_config_has_no_problem_and_counts_as_peft(llama, options):
     if config.init_lora_weights is True:
         assert by_us(llama, config) == by_peft(llama, config)
     assert report.trainable >= sum(report.per_path.values()) > 0
+
+
+SMALL = ["llama", "gpt2", "mixtral", "phi3", "gpt_oss", "bamba"]
+JUNK = ["query", "w1", "gate", "norm", "", "q_proj.weight", "all-linear", ".*q_proj", "0", "self_attn", "lm_head",
+        "embed_tokens", "experts.gate_up_proj", "(", "[a"]
+
+
+@st.composite
+def any_config(draw):
+    """A model type, and a config of names that exist, nearly exist or do not, in every form PEFT takes."""
+    model_type = draw(st.sampled_from(SMALL))
+    paths = [path for path, _ in tiny(model_type).named_modules() if path]
+    ending = st.tuples(st.sampled_from(paths), st.integers(1, 3)).map(lambda p: ".".join(p[0].split(".")[-p[1]:]))
+    name = ending | st.sampled_from(JUNK)
+    form = st.sampled_from([r".*\.({}|{})", r".*{}|.*\.{}", r".*\.(0|9)\..*({}|(x|{}))", "{}{}", "all-linear"])
+    regex = st.tuples(form, name, name).map(lambda t: t[0].format(*t[1:]))
+    options = {
+        "target_modules": draw(st.lists(name, max_size=4) | regex | st.none()),
+        "exclude_modules": draw(st.none() | st.lists(name, max_size=2) | regex),
+        "layers_to_transform": draw(st.none() | st.sampled_from([0, [0, 99], [], [1]])),
+        "modules_to_save": draw(st.none() | st.lists(name, max_size=1)),
+        "rank_pattern": draw(st.dictionaries(name, st.integers(1, 4), max_size=2)),
+        "use_dora": draw(st.booleans()),
+        "target_parameters": draw(st.none() | st.lists(name, max_size=1)),
+    }
+    return model_type, options
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(any_config())
+def test_any_config_ends_as_with_peft(given):
+    model_type, options = given
+    try:
+        config = LoraConfig(r=2, **copy.deepcopy(options))
+    except ValueError:  # PEFT refuses it before there is a model
+        return
+    model = tiny(model_type)
+    assert by_us(model, config) == by_peft(model, config)
+
+
+def test_broken_expression_is_named(llama):
+    assert "is no regular expression: missing )" in problems(llama, target_modules="(q_proj")
+    assert "exclude_modules: '[a'" in problems(llama, target_modules=["q_proj"], exclude_modules="[a")
 
 
 def test_legacy_names_of_experts_are_what_peft_makes_of_them():
