@@ -108,10 +108,12 @@ def count_for_new_model(count: int) -> None:
     with torch.device("meta"):
         model = get_peft_model(LlamaForCausalLM(sizes), LoraConfig(r=16, target_modules="all-linear"))
     right = model.get_nb_trainable_parameters()[0]
+    if not isinstance(count, int):
+        return _say(False, f"Expected a whole number, found {count!r}.")
     if count == right:
         return _say(True, f"PEFT counts {right:,} as well.")
     hint = "One layer costs r × (d_in + d_out); k and v have only 4 × 128 outputs."
-    if count and right % count == 0:
+    if count and right == 24 * count:
         hint = f"It is {right // count} times more: did you count every layer?"
     _say(False, f"PEFT counts otherwise than {count:,}. {hint}")
 
@@ -144,6 +146,8 @@ def merged_weight(function) -> None:
         return _say(False, f"Expected a matrix of shape {tuple(W.shape)}.")
     if not torch.equal(W, before):
         return _say(False, "Your function changed W itself. Return a new matrix.")
+    if torch.allclose(found, W + B @ A, atol=1e-4):
+        return _say(False, "That is W + BA: the scaling alpha/r is missing.")
     off = (x @ found.T - (x @ W.T + 12 / 3 * x @ A.T @ B.T)).abs().max().item()
     _say(off < 1e-3, f"Base and adapter against your merged weight: largest difference {off:.2g}.")
 
@@ -159,6 +163,8 @@ def config_for_budget(config, model, budget: int = 1_000_000) -> None:
     if set(report.modules) != wanted:
         return _say(False, f"{len(set(report.modules) & wanted)} of the {len(wanted)} layers meant are adapted, "
                            f"and {len(set(report.modules) - wanted)} others.")
+    if config.rank_pattern or config.alpha_pattern:
+        return _say(False, "One rank and one alpha for all of them, please: no patterns.")
     scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
     if scaling != 2:
         return _say(False, f"The right layers, but the scaling is {scaling:g}.")
@@ -170,6 +176,8 @@ def repaired_configs(configs: list, model) -> None:
     """Exercise: do three configs do what their comments say?"""
     from . import targets
 
+    if len(configs) != 3:
+        return _say(False, f"Expected three configs, found {len(configs)}.")
     linear = targets.linear_paths(model)
     last = max(int(path.split(".")[2]) for path in linear if ".layers." in path)
     ends = (".q_proj", ".v_proj")
@@ -193,6 +201,8 @@ def predicted_count(count: int, config, model) -> None:
     from . import targets
 
     right = targets.check(model, config).trainable
+    if not isinstance(count, int):
+        return _say(False, f"Expected a whole number, found {count!r}.")
     if count == right:
         return _say(True, f"{right:,} it is.")
     _say(False, f"It is not {count:,}. For each layer: its rank × (inputs + outputs), times the number of such layers.")

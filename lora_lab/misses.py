@@ -35,6 +35,7 @@ def problems(model, config, report, linear: list[str]) -> Iterator[str]:
     yield from _unsupported(model, config, report, paths)
     yield from _dead_layers(config, report, paths)
     yield from _dead_exclusions(config, paths)
+    yield from _excluded_blocks(config, report, paths)
     held = [path for path, parameter in model.named_parameters() if parameter.ndim > 1]
     for entry in sorted(config.target_parameters or ()):
         if not report.refused and not any(matches(entry, path) for path in report.parameters):
@@ -73,6 +74,8 @@ def notes(model, config, report, adapted, bare: list[str]) -> Iterator[str]:
         also = sorted({with_stars(p) for p in report.saved if p.endswith(entry) and not matches(entry, p)})
         if also:
             yield f"modules_to_save: {entry!r} also matches {', '.join(also)}: PEFT compares the ends of names"
+    if config.layers_to_transform == []:
+        yield "layers_to_transform=[] means all layers"
     if config.bias != "none" and not any(
         p.requires_grad and "lora_" not in n and n.endswith("bias") for n, p in adapted.named_parameters()
     ):
@@ -80,12 +83,15 @@ def notes(model, config, report, adapted, bare: list[str]) -> Iterator[str]:
 
 
 def _dead_in_list(model, config, report, paths, linear) -> Iterator[str]:
-    for entry in sorted(config.target_modules or ()):
+    for entry in sorted(config.target_modules or (), key=str):
         named = [path for path in paths if matches(entry, path)]
         if any(matches(entry, path) for path in report.modules):
             continue
-        if not named and not _does_something(model, config, entry, report):
-            yield f"target_modules: {entry!r} matches nothing.{_hint(entry, model)}{suggestion(entry, linear)}"
+        if not isinstance(entry, str):
+            yield f"target_modules: {entry!r} is a {type(entry).__name__}, not a name."
+        elif not named:
+            if not _does_something(model, config, entry, report):
+                yield f"target_modules: {entry!r} matches nothing.{_hint(entry, model)}{suggestion(entry, linear)}"
         elif config.layers_to_transform is not None and not (report.refused or _all_excluded(named, config)):
             yield f"target_modules: {entry!r} is in none of the layers {config.layers_to_transform}."
 
@@ -213,6 +219,16 @@ def _dead_exclusions(config, paths) -> Iterator[str]:
                 yield f"exclude_modules: {option!r} matches nothing, so it excludes nothing.{suggestion(option, paths)}"
         except re.error:
             continue
+
+
+def _excluded_blocks(config, report, paths) -> Iterator[str]:
+    """PEFT compares names of layers: to exclude the block around them excludes nothing."""
+    for entry in () if isinstance(config.exclude_modules, str) else sorted(config.exclude_modules or (), key=str):
+        inside = {layer for path in paths if matches(entry, path) for layer in report.modules
+                  if layer.startswith(f"{path}.")}
+        if inside:
+            count = len(inside)
+            yield f"exclude_modules: {entry!r} is a whole block, and {count} adapted layers in it train all the same."
 
 
 def _dead_patterns(field, patterns, adapted) -> Iterator[str]:

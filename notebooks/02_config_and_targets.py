@@ -69,7 +69,7 @@ widgets.group_table(base)
 # scale: grey are the frozen weights, the thin blue line is A, the thin orange one B. Below is the config, and what it
 # trains.
 #
-# **Predict.** Which single name adds most parameters? Which least?
+# **Predict.** Which names add most parameters? Which least?
 
 # %%
 widgets.explore(base)
@@ -106,7 +106,8 @@ plots.table([{"r": r, "lora_alpha": 16, "scaling": scaling(r=r),
 
 # %% [markdown]
 # **lora_dropout** zeroes random inputs of A while training. It makes two forward passes differ, until `model.eval()`.
-# `get_peft_model` returns the model in training mode: the first trap for anybody who compares outputs.
+# `get_peft_model` leaves the new layers in training mode, whatever mode the model was in: the first trap for anybody
+# who compares outputs.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -154,7 +155,7 @@ except ValueError as error:
 # **string** is a regular expression for the *whole* name. **"all-linear"** takes every linear layer but the output
 # head. **None** takes PEFT's own choice for this kind of model, if it has one.
 #
-# **Predict.** Which two lines below adapt the same layers?
+# **Predict.** Which three lines below adapt the same layers?
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -219,8 +220,9 @@ plots.table(rows)
 
 # %% [markdown]
 # Look at the column of changed base weights: an adapter that started that way only fits a base that was changed the
-# same way. PEFT can convert it when it saves (`path_initial_model_for_weight_conversion`). `False` and `"orthogonal"`
-# are different: they leave the base alone and let the model start elsewhere. `False` is meant for debugging.
+# same way. PEFT can convert it when it saves (`path_initial_model_for_weight_conversion`). Only
+# `False`, meant for debugging, lets the model start elsewhere. With `"orthogonal"` both matrices are non-zero and
+# their product is zero; a change of 3e-05 is float32 rounding.
 #
 # **modules_to_save** trains a full copy of a module, beside the adapters: a new classification head, for instance.
 # **trainable_token_indices** trains single rows of the embedding, which is what you want for a few new tokens.
@@ -283,7 +285,8 @@ for options in (dict(modules_to_save=["embed_tokens"]), dict(modules_to_save=["e
 #
 # ## Common gotcha: the name that matches nothing
 #
-# The card warns that wrong names give "zero learning signal". Half of that is true. First, all names wrong:
+# The teaching card that this course grew from warns that wrong names give "zero learning signal". Half of that is
+# true. First, all names wrong:
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -118,6 +118,8 @@ def problems(model, **options):
     (dict(target_modules=["q_proj"], alpha_pattern={"value": 4}), "alpha_pattern: 'value' matches none"),
     (dict(target_modules=["q_proj"], modules_to_save=["score"]), "modules_to_save: 'score' matches no module"),
     (dict(target_modules=["q_proj"], trainable_token_indices=[5, 99]), "there is no token 99"),
+    (dict(target_modules="all-linear", exclude_modules=["mlp"]), "'mlp' is a whole block, and 9 adapted layers"),
+    (dict(target_modules=["q_proj", 3]), "3 is a int, not a name"),
     (dict(target_modules=["q_proj"], exclude_modules=r".*\.(1|8)\..*"), "exclude_modules: '8'"),
 ])
 def test_problem_is_named_with_its_remedy(llama, options, words):
@@ -195,6 +197,8 @@ def test_legacy_names_of_experts_are_what_peft_makes_of_them():
     report = targets.inspect(mixtral, config)
     assert by_us(mixtral, config) == by_peft(mixtral, config)
     assert len(report.parameters) > 0
+    chosen = LoraConfig(r=2, target_modules=["q_proj", "w1", "w2", "w3"], layers_to_transform=[1])
+    assert targets.inspect(mixtral, chosen).problems == ()
     assert [p for p in report.problems] == [p for p in report.problems if "'w4'" in p] != []
 
 
@@ -204,6 +208,7 @@ def test_notes_tell_what_is_easy_to_overlook(llama):
 
     assert "experts.gate_up_proj" in notes(tiny("qwen3_moe"), target_modules=["q_proj"])
     assert "input_layernorm" in notes(llama, target_modules=["q_proj"], modules_to_save=["norm"])
+    assert "all layers" in notes(llama, target_modules=["q_proj"], layers_to_transform=[])
     assert "no bias" in notes(llama, target_modules=["q_proj"], bias="all")
     assert "every 'o_proj'" in notes(llama, target_modules=["q_proj", "o_proj"], exclude_modules=["o_proj"])
 
