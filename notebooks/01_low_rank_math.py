@@ -27,9 +27,9 @@
 #
 # ## Why this matters
 #
-# "Low rank" is a bet: that what fine-tuning has to change in a weight is far simpler than the weight. If the bet holds
-# for your task, you can train a tiny part of the parameters. If it does not, no setting of LoRA will save you. So you
-# should know how to look.
+# "Low rank" is a bet: that what fine-tuning has to change in a weight is far simpler than the weight. If the bet
+# holds for your task, you can train a tiny part of the parameters. If it does not, you need a rank so high that
+# little is saved. So you should know how to look.
 
 # %%
 import torch
@@ -74,6 +74,8 @@ def look(r):
     return plots.matrices({f"W: {W.numel():,} numbers": W[corner], f"rank {r}: {count:,} numbers": W_r[corner],
                            f"what is missing: error {error:.0%}": (W - W_r)[corner]})
 
+missing = ((S**2).sum() - (S**2).cumsum(0)).clamp(min=0).sqrt() / W.norm()
+print("error under 10 % from rank", int((missing > 0.1).sum()) + 1, "on; the thin form costs as much at", 576 // 2)
 widgets.slide(look, "rank", 1, 400, start=8)
 
 # %% [markdown]
@@ -131,7 +133,9 @@ for name in ("model.layers.5.self_attn.q_proj", "model.layers.5.mlp.up_proj"):
     weight = base.get_submodule(name).weight
     kept = {"the update": energy(update[name]), "the weight": energy(weight),
             "a random matrix": energy(torch.randn(weight.shape))}
-    print(name, *(f"{kind}: the top 8 directions hold {shares[7]:.0%};" for kind, shares in kept.items()))
+    for kind, shares in kept.items():
+        half = sum(share < 0.5 for share in shares) + 1
+        print(f"{name}, {kind}: the top 8 directions hold {shares[7]:.0%}; half takes {half}")
     curves = {kind: (range(1, len(shares) + 1), shares) for kind, shares in kept.items()}
     display(plots.lines(curves, "rank (directions kept)", "share of energy", mark=8, xscale="log"))
 
@@ -157,8 +161,8 @@ with Progress("SVD of every update", total=len(names)) as bar:
 RANKS = [0, 1, 2, 4, 8, 16]
 truncated = {}
 for r in RANKS:
-    for name, (U, S, Vh) in parts.items():
-        change = (U[:, :r] * S[:r]) @ Vh[:r]
+    for name, (left, strengths, right) in parts.items():
+        change = (left[:, :r] * strengths[:r]) @ right[:r]
         weight = base.get_submodule(name).weight
         full.get_submodule(name).weight.data = weight.detach() + change.to(weight)
     truncated[r] = scoring.quick_score(full, tokenizer, test, progress=f"rank {r}")
@@ -170,12 +174,12 @@ plots.table([{"rank kept of each update": r, "exact match": f"{score.exact:.0%}"
 
 # %% [markdown]
 # A handful of directions in each layer carry most of the skill, although they hold only part of the energy. That is
-# the bet of LoRA, won: for *this* task, a job with a narrow answer that a few hundred examples teach. Where training
+# the bet of LoRA, won: for *this* task, a job with a narrow answer that 160 commands taught. Where training
 # has much more to write (a new language, a new field of knowledge), expect a longer tail, and expect LoRA to fall
 # behind full fine-tuning: Biderman et al., *LoRA Learns Less and Forgets Less* (2024), measured that on code and
 # mathematics.
 #
-# (Rank 0 is not exactly the base: the embeddings were trained too, and they keep their change.)
+# (Rank 0 is not exactly the base: embeddings and norms were trained too, and they keep their change.)
 #
 # **Analogy.** A rank-1 update is one instruction: *whenever the input points this way, push the output that way*. The
 # full update is a page of such instructions, the important ones on top. LoRA hands the model a form with $r$ lines.
@@ -280,8 +284,8 @@ for name, score in scores.items():
 # %% [markdown]
 # Your dozen lines are LoRA. (PEFT adds what production needs: saving, merging, several adapters, quantised layers.)
 # The scores are those of one seed, a short training and learning rates that nobody tuned: look at the intervals before
-# you rank anything. Compare the first and the last line: a rank-8 update *trained* as such, and a full update cut down
-# to rank 8 afterwards. They are not the same thing; the first could choose its directions knowing it has only eight.
+# you rank anything. The first and the last line differ in kind: a rank-8 update *trained* as such could choose its
+# directions knowing that it has only eight. Whether that helps, these scores do not decide.
 #
 # ## What just happened? The two zeros at the start
 #
@@ -352,14 +356,16 @@ with Progress("four starts", total=4 * 8) as bar:
 plots.lines({kind: (range(8), losses) for kind, losses in curves.items()}, "steps done", "training loss", yscale="log")
 
 # %% [markdown]
-# **Look** at the loss and at the perplexity together. Both zero learns nothing, as the gradients said. The others
+# **Look** at the loss and at the perplexity together. Both zero learns nothing, as the gradients said (its
+# loss moves only because each step brings other commands). The others
 # learn, even the one that started from noise: task loss alone would never have told you what it did to the rest of
 # the model.
 #
-# And do not conclude that a random B is the better start because its loss falls faster here. Its entries are drawn for
-# layers with $r$ inputs and A's for 576, so they are larger, and the same learning rate moves the product further.
-# To compare the two starts you would have to tune the rate for each, as Hayou et al. did (*The Impact of Initialization
-# on LoRA Finetuning Dynamics*, 2024): they found random A, zero B better, because it bears larger rates.
+# And do not conclude that a random B is the better start because its loss falls faster here. Its entries are drawn
+# for layers with $r$ inputs and A's for 576 or more, so they are larger, and the same learning rate moves the product
+# further. To compare the two starts you would have to tune the rate for each, as Hayou et al. did (*The Impact of
+# Initialization on LoRA Finetuning Dynamics*, 2024): they found random A, zero B better, because it bears larger
+# rates.
 #
 # ## Counting
 #
@@ -418,7 +424,7 @@ for dtype in (torch.float32, torch.bfloat16):
 #
 # Training holds more than weights: a **gradient** for every trainable parameter, AdamW's **two running means** for
 # each, and the **activations** that the forward pass keeps for the backward pass. Measure all of it on one batch of
-# the lesson's task: full fine-tuning, LoRA on q and v, LoRA on all linear layers.
+# the lesson's task: full fine-tuning, LoRA on q and v, LoRA on all linear layers at rank 8 and 64.
 #
 # **Predict.** Which of the columns will hardly change?
 
@@ -459,7 +465,8 @@ def cost(kind, model):
 
 # %%
 only_q_v = get_peft_model(load_base(precision="float32")[0], LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
-kinds = {"full fine-tuning": full, "LoRA, q and v": only_q_v, "LoRA, all linear": by_peft}
+rank_64 = get_peft_model(load_base(precision="float32")[0], LoraConfig(r=64, target_modules="all-linear"))
+kinds = {"full fine-tuning": full, "LoRA, q and v": only_q_v, "LoRA, all linear": by_peft, "the same, rank 64": rank_64}
 costs = [cost(kind, model) for kind, model in kinds.items()]
 full.zero_grad(set_to_none=True)  # give half a gigabyte back
 plots.table(costs)
@@ -525,8 +532,8 @@ for mistake in (swapped, all_frozen, nothing_frozen):
 # ## Experienced-dev note
 #
 # - $BA$ has rank *at most* $r$, and exactly 0 at the start. The rank is a ceiling, not a target.
-# - The rank that an update needs when it is cut down afterwards is not the rank that training needs: rank 1 and 2 do
-#   badly in the table of truncated updates. Train an adapter of rank 1 or 2 and see.
+# - Do not read the rank to train with off a truncated update. Train an adapter of rank 1 or 2 and compare it with the
+#   table: a good exercise.
 # - On `nn.Embedding`, PEFT initialises the other way round: A zero, B random. The product is zero all the same.
 # - A and B are not unique: $(BM)(M^{-1}A)$ is the same update for any invertible $M$. Do not compare adapters entry by
 #   entry, and do not average A with A and B with B: compare or average the products.
@@ -537,11 +544,11 @@ for mistake in (swapped, all_frozen, nothing_frozen):
 #
 # Answer before you open.
 #
-# 1. The weight needs a high rank, the update a low one. Why is that no contradiction?
+# 1. The weight needs a high rank, the useful part of the update a low one. Why is that no contradiction?
 #    <details><summary>Answer</summary>The weight holds everything the model knows; the update holds what one task
-#    adds. LoRA approximates only the second and keeps the first whole. The two curves in the energy plots show
+#    adds. LoRA approximates only the second and keeps the first whole. The curves in the energy plots show
 #    both.</details>
-# 2. The top 8 directions hold only part of the update's energy, yet the score is nearly that of the whole. How?
+# 2. The top 8 directions hold only part of the update's energy, yet they keep most of the score. How?
 #    <details><summary>Answer</summary>Energy counts every change alike, and the task does not need every change. Much
 #    of the tail does nothing for the answers. The table of truncated updates shows it.</details>
 # 3. After the very first optimizer step, has A moved?
@@ -551,8 +558,8 @@ for mistake in (swapped, all_frozen, nothing_frozen):
 #    <details><summary>Answer</summary>The count doubles, since it is r(d_in + d_out). The scaling alpha/r
 #    halves.</details>
 # 5. A colleague halves the rank because training goes out of memory. What do you say?
-#    <details><summary>Answer</summary>Look at the cost table: activations hardly depend on the rank. A smaller batch,
-#    shorter sequences or checkpointing will help; the rank frees a few megabytes.</details>
+#    <details><summary>Answer</summary>Look at the last two lines of the cost table: activations hardly depend on the
+#    rank. A smaller batch, shorter sequences or checkpointing will help; the rank frees a few megabytes.</details>
 # 6. A layer maps 4096 to 11008. What does rank 16 cost there?
 #    <details><summary>Answer</summary>16 × (4096 + 11008) = 241,664 parameters, against 45,088,768 in the
 #    weight.</details>
@@ -614,7 +621,7 @@ checks.merged_weight(merged)
 # %% [markdown]
 # ## Recap
 #
-# - Weights are not of low rank; updates for a narrow task nearly are, and the part that matters even more so.
+# - Weights are not of low rank, nor is a whole update; the part of it that a narrow task needs nearly is.
 # - LoRA is $W$ frozen plus $\frac{\alpha}{r}BA$, with B zero at the start. It costs $r\,(d_{in} + d_{out})$ per layer.
 # - It saves gradients, optimizer state and disk, and about half of the backward pass. It does not save activations.
 #
