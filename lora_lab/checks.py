@@ -168,8 +168,10 @@ def config_for_budget(config, model, budget: int = 1_000_000) -> None:
     scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
     if scaling != 2:
         return _say(False, f"The right layers, but the scaling is {scaling:g}.")
-    room = f"{report.trainable:,} of {budget:,} parameters"
-    _say(report.trainable <= budget < report.trainable * (config.r + 1) / config.r, f"{room}, at rank {config.r}.")
+    over, room = report.trainable > budget, report.trainable * (config.r + 1) / config.r <= budget
+    advice = " That is over the budget." if over else " There is room for a higher rank." if room else ""
+    found = f"{report.trainable:,} of {budget:,} parameters, at rank {config.r}."
+    _say(not over and not room, found + advice)
 
 
 def repaired_configs(configs: list, model) -> None:

@@ -97,8 +97,8 @@ def test_likely_mistakes_in_numbers_are_found(base, capsys):
 @pytest.mark.parametrize("options, words", [
     (dict(r=10, lora_alpha=10), "the scaling is 1"),
     (dict(r=1, lora_alpha=2, rank_pattern={"mlp.*": 10}), "no patterns"),
-    (dict(r=5, lora_alpha=10), "Not yet. 475,200 of 1,000,000"),
-    (dict(r=11, lora_alpha=22), "Not yet. 1,045,440 of 1,000,000"),
+    (dict(r=5, lora_alpha=10), "Not yet. 475,200 of 1,000,000 parameters, at rank 5. There is room"),
+    (dict(r=11, lora_alpha=22), "Not yet. 1,045,440 of 1,000,000 parameters, at rank 11. That is over"),
     (dict(r=10, lora_alpha=20, layers_to_transform=list(range(14, 30))), "and 3 others"),
     (dict(r=10, lora_alpha=20, layers_to_transform=list(range(15, 31))), "there is no layer 30"),
 ])
