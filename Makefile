@@ -20,6 +20,7 @@ lab: setup
 	@$(PY) -m jupyterlab $(ROOT) --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/$(LESSON) $(ARGS)
 
 test: setup
+	@$(PY) tools/get_browser.py
 	@$(PY) -m pytest $(ARGS)
 
 # The stamp is written last, so an interrupted set-up is noticed and started over.

@@ -11,7 +11,11 @@ from .errors import LabError
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
-_HOMES = {"load_base": "models"}
+_HOMES = {
+    "load_base": "models",
+    "quiz": "quizzes", "compare": "quizzes",
+    "progress": "quizzes", "export_progress": "quizzes", "reset_progress": "quizzes",
+}
 __all__ = ["LabError", *_HOMES]
 
 

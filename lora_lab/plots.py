@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from transformers import TrainerCallback
 
-from . import progress
+from . import bars
+from .tables import table as table  # the lessons' plots.table
 
 # Readable on white and on black, colour-blind-safe.
 GREY, BLUE, ORANGE, GREEN, PINK = "#7a7a7a", "#2a86d1", "#d9822b", "#1f9e77", "#c06ba0"
@@ -73,7 +74,7 @@ class LiveLoss(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         self.steps, self.losses = [], []
         self.started = self.drawn = time.monotonic()
-        self.in_notebook = progress.in_notebook()
+        self.in_notebook = bars.in_notebook()
         if self.in_notebook and state.is_world_process_zero:
             self.bar = display(self._progress(state), display_id=True)
             self.plot = display(self.figure(), display_id=True)
@@ -120,7 +121,7 @@ class LiveLoss(TrainerCallback):
         return f"step {done} of {total}, {elapsed:.0f} s{left}{loss}"
 
     def _progress(self, state) -> HTML:
-        return progress.bar("training", state.global_step, state.max_steps, self._line(state))
+        return bars.bar("training", state.global_step, state.max_steps, self._line(state))
 
 
 def _running_mean(values: list[float], decay: float = 0.8) -> list[float]:
@@ -176,13 +177,3 @@ def matrices(named: dict[str, object]) -> Picture:
         axes.set_title(name, color=GREY, fontsize=9)
         axes.set_axis_off()
     return Picture(figure, "Matrices drawn as images: " + "; ".join(named) + ".")
-
-
-def table(rows: list[dict]) -> HTML:
-    """Rows (dicts with the same keys) as a table; cells are escaped."""
-    def line(tag, cells):
-        return "".join(f'<{tag} style="text-align:left">{html.escape(str(cell))}</{tag}>' for cell in cells)
-
-    head = line("th", rows[0])
-    body = "".join(f"<tr>{line('td', row.values())}</tr>" for row in rows)
-    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from . import batches, tasks
-from .progress import Progress
+from .bars import Progress
 
 # Written for this course: ordinary prose, far from smart homes, to see what training forgets.
 GENERAL_TEXT = """\

@@ -35,7 +35,7 @@
 import torch
 from IPython.display import display
 from lora_lab import batches, checks, load_base, plots, scoring, tasks, widgets
-from lora_lab.progress import Progress
+from lora_lab.bars import Progress
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save
 from torch import nn

@@ -1,4 +1,13 @@
 import pytest
+from browser import chromium, jupyterlab, page  # noqa: F401
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_progress_file(tmp_path_factory):
+    """The learner's own progress is not the tests' to change, nor to be changed by."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_LAB_PROGRESS", str(tmp_path_factory.mktemp("progress") / "progress.json"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,90 @@
+"""Keeps the notebook's command keys out of controls, and gives controls the names that ipywidgets leaves out.
+
+In JupyterLab a focused radio button, checkbox, slider or menu does not keep the keys for itself:
+pressing `d` twice there deletes the cell. `guard` mends that where anywidget can load; where it
+cannot (Colab asks for a download first, and does not have the trap), the controls work as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import ipywidgets
+from IPython.display import display
+
+_VIEW = "application/vnd.jupyter.widget-view+json"
+_SCRIPT = """
+function mend(guarded, label, unique) {
+  guarded.setAttribute('role', 'group');
+  guarded.setAttribute('aria-label', label);
+  for (const part of [guarded, ...guarded.querySelectorAll('input, button, select, [role=slider]')])
+    part.setAttribute('data-lm-suppress-shortcuts', 'true');
+  const ask = guarded.querySelector('.lora-lab-ask');
+  if (ask) ask.id = unique;
+  for (const box of guarded.querySelectorAll('.widget-radio-box')) {
+    box.setAttribute('role', 'radiogroup');
+    box.setAttribute('aria-labelledby', unique);
+    box.querySelectorAll('input').forEach(input => { input.name = unique; });  // one group: arrows choose
+  }
+  for (const slider of guarded.querySelectorAll('.widget-slider, .jupyter-widget-slider'))
+    slider.querySelector('[role=slider]')?.setAttribute('aria-label', slider.querySelector('label')?.textContent);
+}
+function enter(event) {
+  if (event.key !== 'Enter' || !event.target.matches('input[type=text]')) return;
+  event.target.blur();  // sends what was written, before the click
+  event.currentTarget.querySelector('button')?.click();
+  event.target.focus();
+}
+function render({ model, el }) {
+  const unique = `lora-lab-${Math.random().toString(36).slice(2)}`;
+  const watch = new MutationObserver(() => start());
+  let waiting, guarded;
+  const start = () => {
+    guarded ??= el.closest('.lora-lab-guard');
+    if (!guarded) { waiting = setTimeout(start, 50); return; }  // not on the page yet
+    guarded.addEventListener('keydown', enter);
+    watch.disconnect();  // what is mended must not be seen as a change
+    mend(guarded, model.get('label'), unique);
+    watch.observe(guarded, { childList: true, subtree: true });
+  };
+  start();
+  return () => { clearTimeout(waiting); watch.disconnect(); guarded?.removeEventListener('keydown', enter); };
+}
+export default { render };
+"""
+
+
+def guard(children: list, label: str) -> ipywidgets.VBox:
+    """The controls in a box that keeps their keys; `label` names the box to a screen reader."""
+    box = ipywidgets.VBox([*children, *_mender(label)])
+    box.add_class("lora-lab-guard")
+    return box
+
+
+def show(box: ipywidgets.Widget) -> None:
+    """Display a widget so that pages which know no widgets show nothing instead of its Python text."""
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    display({_VIEW: view, "text/html": "", "text/plain": ""}, raw=True)
+
+
+def _mender(label: str) -> list:
+    if "google.colab" in sys.modules or (mender := _mender_class()) is None:
+        return []
+    # hidden with display, so that a page which cannot load it shows no error either
+    return [ipywidgets.Box([mender(label=label)], layout=ipywidgets.Layout(display="none"))]
+
+
+@functools.cache
+def _mender_class():
+    try:
+        import anywidget
+        import traitlets
+    except ImportError:
+        return None
+
+    class Mender(anywidget.AnyWidget):
+        _esm = _SCRIPT
+        label = traitlets.Unicode().tag(sync=True)
+
+    return Mender

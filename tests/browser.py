@@ -1,0 +1,136 @@
+"""A real JupyterLab on loopback and a real Chromium, for the tests that need a page."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+from get_browser import find
+
+REPOSITORY = Path(__file__).parents[1]
+
+# The command resolves when the last cell has run; error outputs come back as text.
+RUN_ALL = """async () => {
+    const app = window.jupyterapp; await app.restored;
+    const panel = app.shell.currentWidget; await panel.context.ready; await panel.sessionContext.ready;
+    const tooLong = new Promise((_, reject) => setTimeout(() => reject('cells still run after 120 s'), 120000));
+    await Promise.race([app.commands.execute('notebook:run-all-cells'), tooLong]);
+    return panel.content.widgets.flatMap(cell => cell.model.type !== 'code' ? [] :
+        cell.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)); }"""
+
+
+def settings(folder, theme):
+    for name, value in {
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+        "apputils-extension/themes": {"theme": f"JupyterLab {theme}"},
+        "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page
+    }.items():
+        file = folder / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(value))
+
+
+@pytest.fixture(scope="module", params=["Light", "Dark"])
+def jupyterlab(request, tmp_path_factory):
+    with lab(request.module.NOTEBOOKS, request.param, tmp_path_factory.mktemp("lab")) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def lab(notebooks, theme, folder, without=()):
+    """Serves the lessons and `notebooks` (cells by name), `without` some extensions: address, token, theme, home."""
+    root, home = folder / "root", folder / "home"
+    shutil.copytree(REPOSITORY / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns("adapters", "runs"))
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)"}  # without one a dialog asks for it
+    for name, sources in notebooks.items():
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        nbformat.write(notebook, root / f"{name}.ipynb")
+    settings(home / "settings", theme)
+    page_config = home / "config/labconfig/page_config.json"
+    page_config.parent.mkdir(parents=True)
+    page_config.write_text(json.dumps({"disabledExtensions": {extension: True for extension in without}}))
+    with serve(root, home) as (address, token):
+        yield address, token, theme, home
+
+
+@contextlib.contextmanager
+def serve(root, home):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token, log = secrets.token_hex(16), home / "log"
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+        "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}",
+        "--expose-app-in-browser",
+    ]
+    env = {
+        **os.environ,
+        "JUPYTERLAB_SETTINGS_DIR": f"{home}/settings",
+        "JUPYTERLAB_WORKSPACES_DIR": f"{home}/workspaces",
+        "JUPYTER_CONFIG_DIR": f"{home}/config",
+        "JUPYTER_RUNTIME_DIR": f"{home}/runtime",
+        "IPYTHONDIR": f"{home}/ipython",
+        "LORA_LAB_PROGRESS": f"{home}/progress.json",
+    }
+    with log.open("w") as output:
+        server = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            until = time.monotonic() + 90
+            while True:
+                assert server.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
+                try:
+                    urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=2).read()
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            yield address, token
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    path = find()
+    if path is None:
+        message = "no Chromium found: run `python tools/get_browser.py`, or name one in the variable CHROMIUM"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    context = chromium.new_context(viewport={"width": 1200, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    yield page
+    context.close()
+
+
+def open_notebook(page, jupyterlab, path):
+    address, token, *_ = jupyterlab
+    page.goto(f"{address}/doc/tree/{path}?reset&token={token}")
+    page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext")
+
+
+def cells_and_active(page):
+    notebook = "window.jupyterapp.shell.currentWidget.content"
+    return page.evaluate(f"[{notebook}.widgets.length, {notebook}.activeCellIndex]")
