@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 from dataclasses import dataclass, replace
 
@@ -84,7 +85,7 @@ class Card:
             label=f"Question {question.id}",
         )
         self.box.add_class("lora-lab-quiz")
-        for button, act in ((self.check, self._check), (self.hint, self._hint), (self.show, self._show)):
+        for button, act in ((self.check, lambda: _soon(self._check)), (self.hint, self._hint), (self.show, self._show)):
             button.on_click(lambda _, act=act: act())
         self.restore(self.records)
 
@@ -164,6 +165,14 @@ class Card:
     def _allow_answer(self) -> None:
         """Only after an attempt, and once."""
         self.show.disabled = not self.records.attempts or bool(self.answer.value)
+
+
+def _soon(act) -> None:
+    """Call `act` in a moment: a click can overtake the choice made just before it, on its way to the kernel."""
+    try:
+        asyncio.get_running_loop().call_later(0.15, act)
+    except RuntimeError:  # no kernel, no overtaking
+        act()
 
 
 def _ask(question: Question) -> str:

@@ -43,13 +43,13 @@ function render({ model, el }) {
   const start = () => {
     guarded ??= el.closest('.lora-lab-guard');
     if (!guarded) { waiting = setTimeout(start, 50); return; }  // not on the page yet
-    guarded.addEventListener('keydown', enter);
+    guarded.addEventListener('keydown', enter, true);  // ipywidgets keeps it from coming back up
     watch.disconnect();  // what is mended must not be seen as a change
     mend(guarded, model.get('label'), unique);
     watch.observe(guarded, { childList: true, subtree: true });
   };
   start();
-  return () => { clearTimeout(waiting); watch.disconnect(); guarded?.removeEventListener('keydown', enter); };
+  return () => { clearTimeout(waiting); watch.disconnect(); guarded?.removeEventListener('keydown', enter, true); };
 }
 export default { render };
 """
