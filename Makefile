@@ -49,6 +49,7 @@ bench: setup
 	@$(PY) benchmarks/recipe_vs_sft.py
 	@$(PY) benchmarks/which_modules.py
 	@$(PY) benchmarks/cpu_dtype.py
+	@$(PY) benchmarks/quiz_seconds.py
 
 clean:
 	rm -rf .venv

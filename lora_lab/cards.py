@@ -54,12 +54,9 @@ class Static:
     def _repr_html_(self) -> str:
         name = html.escape(self.question.id)
         choices = "".join(f"<li>{html.escape(line)}</li>" for line in self.question.lines)
-        # a reopened notebook has no widget to show in the output below, and says so; the question is here
-        hide = (".jp-OutputArea-child:has(.lora-lab-static) + .jp-OutputArea-child "
-                ".jp-OutputArea-output.jupyter-widgets:not(:has(*)) {display:none}")
         said = says(self.verdict) if self.verdict else ""
         return (
-            f'{_STYLE}<style>{hide}</style><div class="lora-lab-quiz lora-lab-static" data-question="{name}">'
+            f'{_STYLE}<div class="lora-lab-quiz lora-lab-static" data-question="{name}">'
             f"{_ask(self.question)}<ul>{choices}</ul>{said}"
             '<p class="lora-lab-note">Run this cell to answer.</p></div>'
         )
@@ -154,8 +151,8 @@ class Card:
 
     def _draw_answer(self, announce: bool = False) -> None:
         proof = self.question.proof
-        where = (f'<p>See it in this lesson: section <b>{html.escape(proof.section)}</b>, the cell with '
-                 f"<code>{html.escape(proof.cell)}</code>.</p>")
+        where = (f"<p>See it in {html.escape(proof.lesson or 'this lesson')}: section "
+                 f"<b>{html.escape(proof.section)}</b>, the cell with <code>{html.escape(proof.cell)}</code>.</p>")
         alert = ' role="alert"' if announce else ""
         self.answer.value = (
             f'<div class="lora-lab-says"{alert}><b>Answer.</b> {prose.markdown(self.question.answer)}{where}</div>'

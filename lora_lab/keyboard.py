@@ -11,7 +11,7 @@ import functools
 import sys
 
 import ipywidgets
-from IPython.display import display
+from IPython.display import HTML, display
 
 _VIEW = "application/vnd.jupyter.widget-view+json"
 _SCRIPT = """
@@ -62,8 +62,16 @@ def guard(children: list, label: str) -> ipywidgets.VBox:
     return box
 
 
+# A notebook reopened without its kernel has only an error to show where the widget was.
+_HIDE_LOST = HTML(
+    '<span class="lora-lab-widget"></span><style>.jp-OutputArea-child:has(.lora-lab-widget) + .jp-OutputArea-child '
+    ".jp-OutputArea-output.jupyter-widgets:not(:has(*)) {display: none}</style>"
+)
+
+
 def show(box: ipywidgets.Widget) -> None:
-    """Display a widget so that pages which know no widgets show nothing instead of its Python text."""
+    """Display a widget so that pages which cannot show it show nothing, not an error or its Python text."""
+    display(_HIDE_LOST)
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
     display({_VIEW: view, "text/html": "", "text/plain": ""}, raw=True)
 

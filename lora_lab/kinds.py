@@ -68,6 +68,7 @@ class Proof:
 
     section: str
     cell: str
+    lesson: str = ""  # the notebook, where it is another one
 
 
 @dataclass(frozen=True, kw_only=True)

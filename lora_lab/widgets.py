@@ -15,13 +15,14 @@ from matplotlib.patches import Rectangle
 from peft import LoraConfig
 
 from . import targets
+from .keyboard import guard, show
 from .plots import BLUE, GREY, ORANGE, Picture, table
 
 
 def slide(draw, label: str, low: int, high: int, start: int) -> None:
     """A slider for a whole number over the picture (or table) `draw(number)`; arrow keys move it too."""
     control = ipywidgets.IntSlider(value=start, min=low, max=high, description=label)
-    display(control)
+    show(guard([control], label))
     shown = display(draw(start), display_id=True)
     control.observe(lambda change: shown.update(draw(change["new"])), "value")
 
@@ -36,7 +37,7 @@ def explore(model, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -
     boxes = [ipywidgets.Checkbox(name in ticked, description=name, indent=False) for name in names]
     rank = ipywidgets.IntSlider(value=r, min=1, max=64, description="rank")
     layout = ipywidgets.Layout(grid_template_columns="repeat(4, 10em)")
-    display(ipywidgets.VBox([ipywidgets.GridBox(boxes, layout=layout), rank]))
+    show(guard([ipywidgets.GridBox(boxes, layout=layout), rank], "target modules and rank"))
 
     def outputs():
         chosen = [box.description for box in boxes if box.value]

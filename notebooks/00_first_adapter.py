@@ -35,7 +35,7 @@
 from pathlib import Path
 
 import torch
-from lora_lab import LabError, batches, checks, load_base, plots, scoring, tasks
+from lora_lab import LabError, batches, checks, compare, load_base, plots, progress, quiz, scoring, tasks
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -66,12 +66,15 @@ examples = tasks.commands("train", n=14, seed=SEED)
 plots.table([{"command": c.text, "right answer": c.answer} for c in examples])
 
 # %% [markdown]
-# **Predict.** You give the model 200 such commands and no training. How many percent of its answers will be exactly
-# right? Replace `None` by your guess. Then run the next cell: it shows the model three commands.
+# **Predict, then run.** Commit to a guess before you know; the lesson comes back to it. (Shift+Enter runs a cell.)
 
 # %%
-my_guess_before = None  # percent
+quiz("first/untrained")
 
+# %% [markdown]
+# Show the model three commands.
+
+# %%
 few = tasks.commands("test combinations", n=3, seed=SEED)
 plots.table([{"command": c.text, "it says": a} for c, a in
              zip(few, scoring.answer(base, tokenizer, [c.text for c in few]))])
@@ -118,7 +121,7 @@ for kind, commands in test.items():
     answers = scoring.answer(base, tokenizer, [c.text for c in commands], progress=kind)
     before[kind] = scoring.score(commands, answers)
     print(f"before training, {kind}: {before[kind]}")
-print("you guessed:", my_guess_before)
+compare("first/untrained", before["combinations"].exact)
 
 # %%
 perplexity_before = scoring.perplexity(base, tokenizer)
@@ -270,7 +273,11 @@ print(scoring.answer(model, tokenizer, [my_command])[0])
 # %% [markdown]
 # ## What did it cost? Forgetting
 #
-# **Predict.** Ask the trained model the three questions from the beginning. What does it say?
+# **Predict.** Ask the trained model the three questions from the beginning. What does it say? And how well does it
+# still predict prose?
+
+# %%
+quiz("first/forgetting")
 
 # %%
 answers_adapted = [scoring.chat(model, tokenizer, question) for question in QUESTIONS]
@@ -285,6 +292,7 @@ plots.table([
 perplexity_after = scoring.perplexity(model, tokenizer)
 print(f"perplexity on ordinary prose: {perplexity_before:.1f} before, {perplexity_after:.1f} with the adapter")
 print("adapter off gives the base's answers again:", answers_disabled == answers_of_base)
+compare("first/forgetting", perplexity_after / perplexity_before)
 
 # %% [markdown]
 # Compare the two measurements. Perplexity says how well the model still predicts prose; the answers say how it behaves
@@ -310,17 +318,59 @@ same = sum(a == b for a, b in zip(again, answers_after["phrasings"]))
 print(f"{same} of {len(again)} answers are identical to those of the model you trained")
 
 # %% [markdown]
-# ## Common gotcha: ask it the way you trained it
+# ## Turn it up: double alpha after training
 #
-# **Predict.** Every training example began with `> `. Leave those two characters out when you ask. What happens to the
-# score?
+# Your adapter is a file with A and B, and a config that says alpha is 16. What if somebody turns alpha up to 32, now
+# that training is over? First on the model in memory, then by way of the file. (One base can carry several adapters;
+# the edited one is called `doubled` here.)
+
+# %%
+layer = fresh.base_model.model.model.layers[0].self_attn.q_proj
+fresh.peft_config["default"].lora_alpha = 32
+print("scaling in use after the edit:", layer.scaling["default"])
+fresh.save_pretrained("adapters/doubled", selected_adapters=["default"], save_embedding_layers=False)
+fresh.peft_config["default"].lora_alpha = 16  # as it was trained
+fresh.load_adapter(checks.adapter_folder("adapters/doubled"), adapter_name="doubled")
+print("scaling after saving and loading:", layer.scaling["doubled"])
+
+# %% [markdown]
+# On the live model the edit does nothing: each layer worked out its scaling when it was built. But it is saved, and
+# whoever loads the file gets layers that add twice as much.
+
+# %%
+quiz("first/doubled")
 
 # %%
 sample = test["combinations"][:100]
+fresh.set_adapter("doubled")
+answers = scoring.answer(fresh, tokenizer, [c.text for c in sample], progress="alpha doubled")
+perplexity_doubled = scoring.perplexity(fresh, tokenizer)
+fresh.set_adapter("default")
+print("with alpha as trained", scoring.score(sample, answers_after["combinations"][:100]))
+print("with alpha doubled   ", scoring.score(sample, answers))
+print(f"perplexity on prose: {perplexity_after:,.0f} as trained, {perplexity_doubled:,.0f} with alpha doubled")
+compare("first/doubled", scoring.score(sample, answers).exact)
+
+# %% [markdown]
+# No error, no warning, and the same A and B. **Look** at both measurements before you say what doubling did: the score
+# asks for one narrow job that training pushed hard, perplexity for everything else the model could do. Lesson 4 turns
+# this dial slowly and finds out what an adapter bears.
+#
+# ## Common gotcha: ask it the way you trained it
+#
+# Every training example began with `> `. Leave those two characters out when you ask.
+
+# %%
+quiz("first/no_mark")
+
+# %%
 print("with '> '        ", scoring.score(sample, answers_after["combinations"][:100]))
+unmarked = {}
 for name, mark in {"without": "", "with a space only": " "}.items():
     answers = scoring.generate(fresh, tokenizer, [f"{mark}{c.text}\n" for c in sample], progress=name)
-    print(f"{name:17}", scoring.score(sample, answers))
+    unmarked[name] = scoring.score(sample, answers)
+    print(f"{name:17}", unmarked[name])
+compare("first/no_mark", unmarked["without"].exact)
 
 # %% [markdown]
 # The skill is tied to the form of the prompt. Why would a single space matter? Look how the first word of a command
@@ -385,50 +435,69 @@ for attempt in (
 #
 # ## Check your understanding
 #
-# Answer before you open.
-#
-# 1. Before training, the difference of the logits was exactly zero, although A is random. Why?
-#    <details><summary>Answer</summary>The addition is (alpha/r)·B·A·x, and B starts at zero. Whatever A is, the
-#    product is zero. The check in the Code section shows it.</details>
-# 2. You double `lora_alpha` in the config before training. What doubles?
-#    <details><summary>Answer</summary>The scaling alpha/r, so the same A and B add twice as much. That is not the same
-#    as twice the learning rate: Lesson 4 measures the difference.</details>
-# 3. The loss covers only the action. What would change if it covered the command too?
-#    <details><summary>Answer</summary>The adapter would also be trained to write commands, which nobody asked for, and
-#    the model would have to compute scores at every position.</details>
-# 4. A model still predicts prose well enough. How can its answers to questions be broken all the same?
-#    <details><summary>Answer</summary>Perplexity is an average over the tokens of prose. What a model says when asked
-#    hangs on a few tokens at the start of its answer, and those are what training pushed hardest. One average cannot
-#    show that; ask the questions that matter to you.</details>
-# 5. Your colleague loads your adapter onto another model of the same shape. It loads without an error. Is it fine?
-#    <details><summary>Answer</summary>No. A and B were trained as corrections to one set of weights. On other weights
-#    they correct nothing in particular.</details>
-# 6. A score of 97 % on 200 commands, and one of 95 % from another recipe. Which recipe is better?
-#    <details><summary>Answer</summary>Not from these two figures: the intervals overlap by far. Comparing the two
-#    command by command, more commands, or more seeds would tell more.</details>
-#
+# Each question is about something you measured above. A wrong answer gets a reply, hints come one at a time, and the
+# full answer after an attempt. What you solved is kept on your machine.
+
+# %%
+quiz("first/zero_start")
+
+# %%
+quiz("first/alpha_before")
+
+# %%
+quiz("first/rank_alone")
+
+# %%
+quiz("first/answer_only")
+
+# %%
+quiz("first/skipped_scores")
+
+# %%
+quiz("first/two_scores")
+
+# %%
+quiz("first/two_measures")
+
+# %%
+quiz("first/ship")
+
+# %%
+quiz("first/other_base")
+
+# %%
+quiz("first/space_or_mark")
+
+# %%
+quiz("first/which_error")
+
+# %%
+quiz("alpha/doubling")
+
+# %%
+progress()
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Change a number.** Make an adapter whose file is under 3 MB and that still adapts every linear layer. The check
 # builds it without weights, so it takes a second.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 my_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-checks.small_adapter(my_config, fresh_base.config, megabytes=3)
+quiz("first/small_adapter", my_config, fresh_base.config, 3)
 
 # %% [markdown]
 # **2. Find the weak spot.** Complete the function: the share of exact answers for each device, for instance
 # `{"light": 0.9, "door": 1.0}`. The check runs it on data of its own; then use it on your model.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 def exact_by_device(commands, answers):
     shares = {}
     # for command, answer in zip(commands, answers): the device is the second key of json.loads(command.answer)
     return shares
 
-checks.exact_by_device(exact_by_device)
+quiz("first/exact_by_device", exact_by_device)
 
 # %% [markdown]
 # **3. The one worth doing.** Write ten commands in your own words with their right answers as `tasks.Command(text,

@@ -34,7 +34,7 @@
 # %%
 import torch
 from IPython.display import display
-from lora_lab import batches, checks, load_base, plots, scoring, tasks, widgets
+from lora_lab import batches, compare, load_base, plots, progress, quiz, scoring, tasks, widgets
 from lora_lab.bars import Progress
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save
@@ -59,8 +59,11 @@ base, tokenizer = load_base(precision="float32")  # small differences matter in 
 # Here is a real weight of the model, the query projection of layer 5 with its 576 × 576 numbers: one corner of it as an
 # image, beside the same corner of the best approximation and of what that misses. Error and counts are of the whole.
 #
-# **Predict.** From which rank on will the approximation be off by less than 10 %? Then move the slider (or give it
-# focus and use the arrow keys), and watch the count in the title: when does the thin form cost more than the matrix?
+# **Predict, then run.** Then move the slider (or give it focus and use the arrow keys), and watch the count in the
+# title: when does the thin form cost more than the matrix?
+
+# %%
+quiz("math/thin_weight")
 
 # %%
 W = base.model.layers[5].self_attn.q_proj.weight.detach().float().cpu()
@@ -77,6 +80,9 @@ def look(r):
 missing = ((S**2).sum() - (S**2).cumsum(0)).clamp(min=0).sqrt() / W.norm()
 print("error under 10 % from rank", int((missing > 0.1).sum()) + 1, "on; the thin form costs as much at", 576 // 2)
 widgets.slide(look, "rank", 1, 400, start=8)
+
+# %%
+compare("math/thin_weight", int((missing > 0.1).sum()) + 1)
 
 # %% [markdown]
 # A weight of a trained model is *not* of low rank: to get the error under 10 % you need a rank at which the thin form
@@ -118,8 +124,9 @@ full_losses = fit(full, learning_rate=1e-4, callbacks=[plots.LiveLoss()])
 #
 # Now the question: how much of each $\Delta W$ do its strongest directions hold? "Hold" is measured by energy, the sum
 # of squared entries. Beside it: the weight itself, and a random matrix of the same size, which has no structure at all.
-#
-# **Predict.** Of the 576 directions of the update, how many hold half of its energy?
+
+# %%
+quiz("math/half_energy")
 
 # %%
 def energy(matrix):
@@ -139,6 +146,9 @@ for name in ("model.layers.5.self_attn.q_proj", "model.layers.5.mlp.up_proj"):
     curves = {kind: (range(1, len(shares) + 1), shares) for kind, shares in kept.items()}
     display(plots.lines(curves, "rank (directions kept)", "share of energy", mark=8, xscale="log"))
 
+# %%
+compare("math/half_energy", sum(share < 0.5 for share in energy(update["model.layers.5.self_attn.q_proj"])) + 1)
+
 # %% [markdown]
 # **Look** at the left ends. The update's curve climbs far ahead of the other two: training wrote most of its change
 # into few directions, in an attention weight as in an MLP weight. The weights themselves look much more like the
@@ -146,8 +156,9 @@ for name in ("model.layers.5.self_attn.q_proj", "model.layers.5.mlp.up_proj"):
 #
 # Does the tail matter? Energy cannot say. The task can: keep only the $r$ strongest directions of every update, put the
 # model together again, and give it the test commands.
-#
-# **Predict.** Rank 1 in every layer: will it answer no commands, some, or most?
+
+# %%
+quiz("math/rank_one")
 
 # %%
 test = tasks.commands("test combinations", 50, SEED) + tasks.commands("test phrasings", 50, SEED)
@@ -171,6 +182,9 @@ for name in names:
 truncated["all"] = scoring.quick_score(full, tokenizer, test)
 plots.table([{"rank kept of each update": r, "exact match": f"{score.exact:.0%}", "held-out loss": f"{score.loss:.3f}"}
              for r, score in truncated.items()])
+
+# %%
+compare("math/rank_one", truncated[1].exact)
 
 # %% [markdown]
 # A handful of directions in each layer carry most of the skill, although they hold only part of the energy. That is
@@ -243,7 +257,7 @@ def off(a, b):
 print(len(list(pairs())), "matrices by hand,", len(list(pairs())), "by PEFT")
 
 # %%
-def compare():
+def show_differences():
     batch, logits = collate(train_rows[:BATCH]).to(base.device), []
     for model in (by_hand, by_peft):
         model.train().zero_grad()
@@ -254,7 +268,7 @@ def compare():
     print("logits   ", off(*logits))
     print("gradients", max(off(a.grad, b.grad) for a, b in pairs()))
 
-compare()
+show_differences()
 
 # %% [markdown]
 # Nothing differs, or only in the last digits that a float32 can hold. Now train both on the same batches, and compare
@@ -271,7 +285,7 @@ peft_losses = fit(by_peft, 2e-3, callbacks=[plots.LiveLoss()])
 steps = range(1, STEPS + 1)
 apart = max(abs(a - b) / b for a, b in zip(hand_losses, peft_losses))
 print(f"largest relative difference of the {STEPS} losses: {apart:.1e}")
-compare()
+show_differences()
 plots.lines({"by hand": (steps, hand_losses), "PEFT": (steps, peft_losses), "full fine-tuning": (steps, full_losses)},
             "step", "training loss", yscale="log")
 
@@ -542,31 +556,58 @@ for mistake in (swapped, all_frozen, nothing_frozen):
 #
 # ## Check your understanding
 #
-# Answer before you open.
-#
-# 1. The weight needs a high rank, the useful part of the update a low one. Why is that no contradiction?
-#    <details><summary>Answer</summary>The weight holds everything the model knows; the update holds what one task
-#    adds. LoRA approximates only the second and keeps the first whole. The curves in the energy plots show
-#    both.</details>
-# 2. The top 8 directions hold only part of the update's energy, yet they keep most of the score. How?
-#    <details><summary>Answer</summary>Energy counts every change alike, and the task does not need every change. Much
-#    of the tail does nothing for the answers. The table of truncated updates shows it.</details>
-# 3. After the very first optimizer step, has A moved?
-#    <details><summary>Answer</summary>No. Its gradient at step 0 is exactly zero, because B is. B moves
-#    first.</details>
-# 4. You double r and keep alpha. What happens to the parameter count, and what to the scaling?
-#    <details><summary>Answer</summary>The count doubles, since it is r(d_in + d_out). The scaling alpha/r
-#    halves.</details>
-# 5. A colleague halves the rank because training goes out of memory. What do you say?
-#    <details><summary>Answer</summary>Look at the last two lines of the cost table: activations hardly depend on the
-#    rank. A smaller batch, shorter sequences or checkpointing will help; the rank frees a few megabytes.</details>
-# 6. A layer maps 4096 to 11008. What does rank 16 cost there?
-#    <details><summary>Answer</summary>16 × (4096 + 11008) = 241,664 parameters, against 45,088,768 in the
-#    weight.</details>
-# 7. Someone reports 1,000,001 trainable parameters for r = 8 on one kind of layer. What do you know?
-#    <details><summary>Answer</summary>That the count is wrong or something else trains too: LoRA's count is a
-#    multiple of 8, and 1,000,001 is not.</details>
-#
+# Each question is about something you measured above. A wrong answer gets a reply, hints come one at a time, and the
+# full answer after an attempt. What you solved is kept on your machine.
+
+# %%
+quiz("math/break_even")
+
+# %%
+quiz("math/energy_order")
+
+# %%
+quiz("math/why_no_contradiction")
+
+# %%
+quiz("math/energy_and_score")
+
+# %%
+quiz("math/double_rank")
+
+# %%
+quiz("math/first_step")
+
+# %%
+quiz("math/noise_start")
+
+# %%
+quiz("math/mlp_layer_cost")
+
+# %%
+quiz("math/ruled_out")
+
+# %%
+quiz("math/adapter_file")
+
+# %%
+quiz("math/cost_columns")
+
+# %%
+quiz("math/out_of_memory")
+
+# %%
+quiz("math/missing_scaling")
+
+# %%
+quiz("math/same_update")
+
+# %%
+quiz("math/silent_mistake")
+
+# %%
+progress()
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. The layer, from memory.** Complete `forward`. This time A and B are bare parameters: A is (r × d_in), B is
@@ -583,7 +624,7 @@ class MyLoRALinear(nn.Module):
     def forward(self, x):
         return self.base(x)  # add what is missing
 
-checks.lora_forward(MyLoRALinear)
+quiz("math/lora_forward", MyLoRALinear)
 
 # %% [markdown]
 # **2. Count before you build.** A model has 24 layers, hidden size 2048, MLP size 8192, 16 query heads and 4 key-value
@@ -591,9 +632,8 @@ checks.lora_forward(MyLoRALinear)
 # train? Write the arithmetic, not only the result. The check asks PEFT.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 my_count = 0
-checks.count_for_new_model(my_count)
+quiz("math/count_for_new_model", my_count)
 
 # %% [markdown]
 # **3. The smallest rank that will do.** Complete the function: the smallest rank whose best approximation of `W` has a
@@ -605,7 +645,7 @@ def smallest_rank(W, bound):
     singular_values = torch.linalg.svdvals(W)
     return len(singular_values)  # too many: how many do you need?
 
-checks.smallest_rank(smallest_rank)
+quiz("math/smallest_rank", smallest_rank)
 
 # %% [markdown]
 # **4. The one worth doing: merge by hand.** Return one weight that does what the base and its adapter do together, so
@@ -616,7 +656,7 @@ checks.smallest_rank(smallest_rank)
 def merged(W, A, B, alpha, r):
     return W
 
-checks.merged_weight(merged)
+quiz("math/merged_weight", merged)
 
 # %% [markdown]
 # ## Recap

@@ -34,7 +34,7 @@ import copy
 import warnings
 
 import torch
-from lora_lab import LabError, batches, checks, load_base, plots, scoring, targets, tasks, widgets
+from lora_lab import LabError, batches, compare, load_base, plots, progress, quiz, scoring, targets, tasks, widgets
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments, set_seed
 
@@ -311,8 +311,10 @@ half.print_trainable_parameters()
 # Nothing: no error, no warning, only a count that you would have to know by heart. The adapter on the value
 # projections is missing.
 #
-# **Predict.** Train both on the task. Which loss falls: that of the right config, that of the wrong one, both? And
-# how far apart are the scores?
+# Train both on the task. Which loss falls: that of the right config, that of the wrong one, both? And the scores?
+
+# %%
+quiz("targets/wrong_name")
 
 # %%
 test = tasks.commands("test combinations", 40, SEED) + tasks.commands("test phrasings", 40, SEED)
@@ -341,6 +343,9 @@ for kind, names in {"q_proj, v_proj": ["q_proj", "v_proj"], "q_proj, value": ["q
 for kind, score in scores.items():
     print(f"{kind:16}", score)
 plots.lines({kind: (range(1, 21), curve) for kind, curve in losses.items()}, "step", "training loss", yscale="log")
+
+# %%
+compare("targets/wrong_name", scores["q_proj, value"].exact / scores["q_proj, v_proj"].exact)
 
 # %% [markdown]
 # **Look** at the curves: both fall. Whoever watches the loss sees a training that works. What the one wrong name cost
@@ -407,8 +412,12 @@ plots.table([{"choice": kind, "rank": options["r"],
              for kind, options in CHOICES.items()])
 
 # %% [markdown]
-# **Predict.** Order the four by their score after a short training.
-#
+# **Predict.** Order the four by their score after a short training. And how far apart will best and worst be?
+
+# %%
+quiz("targets/choices_apart")
+
+# %% [markdown]
 # Each choice trains for a few steps only, so that you do not wait long; that measures how *fast* each learns. Two
 # seeds, in two cells: the second tells you how much to trust the first.
 
@@ -432,6 +441,10 @@ race(seed=1)
 plots.table([{"choice": kind} | {f"exact match, seed {seed}": f"{score.exact:.0%}" for seed, score in runs.items()}
              | {f"loss, seed {seed}": f"{score.loss:.3f}" for seed, score in runs.items()}
              for kind, runs in results.items()])
+
+# %%
+means = [sum(score.exact for score in runs.values()) / len(runs) for runs in results.values()]
+compare("targets/choices_apart", 100 * (max(means) - min(means)))
 
 # %% [markdown]
 # **Look** first at how far the two seeds of *one* choice are apart, and only then at the differences between choices. A
@@ -474,59 +487,89 @@ for options in (dict(target_modules=["self_attn"]), dict(target_modules="q_proj"
 #
 # ## Check your understanding
 #
-# Answer before you open.
-#
-# 1. When does a wrong name in target_modules raise an error, and when not?
-#    <details><summary>Answer</summary>It raises only if nothing at all matches. If any entry matches, the others are
-#    passed over in silence.</details>
-# 2. `target_modules="v_proj"` fails and `target_modules=["v_proj"]` works. Why?
-#    <details><summary>Answer</summary>A string is a regular expression that must fit the whole name of a layer; a
-#    list's entries need only match the end.</details>
-# 3. You set `rank_pattern={"v_proj": 64}` with r=8, lora_alpha=16. What is the scaling on v_proj?
-#    <details><summary>Answer</summary>16/64 = 0.25, where the other layers have 2. Give it its own alpha.</details>
-# 4. The loss falls nicely. What does that say about your target_modules?
-#    <details><summary>Answer</summary>Only that something trains. Both curves fell in the experiment.</details>
-# 5. Why is it wrong to compare "q and v at rank 8" with "all linear at rank 8"?
-#    <details><summary>Answer</summary>The second has several times as many parameters. You would not know whether the
-#    place or the number made the difference; hence equal budgets.</details>
-# 6. You add ten new tokens to the vocabulary. modules_to_save or trainable_token_indices?
-#    <details><summary>Answer</summary>trainable_token_indices: ten rows instead of a full copy of the embedding, and
-#    the tied head stays tied. The counts are above.</details>
-# 7. Your config excludes "gate", and gate_proj trains all the same. Why?
-#    <details><summary>Answer</summary>Names are compared by whole parts between dots: "gate" is not "gate_proj". PEFT
-#    does not complain as long as another entry excludes something.</details>
-#
+# Each question is about something you measured above. A wrong answer gets a reply, hints come one at a time, and the
+# full answer after an attempt. What you solved is kept on your machine.
+
+# %%
+quiz("targets/silent_miss")
+
+# %%
+quiz("targets/string_or_list")
+
+# %%
+quiz("targets/forms")
+
+# %%
+quiz("targets/named_config")
+
+# %%
+quiz("targets/pattern_scaling")
+
+# %%
+quiz("targets/starts")
+
+# %%
+quiz("targets/qwen_bias")
+
+# %%
+quiz("targets/by_count")
+
+# %%
+quiz("targets/row_cost")
+
+# %%
+quiz("targets/new_tokens")
+
+# %%
+quiz("targets/accepted")
+
+# %%
+quiz("targets/falling_loss")
+
+# %%
+quiz("targets/equal_rank")
+
+# %%
+quiz("targets/equal_budget")
+
+# %%
+quiz("targets/two_seeds")
+
+# %%
+quiz("targets/excluded_gate")
+
+# %%
+progress()
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. A config for a budget.** At most one million trainable parameters, on the three MLP layers, in the upper half
 # of the model only (layers 15 to 29), rank as high as that allows, scaling 2.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 my_config = LoraConfig(r=8, lora_alpha=8, target_modules=["up_proj"])
-checks.config_for_budget(my_config, base)
+quiz("targets/config_for_budget", my_config, base)
 
 # %% [markdown]
 # **2. Repair three configs.** Each was written for another model or in a hurry; the comment says what was meant.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 my_repairs = [
     LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "out_proj"]),  # the whole attention, every layer
     LoraConfig(target_modules=["q_proj", "v_proj"], layers_to_transform=[1, 30]),  # q and v, first and last layer
     LoraConfig(target_modules=r".*\.(gate|up|down)", modules_to_save=["norm"]),  # the MLP, and the final norm in full
 ]
-checks.repaired_configs(my_repairs, base)
+quiz("targets/repaired_configs", my_repairs, base)
 
 # %% [markdown]
 # **3. Predict the count.** Before running: how many parameters does this config train? Write the arithmetic.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 surprise = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 16},
                       layers_to_transform=list(range(10)))
 my_prediction = 0
-checks.predicted_count(my_prediction, surprise, base)
+quiz("targets/predicted_count", my_prediction, surprise, base)
 
 # %% [markdown]
 # **4. The one worth doing.** Take a model you use at work, or the configuration of one

@@ -49,9 +49,10 @@ def test_loss_curve_draws_itself(page, jupyterlab, tmp_path):
 def test_slider_moves_by_keyboard_alone(page, jupyterlab):
     open_notebook(page, jupyterlab, "slider.ipynb")
     assert page.evaluate(RUN_ALL) == []
-    handle, picture = page.get_by_role("slider"), page.locator(".jp-OutputArea-output img")
+    handle, picture = page.get_by_role("slider", name="rank"), page.locator(".jp-OutputArea-output img")
     handle.focus()
     before = cells_and_active(page)
+    page.keyboard.type("ddx")  # command keys of the notebook, which delete cells
     for key, alt in (("ArrowRight", "rank 3"), ("ArrowUp", "rank 4"), ("ArrowLeft", "rank 3"), ("End", "rank 6"),
                      ("Home", "rank 1")):
         page.keyboard.press(key)
@@ -69,6 +70,9 @@ def test_explorer_answers_to_ticks_and_rank(page, jupyterlab, tmp_path):
     words.get_by_text("['q_proj', 'v_proj']").wait_for()
     assert "q_proj adapted, k_proj frozen" in picture.get_attribute("alt")
     page.get_by_label("k_proj").focus()
+    before = cells_and_active(page)
+    page.keyboard.type("ddx")
+    assert cells_and_active(page) == before
     page.keyboard.press("Space")
     words.get_by_text("LoraConfig(r=8, target_modules=['q_proj', 'k_proj', 'v_proj'])").wait_for()
     assert "k_proj adapted" in picture.get_attribute("alt")

@@ -1,4 +1,4 @@
-"""Every exercise: its cell says "Not yet." as the learner finds it, and "Solved." with the solution in its place."""
+"""Every exercise: its cell is judged unsolved as the learner finds it, and solved with the solution in its place."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import jupytext
 import pytest
 import torch
-from lora_lab import checks, targets, tasks
+from lora_lab import bank, exercises, targets, tasks
 from peft import LoraConfig
 from torch import nn
 
@@ -45,64 +45,92 @@ squares = singular_values**2
 }
 
 
-def exercises():
+def exercise_cells():
     for twin in sorted(FOLDER.glob("*.py")):
         for cell in jupytext.read(twin).cells:
-            call = re.search(r"^checks\.(\w+)\(", cell.source, re.MULTILINE)
+            call = re.search(r'^quiz\("\w+/(\w+)", ', cell.source, re.MULTILINE)
             if cell.cell_type == "code" and call:
                 yield pytest.param(cell.source, call[1], id=f"{twin.stem[:2]}-{call[1]}")
 
 
-def run(source, base, capsys):
-    names = {"checks": checks, "targets": targets, "tasks": tasks, "torch": torch, "nn": nn, "LoraConfig": LoraConfig,
+def run(source, base):
+    verdicts = []
+    names = {"quiz": lambda question_id, *answer: verdicts.append(bank.find(question_id).grade(answer)),
+             "targets": targets, "tasks": tasks, "torch": torch, "nn": nn, "LoraConfig": LoraConfig,
              "base": base, "fresh_base": base}
     exec(source, names)
-    return capsys.readouterr().out
+    return verdicts[0]
 
 
-@pytest.mark.parametrize("source, check", list(exercises()))
-def test_exercise_fails_before_and_passes_after_its_solution(source, check, base, capsys):
+@pytest.mark.parametrize("source, check", list(exercise_cells()))
+def test_exercise_fails_before_and_passes_after_its_solution(source, check, base):
     model = base[0]
-    assert run(source, model, capsys).startswith("Not yet.")
+    assert run(source, model).solved is False
     solved = source
     for old, new in SOLUTIONS[check]:
         assert old in solved
         solved = solved.replace(old, new)
     for _ in range(5):  # the checks draw their inputs at random
-        assert run(solved, model, capsys).startswith("Solved.")
+        assert run(solved, model).solved is True
+
+
+def test_every_code_question_has_its_exercise():
+    asked = {question.check for lesson in bank.lessons() for question in lesson.questions if hasattr(question, "check")}
+    assert asked == {cell.values[1] for cell in exercise_cells()} == SOLUTIONS.keys()
 
 
 @pytest.mark.parametrize("check, wrong", [
     ("lora_forward", "return self.base(x) + self.dropout(x) @ self.A.T @ self.B.T"),  # the card's formula
     ("lora_forward", "return self.scaling * x @ self.A.T @ self.B.T + self.base(x)"),  # no dropout
     ("lora_forward", "return None"),
+    ("lora_forward", "return self.bass(x)"),
 ])
-def test_likely_mistakes_in_the_layer_are_found(check, wrong, base, capsys):
-    source = next(p.values[0] for p in exercises() if p.values[1] == check)
+def test_likely_mistakes_in_the_layer_are_found(check, wrong, base):
+    source = next(p.values[0] for p in exercise_cells() if p.values[1] == check)
     for _ in range(5):
-        assert run(source.replace("return self.base(x)", wrong), base[0], capsys).startswith("Not yet.")
+        assert run(source.replace("return self.base(x)", wrong), base[0]).solved is False
 
 
-def test_likely_mistakes_in_numbers_are_found(base, capsys):
-    checks.count_for_new_model(16 * (2 * (2048 + 2048) + 2 * (2048 + 512) + 3 * (2048 + 8192)))
-    assert "24 times more" in capsys.readouterr().out
-    checks.merged_weight(lambda W, A, B, alpha, r: W + B @ A)
-    assert capsys.readouterr().out.startswith("Not yet.")
-    checks.merged_weight(lambda W, A, B, alpha, r: W.add_(alpha / r * B @ A))
-    assert "changed W itself" in capsys.readouterr().out
-    checks.smallest_rank(lambda W, bound: 1)
-    assert capsys.readouterr().out.startswith("Not yet.")
+def test_an_error_in_the_learners_code_is_a_verdict(base):
+    verdict = bank.find("math/merged_weight").grade((lambda W, A, B, alpha, r: W @ "<b>",))
+    assert verdict.solved is False and verdict.plain and "Your code raised TypeError" in verdict.text
+
+
+def test_likely_mistakes_in_numbers_are_found(base):
+    count = exercises.count_for_new_model(16 * (2 * (2048 + 2048) + 2 * (2048 + 512) + 3 * (2048 + 8192)))
+    assert "24 times more" in count.text
+    assert exercises.merged_weight(lambda W, A, B, alpha, r: W + B @ A).solved is False
+    assert "changed W itself" in exercises.merged_weight(lambda W, A, B, alpha, r: W.add_(alpha / r * B @ A)).text
+    assert exercises.smallest_rank(lambda W, bound: 1).solved is False
 
 
 @pytest.mark.parametrize("options, words", [
     (dict(r=10, lora_alpha=10), "the scaling is 1"),
     (dict(r=1, lora_alpha=2, rank_pattern={"mlp.*": 10}), "no patterns"),
-    (dict(r=5, lora_alpha=10), "Not yet. 475,200 of 1,000,000 parameters, at rank 5. There is room"),
-    (dict(r=11, lora_alpha=22), "Not yet. 1,045,440 of 1,000,000 parameters, at rank 11. That is over"),
+    (dict(r=5, lora_alpha=10), "475,200 of 1,000,000 parameters, at rank 5. There is room"),
+    (dict(r=11, lora_alpha=22), "1,045,440 of 1,000,000 parameters, at rank 11. That is over"),
     (dict(r=10, lora_alpha=20, layers_to_transform=list(range(14, 30))), "and 3 others"),
     (dict(r=10, lora_alpha=20, layers_to_transform=list(range(15, 31))), "there is no layer 30"),
 ])
-def test_near_misses_of_the_budget_are_told_apart(options, words, base, capsys):
+def test_near_misses_of_the_budget_are_told_apart(options, words, base):
     given = dict(target_modules=["gate_proj", "up_proj", "down_proj"], layers_to_transform=list(range(15, 30)))
-    checks.config_for_budget(LoraConfig(**given | options), base[0])
-    assert words in capsys.readouterr().out
+    verdict = exercises.config_for_budget(LoraConfig(**given | options), base[0])
+    assert words in verdict.text and verdict.solved is False
+
+
+def test_small_adapter_is_not_had_by_leaving_layers_out(base):
+    def verdict(**options):
+        return exercises.small_adapter(LoraConfig(task_type="CAUSAL_LM", **options), base[0].config, 3)
+
+    assert verdict(r=2, target_modules="all-linear").solved
+    assert "9.77 MB" in verdict(r=8, target_modules="all-linear").text
+    assert not verdict(r=8, target_modules=["q_proj"]).solved
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda c, a: {}, "is missing"), (lambda c, a: None, "Expected a dict"),
+    (lambda c, a: dict.fromkeys(["light", "door", "blinds"], "all"), "should be"),
+])
+def test_wrong_shares_by_device_are_named(answer, words):
+    verdict = exercises.exact_by_device(answer)
+    assert not verdict.solved and words in verdict.text

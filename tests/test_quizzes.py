@@ -1,0 +1,174 @@
+"""The quiz without a browser: what it shows, records and unlocks. Also run with ipywidgets 7.7.1."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from lora_lab import LabError, bank, compare, export_progress, progress, quiz, quizzes, record, reset_progress
+from lora_lab.cards import Card, Static
+
+EVERY = Path(__file__).parent / "questions"
+ANSWERS = {  # wrong, right
+    "choice": (2, 1), "multiple": ([0, 1], [0, 2]), "number": ("2,048", "4096"), "match": ([0, 1], [2, 1]),
+    "order": ([0, 1, 2], [1, 0, 2]),
+}
+
+
+@pytest.fixture(autouse=True)
+def every_kind(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_LAB_PROGRESS", str(tmp_path / "progress.json"))
+    monkeypatch.setattr(bank, "FOLDER", EVERY)
+    monkeypatch.setattr(quizzes, "in_notebook", lambda: True)
+    bank.lessons.cache_clear()
+    yield
+    bank.lessons.cache_clear()
+    record.notices.clear()
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    outputs = []
+    monkeypatch.setattr(quizzes, "display", outputs.append)
+    monkeypatch.setattr(quizzes, "show", outputs.append)
+    return outputs
+
+
+def card(kind, *answer):
+    return Card(bank.find(f"every/{kind}"), answer)
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_wrong_then_right(kind):
+    wrong, right = ANSWERS[kind]
+    question = card(kind)
+    question.check.click()
+    assert "first." in question.feedback.value and question.show.disabled, "nothing chosen is no attempt"
+    question.control.set(wrong)
+    question.check.click()
+    assert "Not yet" in question.feedback.value and 'role="alert"' in question.feedback.value
+    assert not question.show.disabled and question.answer.value == ""
+    question.control.set(right)
+    question.check.click()
+    assert "Right" in question.feedback.value and "Answer." in question.answer.value
+    kept = record.read()[f"every/{kind}"]
+    assert (kept.attempts, kept.solved, kept.shown) == (2, True, False)
+    again = card(kind)
+    assert again.control.get() == right and "Solved, 2 attempts" in again.feedback.value
+    assert 'role="alert"' not in again.feedback.value, "what is restored is not announced"
+
+
+def test_hints_come_one_at_a_time_and_stay():
+    question = card("choice")
+    assert question.hint.description == "Hint 1 of 2"
+    question.hint.click()
+    assert "Look &lt;i&gt;up" in question.hints.value and "second" not in question.hints.value
+    question.hint.click()
+    assert question.hints.value.count('role="alert"') == 1, "only the new hint is announced"
+    assert question.hint.disabled and card("choice").hints.value.count("<b>Hint") == 2
+
+
+def test_an_answer_that_was_looked_up_is_told_apart():
+    question = card("choice")
+    question.control.set(2)
+    question.check.click()
+    question.show.click()
+    assert "See it in this lesson" in question.answer.value
+    question.control.set(1)
+    question.check.click()
+    kept = record.read()["every/choice"]
+    assert kept.solved and kept.shown
+
+
+def test_markup_is_escaped_everywhere():
+    question = card("choice")
+    question.control.set(1)
+    question.check.click()
+    page = "".join(part.value for part in (question.box.children[0], question.feedback, question.answer))
+    assert "<script>" not in page and "&lt;script&gt;" in page and "<u>" not in page and "&lt;u&gt;" in page
+    assert r"\(\frac{\alpha}{r} &lt; 2\)" in page
+    static = Static(bank.find("every/choice"))._repr_html_()
+    assert "<img" not in static and "&lt;img" in static
+
+
+def test_prediction_before_and_after_the_experiment(shown):
+    compare("every/predict", 70)
+    assert "no prediction was committed" in shown[0].data and "70 %" in shown[0].data
+    assert record.read() == {}, "a run without a prediction leaves no trace"
+    quiz("every/predict")
+    question = shown[-1]
+    live = quizzes._cards["every/predict"]
+    live.control.set(0)
+    live.check.click()
+    assert live.check.disabled and all(widget.disabled for widget in live.control.widgets), "a prediction is final"
+    compare("every/predict", 70)
+    assert "under 50 %" in shown[-1].data and "70 %" in shown[-1].data and "Too low." in shown[-1].data
+    assert "Too low." in live.feedback.value, "the card of the prediction shows the outcome too"
+    assert record.read()["every/predict"].solved
+    assert question is live.box
+    assert "Too low." in card("predict").feedback.value
+    with pytest.raises(LabError, match="no prediction"):
+        compare("every/choice", 1)
+
+
+def test_an_exercise_is_checked_when_its_cell_runs(shown, monkeypatch):
+    monkeypatch.setattr(quizzes, "_tried", set())
+
+    def wrong(W, A, B, alpha, r):
+        return W + B @ A
+
+    quiz("every/code", wrong)
+    assert "scaling alpha/r is missing" in shown[0]._repr_html_()
+    assert record.read()["every/code"].attempts == 0, "the first run shows the exercise as it stands"
+    quiz("every/code", wrong)
+    assert record.read()["every/code"].attempts == 1
+    quiz("every/code", lambda W, A, B, alpha, r: W + alpha / r * B @ A)
+    assert record.read()["every/code"].solved
+    with pytest.raises(LabError, match="hands in the learner's answer"):
+        quiz("every/code")
+    with pytest.raises(LabError, match="takes the question's id alone"):
+        quiz("every/choice", 1)
+
+
+def test_static_text_has_the_question_and_not_the_answer():
+    for question in bank.lessons()[0].questions:
+        page, text = Static(question)._repr_html_(), repr(Static(question))
+        assert all(line in text for line in question.lines)
+        assert question.answer.strip() not in page + text and "Option(" not in page + text
+
+
+def test_progress_by_lesson(shown, tmp_path):
+    question = card("choice")
+    question.control.set(1)
+    question.check.click()
+    table = re.sub(r"<[^>]+>", " ", progress().data)
+    assert "T · Every kind" in table and "1 of 7" in table and "multiple, number, match" in table
+    kept = json.loads(Path(export_progress(tmp_path / "out.json")).read_text())
+    assert kept["questions"]["every/choice"]["solved"] is True
+    with pytest.raises(LabError, match="no lesson 'evry'"):
+        reset_progress("evry")
+    assert "What was there before is in" in reset_progress("every")
+    assert "0 of 7" in progress().data and "nothing to forget" in reset_progress()
+
+
+HOSTILE = [
+    {"answer": 99}, {"answer": "<img src=x onerror=alert(1)>"}, {"answer": [7, 8, 9]}, {"answer": -1},
+    {"hints": 999_999}, {"attempts": 999_999, "solved": True}, {"measured": 1e308, "answer": 0},
+]
+
+
+@pytest.mark.parametrize("fields", HOSTILE, ids=str)
+@pytest.mark.parametrize("kind", [*ANSWERS, "predict", "code"])
+def test_a_hostile_record_breaks_no_question(kind, fields, shown):
+    record.file().write_text(json.dumps({"questions": {f"every/{kind}": fields}}))
+    quiz(f"every/{kind}", *([lambda *_: None] if kind == "code" else []))
+    live = quizzes._cards[f"every/{kind}"]
+    live.check.click()
+    parts = (live.feedback, live.hints, live.answer)
+    assert "<img" not in "".join(part.value for part in parts)
+    assert "<img" not in progress().data
+
+
+def test_damage_is_told_on_the_page():
+    record.file().write_text("{")
+    assert "damaged" in card("choice").feedback.value
