@@ -11,7 +11,8 @@ import ipywidgets
 from . import prose, record
 from .controls import control
 from .keyboard import guard
-from .kinds import Code, Predict, Question, Verdict
+from .kinds import Code, Predict, Question, Verdict, escape
+from .tables import table
 
 # Jupyter's own colours, so that a question reads on a light and on a dark page; system colours elsewhere.
 _STYLE = """<style>
@@ -26,6 +27,11 @@ _STYLE = """<style>
 .lora-lab-quiz .widget-radio-box label {flex-direction: row-reverse; justify-content: flex-end}
 .lora-lab-quiz .widget-radio-box label span, .lora-lab-quiz .widget-checkbox label span {white-space: normal}
 .lora-lab-quiz .widget-checkbox {height: auto; width: auto}
+.lora-lab-quiz .widget-dropdown {display: grid; grid-template-columns: minmax(10em, 1fr) minmax(10em, 1fr);
+  height: auto; align-items: center}
+.lora-lab-quiz .widget-dropdown .widget-label {white-space: normal; height: auto; line-height: 1.4; padding-right: 10px;
+  text-align: left}
+.lora-lab-quiz .widget-dropdown select {appearance: auto; background-image: none !important; min-width: 0; min-height: 28px}
 .lora-lab-quiz .widget-radio-box input, .lora-lab-quiz .widget-checkbox input {height: auto !important;
   flex: none !important; margin: 0 !important; align-self: baseline !important}
 .lora-lab-quiz input:focus-visible, .lora-lab-quiz button:focus-visible, .lora-lab-quiz select:focus-visible
@@ -178,13 +184,13 @@ def _ask(question: Question) -> str:
             f'<div class="lora-lab-ask">{prose.markdown(question.ask)}</div>')
 
 
-def says(verdict: Verdict, announce: bool = False, attempt: int = 0) -> str:
+def says(verdict: Verdict, announce: bool = False, attempt: int = 0, word: str = "") -> str:
     """A verdict as HTML; `announce` makes screen readers read it out when it appears."""
-    kind, word = {True: ("right", "✓ Right."), False: ("wrong", "✗ Not yet."), None: ("", "")}[verdict.solved]
+    kind, usual = {True: ("right", "✓ Right."), False: ("wrong", "✗ Not yet."), None: ("", "")}[verdict.solved]
     count = f" (attempt {attempt})" if verdict.solved is not None and attempt else ""
     text = prose.plain(verdict.text) if verdict.plain else prose.markdown(verdict.text)
     alert = ' role="alert"' if announce else ""
-    return f'<div class="lora-lab-says {kind}"{alert}><b>{word}</b>{count}{text}</div>'
+    return f'<div class="lora-lab-says {kind}"{alert}><b>{word or usual}</b>{count}{text}</div>'
 
 
 def _times(attempts: int) -> str:
@@ -192,17 +198,20 @@ def _times(attempts: int) -> str:
 
 
 def _committed(question: Predict, answer: int) -> str:
-    return f"Committed: **{question.band[answer].text}**. Now run the experiment."
+    return f"Committed: **{escape(question.band[answer].text)}**. Now run the experiment."
 
 
 def outcome(question: Predict, kept: record.Record) -> str:
-    """A committed prediction, with what was measured if it was."""
+    """A prediction and what was measured, side by side, as far as there are any."""
     if kept.measured is None:
         return says(Verdict(None, _committed(question, kept.answer)))
-    band, measured = question.band[kept.answer], question.format.format(kept.measured)
+    predicted = "nothing: no prediction was committed" if kept.answer is None else question.band[kept.answer].text
+    both = table([{"you predicted": predicted, "measured": question.format.format(kept.measured)}]).data
+    if kept.answer is None:
+        return both
     if question.came_true(kept.answer, kept.measured):
-        return says(Verdict(True, f"You predicted **{band.text}**; measured: **{measured}**."))
-    return says(Verdict(False, f"You predicted **{band.text}**; measured: **{measured}**. {band.says}"))
+        return both + says(Verdict(True, ""), word="✓ As you predicted.")
+    return both + says(Verdict(False, question.band[kept.answer].says), word="Otherwise than you predicted.")
 
 
 def read(question: Question) -> record.Record:

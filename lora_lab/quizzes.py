@@ -6,6 +6,7 @@ Built from ipywidgets' core controls alone, in what versions 7.7.1 and 8 share. 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from IPython.display import HTML, display
@@ -52,14 +53,10 @@ def compare(question_id: str, measured: float) -> None:
     question = bank.find(question_id)
     if not isinstance(question, Predict):
         raise LabError(f"{question_id!r} is no prediction. Use quiz({question_id!r}).")
-    kept = read(question)
-    if kept.answer is None:
-        chosen, says = "nothing: no prediction was committed", ""
-    else:
-        kept = keep(question, solved=True, measured=float(measured))
-        chosen, says = question.band[kept.answer].text, outcome(question, kept)
-    row = {"you predicted": chosen, "measured": question.format.format(measured)}
-    display(HTML(table([row]).data + says + prose.markdown(question.answer)))
+    kept = replace(read(question), measured=float(measured))
+    if kept.answer is not None:
+        kept = keep(question, solved=True, measured=kept.measured)
+    display(HTML(outcome(question, kept) + prose.markdown(question.answer)))
     if question_id in _cards:
         _cards[question_id].restore(kept)
 
