@@ -67,7 +67,7 @@ def read(file: Path) -> Lesson:
 
 def _build(kind: type, table: dict, where: str, mistakes: list[str]):
     """`table` as an instance of the dataclass `kind`, or None with what is wrong added to `mistakes`."""
-    types, values, before = typing.get_type_hints(kind), {}, len(mistakes)
+    types, values, before = _types(kind), {}, len(mistakes)
     for name in table.keys() - types.keys():
         mistakes.append(f"{where}unknown field {name!r}")
     for field in fields(kind):
@@ -76,6 +76,11 @@ def _build(kind: type, table: dict, where: str, mistakes: list[str]):
         elif field.default is MISSING:
             mistakes.append(f"{where}{field.name!r} is missing")
     return kind(**values) if len(mistakes) == before else None
+
+
+@functools.cache
+def _types(kind: type) -> dict:
+    return typing.get_type_hints(kind)
 
 
 def _value(wanted, value, where: str, mistakes: list[str]):

@@ -31,7 +31,8 @@ _STYLE = """<style>
   height: auto; align-items: center}
 .lora-lab-quiz .widget-dropdown .widget-label {white-space: normal; height: auto; line-height: 1.4; padding-right: 10px;
   text-align: left}
-.lora-lab-quiz .widget-dropdown select {appearance: auto; background-image: none !important; min-width: 0; min-height: 28px}
+.lora-lab-quiz .widget-dropdown select {appearance: auto; background-image: none !important; min-width: 0;
+  min-height: 28px}
 .lora-lab-quiz .widget-radio-box input, .lora-lab-quiz .widget-checkbox input {height: auto !important;
   flex: none !important; margin: 0 !important; align-self: baseline !important}
 .lora-lab-quiz input:focus-visible, .lora-lab-quiz button:focus-visible, .lora-lab-quiz select:focus-visible
@@ -103,10 +104,10 @@ class Card:
                 self._lock()
                 notes.append(outcome(self.question, kept))
         elif kept.solved:
-            notes.append(says(Verdict(True, f"Solved, {_times(kept.attempts)}.")))
+            notes.append(says(Verdict(True, _times(kept.attempts)), word="✓ Solved."))
             self._draw_answer()
         elif kept.attempts:
-            notes.append(says(Verdict(None, f"Not solved yet, {_times(kept.attempts)}.")))
+            notes.append(says(Verdict(None, _times(kept.attempts)), word="Not solved yet."))
         self.feedback.value = "".join(notes)
         self._allow_answer()
 
@@ -194,7 +195,7 @@ def says(verdict: Verdict, announce: bool = False, attempt: int = 0, word: str =
 
 
 def _times(attempts: int) -> str:
-    return f"{attempts} attempt{'s' * (attempts != 1)} so far"
+    return f"{attempts} attempt{'s' * (attempts != 1)} so far."
 
 
 def _committed(question: Predict, answer: int) -> str:

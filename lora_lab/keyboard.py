@@ -7,11 +7,16 @@ cannot (Colab asks for a download first, and does not have the trap), the contro
 
 from __future__ import annotations
 
-import functools
 import sys
 
 import ipywidgets
+import traitlets
 from IPython.display import HTML, display
+
+try:
+    import anywidget
+except ImportError:
+    anywidget = None
 
 _VIEW = "application/vnd.jupyter.widget-view+json"
 _SCRIPT = """
@@ -62,6 +67,12 @@ def guard(children: list, label: str) -> ipywidgets.VBox:
     return box
 
 
+if anywidget:
+    class Mender(anywidget.AnyWidget):
+        _esm = _SCRIPT
+        label = traitlets.Unicode().tag(sync=True)
+
+
 # A notebook reopened without its kernel has only an error to show where the widget was.
 _HIDE_LOST = HTML(
     '<span class="lora-lab-widget"></span><style>.jp-OutputArea-child:has(.lora-lab-widget) + .jp-OutputArea-child '
@@ -77,22 +88,7 @@ def show(box: ipywidgets.Widget) -> None:
 
 
 def _mender(label: str) -> list:
-    if "google.colab" in sys.modules or (mender := _mender_class()) is None:
+    if anywidget is None or "google.colab" in sys.modules:
         return []
     # hidden with display, so that a page which cannot load it shows no error either
-    return [ipywidgets.Box([mender(label=label)], layout=ipywidgets.Layout(display="none"))]
-
-
-@functools.cache
-def _mender_class():
-    try:
-        import anywidget
-        import traitlets
-    except ImportError:
-        return None
-
-    class Mender(anywidget.AnyWidget):
-        _esm = _SCRIPT
-        label = traitlets.Unicode().tag(sync=True)
-
-    return Mender
+    return [ipywidgets.Box([Mender(label=label)], layout=ipywidgets.Layout(display="none"))]
