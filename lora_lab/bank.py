@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import tomllib
 import typing
@@ -32,10 +33,10 @@ def lessons() -> tuple[Lesson, ...]:
 def find(question_id: str) -> Question:
     """Raises LabError with the ids there are."""
     every = {question.id: question for lesson in lessons() for question in lesson.questions}
-    if question_id not in every:
-        name = str(question_id).partition("/")[0]
-        near = [known for known in every if known.startswith(f"{name}/")] or every
-        raise LabError(f"There is no question {question_id!r}. There are: {', '.join(near)}.")
+    if not isinstance(question_id, str) or question_id not in every:
+        near = difflib.get_close_matches(str(question_id), every, n=3, cutoff=0.5)
+        meant = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(every)}."
+        raise LabError(f"There is no question {question_id!r}. {meant}")
     return every[question_id]
 
 

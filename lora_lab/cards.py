@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import sys
 from dataclasses import dataclass, replace
 
 import ipywidgets
@@ -37,7 +38,8 @@ _STYLE = """<style>
   flex: none !important; margin: 0 !important; align-self: baseline !important}
 .lora-lab-quiz input:focus-visible, .lora-lab-quiz button:focus-visible, .lora-lab-quiz select:focus-visible
   {outline: 2px solid var(--jp-brand-color1, Highlight) !important; outline-offset: 2px}
-.lora-lab-quiz button {height: auto; min-height: 28px; width: auto}
+.lora-lab-quiz button {height: auto; min-height: 28px; width: auto; flex: none}
+.lora-lab-quiz .widget-hbox {flex-wrap: wrap}
 .lora-lab-says {border-left: 4px solid #7a7a7a; padding: 2px 10px; margin: 4px 0}
 .lora-lab-says.right {border-color: #1f9e77} .lora-lab-says.wrong {border-color: #d9822b}
 .lora-lab-note {opacity: 0.85; font-size: 0.92em}
@@ -45,6 +47,7 @@ _STYLE = """<style>
 
 _NAMES = {"Choice": "choose one", "Multiple": "tick all that apply", "Number": "a number", "Match": "match",
           "Order": "put in order", "Predict": "predict, then run", "Code": "exercise"}
+
 
 @dataclass
 class Static:
@@ -56,53 +59,57 @@ class Static:
     def __repr__(self) -> str:
         lines = [f"Question {self.question.id}: {self.question.ask.strip()}"]
         lines += [f"- {choice}" for choice in self.question.lines]
-        return "\n".join([*lines, self.verdict.text] if self.verdict else lines)
+        if self.verdict:
+            lines.append(f"{'Right.' if self.verdict.solved else 'Not yet.'} {self.verdict.text}")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         name = html.escape(self.question.id)
         choices = "".join(f"<li>{html.escape(line)}</li>" for line in self.question.lines)
         said = says(self.verdict) if self.verdict else ""
+        answer = "Run this cell to answer."
+        if isinstance(self.question, Code):
+            answer = "Change the code above and run the cell: it is checked each time."
         return (
             f'{_STYLE}<div class="lora-lab-quiz lora-lab-static" data-question="{name}">'
             f"{_ask(self.question)}<ul>{choices}</ul>{said}"
-            '<p class="lora-lab-note">Run this cell to answer.</p></div>'
+            f'<p class="lora-lab-note">{answer}</p></div>'
         )
 
 
 class Card:
     """A question on the page, with its control, buttons and feedback."""
 
-    def __init__(self, question: Question, answer: tuple = ()):
-        self.question, self.given, self.control = question, answer, control(question)
-        self.records = read(question)
-        check = {Predict: "Commit prediction", Code: "Check again"}.get(type(question), "Check answer")
+    def __init__(self, question: Question):
+        self.question, self.control, self.records = question, control(question), read(question)
+        commit = "Commit prediction" if isinstance(question, Predict) else "Check answer"
         self.check, self.hint, self.show = (
             ipywidgets.Button(description=text, layout=ipywidgets.Layout(width="auto"))
-            for text in (check, "Hint", "Show answer")
+            for text in (commit, "Hint", "Show answer")
         )
-        hidden = f'<style>.lora-lab-static[data-question="{html.escape(question.id)}"]{{display:none}}</style>'
         self.hints, self.feedback, self.answer = (ipywidgets.HTMLMath() for _ in range(3))
-        buttons = [self.check, self.hint] + ([] if isinstance(question, Predict) else [self.show])
+        answers = not isinstance(question, Code)  # an exercise is answered in its cell
+        buttons = [self.check] * answers + [self.hint] + [self.show] * (not isinstance(question, Predict))
         self.box = guard(
-            [ipywidgets.HTMLMath(_STYLE + hidden + _ask(question)), *self.control.widgets, ipywidgets.HBox(buttons),
-             self.hints, self.feedback, self.answer],
-            label=f"Question {question.id}",
+            [ipywidgets.HTMLMath(_STYLE + _hidden() + _ask(question)), *self.control.widgets,
+             ipywidgets.HBox(buttons), self.hints, self.feedback, self.answer],
+            label=f"Question {question.id}", checked=self._check_held if answers else None,
         )
         self.box.add_class("lora-lab-quiz")
         for button, act in ((self.check, lambda: _soon(self._check)), (self.hint, self._hint), (self.show, self._show)):
             button.on_click(lambda _, act=act: act())
         self.restore(self.records)
 
-    def restore(self, kept: record.Record) -> None:
-        """The state that was saved, without announcing it."""
+    def restore(self, kept: record.Record, announce: bool = False) -> None:
+        """Show the state that was saved."""
         self.records = kept
         self.control.set(kept.answer)
         self._draw_hints(announce=False)
-        notes = list(notices())
+        notes = [take_notices()]
         if isinstance(self.question, Predict):
             if kept.answer is not None:
                 self._lock()
-                notes.append(outcome(self.question, kept))
+                notes.append(outcome(self.question, kept, announce))
         elif kept.solved:
             notes.append(says(Verdict(True, _times(kept.attempts)), word="✓ Solved."))
             self._draw_answer()
@@ -113,27 +120,27 @@ class Card:
 
     def judge(self, verdict: Verdict, announce: bool = False) -> None:
         """Show a verdict that is already recorded."""
-        self.feedback.value = "".join(notices()) + says(verdict, announce, self.records.attempts)
+        later = self.records.solved and not verdict.solved  # a try that does not count
+        attempt = 0 if later else self.records.attempts
+        self.feedback.value = take_notices() + says(verdict, announce, attempt)
         if verdict.solved:
             self._draw_answer()
         self._allow_answer()
 
+    def _check_held(self, held: list) -> None:
+        self.control.set_held(held)
+        self._check()
+
     def _check(self) -> None:
-        if isinstance(self.question, Code):
-            return self._judged(self.question.grade(self.given))
         answer = self.control.get()
         if answer is None:
             self.judge(Verdict(None, self.control.wanted), announce=True)
         elif isinstance(self.question, Predict):
-            self.records = keep(self.question, Verdict(False, ""), answer=answer)
-            self._lock()
-            self.feedback.value = says(Verdict(None, _committed(self.question, answer)), announce=True)
+            self.restore(keep(self.question, answer=answer), announce=True)  # an earlier one, elsewhere, stays
         else:
-            self._judged(self.question.grade(answer), answer=answer)
-
-    def _judged(self, verdict: Verdict, **fields) -> None:
-        self.records = keep(self.question, verdict, **fields)
-        self.judge(verdict, announce=True)
+            verdict = self.question.grade(answer)
+            self.records = keep(self.question, verdict, answer=answer)
+            self.judge(verdict, announce=True)
 
     def _hint(self) -> None:
         self.records = keep(self.question, hints=self.records.hints + 1)
@@ -151,6 +158,8 @@ class Card:
         """All hints that were asked for; only the newest is announced."""
         hints, shown = self.question.hints, min(self.records.hints, len(self.question.hints))
         parts = [f"<b>Hint {n} of {len(hints)}.</b> {prose.markdown(hint)}" for n, hint in enumerate(hints[:shown], 1)]
+        if parts and not isinstance(self.question, Code):
+            parts[0] += f"<p>It is about section <b>{html.escape(self.question.proof.section)}</b>.</p>"
         alert = ['role="alert"' if announce and n == shown else "" for n in range(1, shown + 1)]
         self.hints.value = "".join(f'<div class="lora-lab-says" {a}>{part}</div>' for a, part in zip(alert, parts))
         self.hint.description = f"Hint {shown + 1} of {len(hints)}" if shown < len(hints) else "No more hints"
@@ -172,11 +181,20 @@ class Card:
 
 
 def _soon(act) -> None:
-    """Call `act` in a moment: a click can overtake the choice made just before it, on its way to the kernel."""
+    """Call `act` in a moment: a click can overtake the choice made just before it, on its way to the kernel.
+
+    Only for pages where `guard` cannot send the choice along with the click.
+    """
     try:
         asyncio.get_running_loop().call_later(0.15, act)
     except RuntimeError:  # no kernel, no overtaking
         act()
+
+
+def _hidden() -> str:
+    """Hides the static text beside a live card: on Colab a cell's outputs are a page of their own."""
+    beside = "" if "google.colab" in sys.modules else ".jp-OutputArea:has(.lora-lab-guard) "
+    return f"<style>{beside}.lora-lab-static {{display: none}}</style>"
 
 
 def _ask(question: Question) -> str:
@@ -202,15 +220,15 @@ def _committed(question: Predict, answer: int) -> str:
     return f"Committed: **{escape(question.band[answer].text)}**. Now run the experiment."
 
 
-def outcome(question: Predict, kept: record.Record) -> str:
+def outcome(question: Predict, kept: record.Record, announce: bool = False) -> str:
     """A prediction and what was measured, side by side, as far as there are any."""
     if kept.measured is None:
-        return says(Verdict(None, _committed(question, kept.answer)))
+        return says(Verdict(None, _committed(question, kept.answer)), announce)
     predicted = "nothing: no prediction was committed" if kept.answer is None else question.band[kept.answer].text
     both = table([{"you predicted": predicted, "measured": question.format.format(kept.measured)}]).data
     if kept.answer is None:
         return both
-    if question.came_true(kept.answer, kept.measured):
+    if question.right(kept.measured) == kept.answer:
         return both + says(Verdict(True, ""), word="✓ As you predicted.")
     return both + says(Verdict(False, question.band[kept.answer].says), word="Otherwise than you predicted.")
 
@@ -222,9 +240,13 @@ def read(question: Question) -> record.Record:
 
 
 def keep(question: Question, verdict: Verdict | None = None, **fields) -> record.Record:
-    """Record the given fields, and a verdict as an attempt where it decides anything."""
+    """Record the given fields, and a verdict as an attempt where it decides anything.
+
+    What solved a question stays, and so does a prediction.
+    """
     def update(kept: record.Record) -> record.Record:
-        kept = replace(kept, **fields)
+        final = kept.solved or (isinstance(question, Predict) and question.holds(kept.answer))
+        kept = replace(kept, **{name: value for name, value in fields.items() if name != "answer" or not final})
         if verdict is None or verdict.solved is None or kept.solved:
             return kept
         return replace(kept, attempts=kept.attempts + 1, solved=verdict.solved)
@@ -232,7 +254,8 @@ def keep(question: Question, verdict: Verdict | None = None, **fields) -> record
     return record.change(question.id, update)
 
 
-def notices():
+def take_notices() -> str:
     """What the progress file had to report since the last time, as HTML."""
-    while record.notices:
-        yield says(Verdict(None, record.notices.pop(0), plain=True))
+    taken = [says(Verdict(None, notice, plain=True)) for notice in record.notices]
+    record.notices.clear()
+    return "".join(taken)

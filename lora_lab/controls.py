@@ -28,6 +28,9 @@ class Control:
     def set(self, answer) -> None:
         """Show a saved answer."""
 
+    def set_held(self, held: list) -> None:
+        """What the page's controls hold: ticked or not, the place of a menu's line, or the text."""
+
     def lock(self) -> None:
         for widget in self.widgets:
             widget.disabled = True
@@ -48,6 +51,9 @@ class Radios(Control):
     def set(self, answer: int | None) -> None:
         self.radio.index = answer
 
+    def set_held(self, held: list[bool]) -> None:
+        self.set(held.index(True) if True in held else None)
+
 
 class Ticks(Control):
     wanted = "Tick at least one first."
@@ -65,6 +71,9 @@ class Ticks(Control):
     def set(self, answer: list[int] | None) -> None:
         for place, box in enumerate(self.widgets):
             box.value = place in (answer or [])
+
+    def set_held(self, held: list[bool]) -> None:
+        self.set([place for place, ticked in enumerate(held) if ticked])
 
 
 class Writing(Control):
@@ -84,6 +93,9 @@ class Writing(Control):
     def set(self, answer: str | None) -> None:
         self.box.value = answer or ""
 
+    def set_held(self, held: list[str]) -> None:
+        self.set(held[0])
+
 
 class Menus(Control):
     wanted = "Choose something for each of them first."
@@ -102,6 +114,9 @@ class Menus(Control):
     def set(self, answer: list[int] | None) -> None:
         for menu, place in zip(self.menus, answer or [-1] * len(self.menus), strict=True):
             menu.value = place
+
+    def set_held(self, held: list[int]) -> None:
+        self.set([place - 1 for place in held])  # the first line asks to choose
 
 
 def _label(text: str) -> str:

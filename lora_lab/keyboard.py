@@ -35,34 +35,48 @@ function mend(guarded, label, unique) {
   for (const slider of guarded.querySelectorAll('.widget-slider, .jupyter-widget-slider'))
     slider.querySelector('[role=slider]')?.setAttribute('aria-label', slider.querySelector('label')?.textContent);
 }
-function enter(event) {
-  if (event.key !== 'Enter' || !event.target.matches('input[type=text]')) return;
-  event.target.blur();  // sends what was written, before the click
-  event.currentTarget.querySelector('button')?.click();
-  event.target.focus();
+function held(guarded) {
+  return [...guarded.querySelectorAll('input, select')].map(part =>
+    part.matches('[type=radio], [type=checkbox]') ? part.checked : part.matches('select') ? part.selectedIndex
+      : part.value);
 }
 function render({ model, el }) {
   const unique = `lora-lab-${Math.random().toString(36).slice(2)}`;
+  // what is chosen goes with the click: a message of its own could arrive after it
+  const check = event => { event.stopPropagation(); model.send({ held: held(guarded) }); };
+  const click = event => {
+    const button = guarded.querySelector('button');
+    if (model.get('sends') && !button.disabled && button.contains(event.target)) check(event);
+  };
+  const enter = event => {
+    if (model.get('sends') && event.key === 'Enter' && event.target.matches('input[type=text]')) check(event);
+  };
   const watch = new MutationObserver(() => start());
   let waiting, guarded;
   const start = () => {
     guarded ??= el.closest('.lora-lab-guard');
     if (!guarded) { waiting = setTimeout(start, 50); return; }  // not on the page yet
-    guarded.addEventListener('keydown', enter, true);  // ipywidgets keeps it from coming back up
+    guarded.addEventListener('click', click, true);
+    guarded.addEventListener('keydown', enter, true);
     watch.disconnect();  // what is mended must not be seen as a change
     mend(guarded, model.get('label'), unique);
     watch.observe(guarded, { childList: true, subtree: true });
   };
   start();
-  return () => { clearTimeout(waiting); watch.disconnect(); guarded?.removeEventListener('keydown', enter, true); };
+  return () => { clearTimeout(waiting); watch.disconnect(); guarded?.removeEventListener('click', click, true);
+    guarded?.removeEventListener('keydown', enter, true); };
 }
 export default { render };
 """
 
 
-def guard(children: list, label: str) -> ipywidgets.VBox:
-    """The controls in a box that keeps their keys; `label` names the box to a screen reader."""
-    box = ipywidgets.VBox([*children, *_mender(label)])
+def guard(children: list, label: str, checked=None) -> ipywidgets.VBox:
+    """The controls in a box that keeps their keys; `label` names the box to a screen reader.
+
+    Where the page can, `checked(held)` is called instead of the first button, with what each control
+    holds at that moment: whether it is ticked, the place of the chosen line, or the text.
+    """
+    box = ipywidgets.VBox([*children, *_mender(label, checked)])
     box.add_class("lora-lab-guard")
     return box
 
@@ -71,6 +85,7 @@ if anywidget:
     class Mender(anywidget.AnyWidget):
         _esm = _SCRIPT
         label = traitlets.Unicode().tag(sync=True)
+        sends = traitlets.Bool().tag(sync=True)
 
 
 # A notebook reopened without its kernel has only an error to show where the widget was.
@@ -87,8 +102,10 @@ def show(box: ipywidgets.Widget) -> None:
     display({_VIEW: view, "text/html": "", "text/plain": ""}, raw=True)
 
 
-def _mender(label: str) -> list:
+def _mender(label: str, checked) -> list:
     if anywidget is None or "google.colab" in sys.modules:
         return []
+    mender = Mender(label=label, sends=checked is not None)
+    mender.on_msg(lambda _, content, __: checked(content["held"]))
     # hidden with display, so that a page which cannot load it shows no error either
-    return [ipywidgets.Box([Mender(label=label)], layout=ipywidgets.Layout(display="none"))]
+    return [ipywidgets.Box([mender], layout=ipywidgets.Layout(display="none"))]

@@ -7,11 +7,16 @@ controls show no markup.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NewType
+
+from .errors import LabError
 
 Plain = NewType("Plain", str)
 
@@ -129,7 +134,7 @@ class Multiple(Question):
     def grade(self, ticked: Sequence[int]) -> Verdict:
         wrong = [self.option[i] for i in ticked if not self.option[i].right]
         if wrong:
-            return Verdict(False, "\n".join(f"- *{escape(option.text)}* {option.says}" for option in wrong))
+            return Verdict(False, _listed((option.text, option.says) for option in wrong))
         if len(ticked) < sum(option.right for option in self.option):
             return Verdict(False, f"What you ticked is right, but it is not all. {self.missing}")
         return Verdict(True, "All of them, and no other.")
@@ -148,15 +153,19 @@ class Number(Question):
     otherwise: str  # to those whose number is none of the known ones
     tolerance: float = 0.0  # relative
 
+    @property
+    def lines(self) -> list[str]:
+        return [f"Answer: a number ({self.unit})"]
+
     def holds(self, answer) -> bool:
         return isinstance(answer, str)
 
     def grade(self, written: str) -> Verdict:
-        found = number(written)
+        found = number(written.strip().removesuffix(self.unit))
         if found is None:
-            return Verdict(None, "Write one number, such as 4096 or 0.25; `4,096` works too.")
+            return Verdict(None, "Write one number, such as 4096, 4,096 or 0.25 (with a point for decimals).")
         if self._is(found, self.value):
-            return Verdict(True, f"{self.value:,} {self.unit}.")
+            return Verdict(True, f"{self.value:,}, yes.")
         says = [near.says for near in self.near if self._is(found, near.value)]
         return Verdict(False, says[0] if says else self.otherwise)
 
@@ -179,18 +188,22 @@ class Match(Question):
 
     @property
     def choices(self) -> list[str]:
-        return sorted({pair.choice for pair in self.pair} | set(self.extra))
+        def by_number(text: str) -> list:
+            parts = filter(None, re.split(r"(\d+)", text))
+            return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+
+        return sorted({pair.choice for pair in self.pair} | set(self.extra), key=by_number)
 
     @property
     def lines(self) -> list[str]:
-        return [f"{item}: {' / '.join(self.choices)}?" for item in self.items]
+        return [*self.items, f"To choose from: {'; '.join(self.choices)}"]
 
     def holds(self, answer) -> bool:
         return _are_places(answer, self.choices) and len(answer) == len(self.items)
 
     def grade(self, chosen: Sequence[int]) -> Verdict:
         wrong = [pair for pair, i in zip(self.pair, chosen, strict=True) if self.choices[i] != pair.choice]
-        return Verdict(not wrong, "\n".join(f"- *{escape(pair.item)}* {pair.says}" for pair in wrong) or "All match.")
+        return Verdict(not wrong, _listed((pair.item, pair.says) for pair in wrong) or "All match.")
 
     def faults(self) -> list[str]:
         few = [] if len(self.choices) > 1 else ["there is only one choice for all items"]
@@ -221,7 +234,7 @@ class Order(Question):
             return Verdict(None, "Two of them have the same place. Give each its own.")
         given = [text for _, text in sorted(zip(chosen, self.items, strict=True))]
         wrong = [item for item, text in zip(self.item, given) if item.text != text]
-        return Verdict(not wrong, f"*{escape(wrong[0].text)}* {wrong[0].says}" if wrong else "In the right order.")
+        return Verdict(not wrong, _listed((item.text, item.says) for item in wrong[:1]) or "In the right order.")
 
     def faults(self) -> list[str]:
         texts = [item.text for item in self.item]
@@ -243,12 +256,11 @@ class Predict(Question):
     def holds(self, answer) -> bool:
         return _is_place(answer, self.band)
 
-    def came_true(self, chosen: int, measured: float) -> bool:
-        return self.right(measured) == chosen
-
     def right(self, measured: float) -> int:
-        """Index of the band that holds `measured`."""
-        return next(i for i, band in enumerate(self.band) if measured < band.below)
+        """Index of the band that holds `measured`, rounded as it is shown."""
+        text = self.format.format(measured)
+        shown = float(re.search(r"-?[\d.]+(e[+-]?\d+)?", text)[0]) / (100 if "%}" in self.format else 1)
+        return next(i for i, band in enumerate(self.band) if shown < band.below or band is self.band[-1])
 
     def faults(self) -> list[str]:
         bounds = [band.below for band in self.band]
@@ -271,10 +283,18 @@ class Code(Question):
     def grade(self, answer: tuple) -> Verdict:
         from . import exercises
 
+        check = getattr(exercises, self.check)
         try:
-            return getattr(exercises, self.check)(*answer)
+            inspect.signature(check).bind(*answer)
+        except TypeError as error:
+            raise LabError(f"quiz({self.id!r}, ...): {error}. Hand in what the lesson's cell hands in.") from None
+        try:
+            return check(*answer)
         except Exception as error:  # whatever the learner's code raises is an answer too
-            return Verdict(False, f"Your code raised {type(error).__name__}: {error}", plain=True)
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent][-1:]
+            where = f"\nin line {own[0].lineno}: {own[0].line}" if own else ""
+            return Verdict(False, f"Your code raised {type(error).__name__}: {error}{where}", plain=True)
 
     def faults(self) -> list[str]:
         from . import exercises
@@ -286,11 +306,12 @@ KINDS = {kind.__name__.lower(): kind for kind in (Choice, Multiple, Number, Matc
 
 
 def number(written: str) -> float | None:
-    """The number that somebody wrote, with or without thousands separators; None if it is none."""
-    plain = re.sub(r"(?<=\d)[,_ \u00a0](?=\d{3}(?!\d))", "", written.strip())
+    """The number that somebody wrote, perhaps with thousands separators, as a fraction or per cent; None if none."""
+    plain = re.sub(r"(?<=\d)[,_ '\u00a0\u202f\u2019](?=\d{3}(?!\d))", "", written.strip().removesuffix("%"))
+    top, bar, bottom = plain.partition("/")
     try:
-        found = float(plain)
-    except ValueError:
+        found = float(top) / (float(bottom) if bar else 1)
+    except (ValueError, ZeroDivisionError):
         return None
     return found if math.isfinite(found) else None
 
@@ -298,6 +319,11 @@ def number(written: str) -> float | None:
 def escape(text: str) -> str:
     """Plain text for a place where Markdown is read."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>~$-])", r"\\\1", text)
+
+
+def _listed(remarks) -> str:
+    """Remarks on items as a Markdown list; one that begins in lower case goes on from its item."""
+    return "\n".join(f"- **{escape(item)}**{'' if says[0].islower() else ':'} {says}" for item, says in remarks)
 
 
 def _is_place(answer, options: Sequence) -> bool:

@@ -6,18 +6,19 @@ Built from ipywidgets' core controls alone, in what versions 7.7.1 and 8 share. 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
-from IPython.display import HTML, display
+from IPython.display import display
 
 from . import bank, prose, record
 from .bars import in_notebook
-from .cards import Card, Static, keep, notices, outcome, read
+from .cards import Card, Static, keep, outcome, read, take_notices
 from .errors import LabError
 from .keyboard import show
 from .kinds import Code, Predict
-from .tables import table
+from .tables import Page, table
 
 _cards: dict[str, Card] = {}  # the newest of each question, for `compare`
 _tried: set[str] = set()  # exercises whose cell has run before in this kernel
@@ -33,15 +34,15 @@ def quiz(question_id: str, *answer) -> None:
     if isinstance(question, Code) != bool(answer):
         wanted = "hands in the learner's answer" if isinstance(question, Code) else "takes the question's id alone"
         raise LabError(f"quiz({question_id!r}, ...) {wanted}. Write it as the lesson does.")
-    verdict = None
+    verdict, counts = None, False
     if isinstance(question, Code):
         verdict = question.grade(answer)
         counts = verdict.solved or question_id in _tried
         _tried.add(question_id)
         keep(question, verdict if counts else None)
-    display(Static(question, verdict))
+    display(Static(question, verdict if counts else None))
     if in_notebook():
-        card = Card(question, answer)
+        card = Card(question)
         if verdict:
             card.judge(verdict)
         _cards[question_id] = card
@@ -53,15 +54,22 @@ def compare(question_id: str, measured: float) -> None:
     question = bank.find(question_id)
     if not isinstance(question, Predict):
         raise LabError(f"{question_id!r} is no prediction. Use quiz({question_id!r}).")
-    kept = replace(read(question), measured=float(measured))
+    try:
+        measured = float(measured)
+    except (TypeError, ValueError):
+        raise LabError(f"compare({question_id!r}, ...) takes the measured number, found {measured!r}.") from None
+    if not math.isfinite(measured):
+        raise LabError(f"{question_id!r} was measured as {measured}: no figure to compare with. Measure it again.")
+    kept = replace(read(question), measured=measured)
     if kept.answer is not None:
-        kept = keep(question, solved=True, measured=kept.measured)
-    display(HTML(outcome(question, kept) + prose.markdown(question.answer)))
+        kept = keep(question, solved=True, measured=measured)
+    text = f"Question {question_id}: measured {question.format.format(measured)}.\n{question.answer.strip()}"
+    display(Page(outcome(question, kept) + prose.markdown(question.answer), text))
     if question_id in _cards:
         _cards[question_id].restore(kept)
 
 
-def progress() -> HTML:
+def progress() -> Page:
     """What is solved and what is left, by lesson."""
     records, rows = record.read(), []
     for lesson in bank.lessons():
@@ -69,12 +77,14 @@ def progress() -> HTML:
         left = [name.partition("/")[2] for name, kept in mine.items() if not kept.solved]
         rows.append({
             "lesson": lesson.title,
+            "name": lesson.name,
             "solved": f"{len(mine) - len(left)} of {len(mine)}",
             "after seeing the answer": sum(kept.solved and kept.shown for kept in mine.values()),
             "tried, not solved": sum(kept.attempts > 0 and not kept.solved for kept in mine.values()),
             "left": ", ".join(left) or "nothing",
         })
-    return HTML("".join(notices()) + table(rows).data)
+    shown = table(rows)
+    return Page(take_notices() + shown.data, shown.text)
 
 
 def export_progress(path: str | Path = "lora-lab-progress.json") -> str:
@@ -82,12 +92,14 @@ def export_progress(path: str | Path = "lora-lab-progress.json") -> str:
     return str(record.export(path))
 
 
-def reset_progress(lesson: str | None = None) -> str:
-    """Forget the answers of one lesson (such as "first"), or of all. What was there stays in a file beside."""
-    names = [known.name for known in bank.lessons()]
-    if lesson is not None and lesson not in names:
-        raise LabError(f"There is no lesson {lesson!r}. There are: {', '.join(names)}.")
-    kept = record.reset(lambda question_id: lesson is None or question_id.startswith(f"{lesson}/"))
+def reset_progress(name: str | None = None) -> str:
+    """Forget the answers of a lesson ("first"), of a question ("first/doubled") or of all; a copy stays beside."""
+    lessons = [lesson.name for lesson in bank.lessons()]
+    if name is not None and name not in lessons and "/" not in str(name):
+        raise LabError(f"There is no lesson {name!r}. There are: {', '.join(lessons)}.")
+    if name is not None and name not in lessons:
+        bank.find(name)
+    kept = record.reset(lambda known: name is None or known == name or known.startswith(f"{name}/"))
     return f"Forgotten. What was there before is in {kept}." if kept else "There was nothing to forget."
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import time
@@ -21,6 +22,7 @@ from .errors import LabError
 
 _LARGEST = 2_000_000  # bytes; the whole course takes less than a hundredth
 notices: list[str] = []  # what went wrong with the file, to be shown with the next question
+_told: set[str] = set()  # each of them once
 _unsaved: dict[str, Record] = {}  # where the file cannot be written, until the kernel stops
 
 
@@ -48,7 +50,7 @@ def read() -> dict[str, Record]:
             with _lock():
                 records = _repaired()
     except LabError as error:
-        notices.append(str(error))
+        _tell(str(error))
         records = {}
     return records | _unsaved
 
@@ -62,7 +64,7 @@ def change(question_id: str, update: Callable[[Record], Record]) -> Record:
             _write(file(), records)
         _unsaved.clear()
     except LabError as error:
-        notices.append(str(error))
+        _tell(str(error))
         _unsaved[question_id] = update(_unsaved.get(question_id, Record()))
         return _unsaved[question_id]
     return records[question_id]
@@ -84,6 +86,12 @@ def reset(belongs: Callable[[str], bool]) -> Path | None:
         kept = _set_aside("before-reset", shutil.copy)
         _write(file(), {name: record for name, record in records.items() if not belongs(name)})
     return kept
+
+
+def _tell(notice: str) -> None:
+    if notice not in _told:
+        _told.add(notice)
+        notices.append(notice)
 
 
 def _lock():
@@ -108,7 +116,7 @@ def _repaired() -> dict[str, Record]:
     if damage:
         kept = _set_aside("damaged", shutil.copy if records else os.replace)
         saved = f"{len(records)} of its records could be read and go on" if records else "a new one begins"
-        notices.append(f"Your progress file was damaged ({damage}). It is kept as {kept}; {saved}.")
+        _tell(f"Your progress file was damaged ({damage}). It is kept as {kept}; {saved}.")
         if records:
             _write(file(), records)
     return records
@@ -135,12 +143,13 @@ def _parse(source: Path) -> tuple[dict[str, Record], str]:
 
 
 def _record(value) -> Record | None:
-    if not isinstance(value, dict) or value.keys() - {field.name for field in fields(Record)}:
+    if not isinstance(value, dict):
         return None
-    record = Record(**value)
+    known = {field.name for field in fields(Record)}  # another version may write more
+    record = Record(**{name: part for name, part in value.items() if name in known})
     whole = all(type(n) is int and 0 <= n < 10**6 for n in (record.attempts, record.hints))
     flags = type(record.solved) is bool and type(record.shown) is bool
-    number = record.measured is None or type(record.measured) in (int, float)
+    number = record.measured is None or (type(record.measured) in (int, float) and math.isfinite(record.measured))
     return record if whole and flags and number and _is_answer(record.answer) else None
 
 

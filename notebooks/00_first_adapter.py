@@ -13,8 +13,8 @@
 # %% [markdown]
 # # 0 · Your first adapter
 #
-# In ten minutes of reading and running you take a language model that cannot do a job, train less than two percent of
-# its size, and watch it do the job. At the end you hold a file of a few megabytes that carries the new skill.
+# In ten minutes of reading and running you take a language model and a job, train less than two percent of the model's
+# size, and watch what becomes of it. At the end you hold a file of a few megabytes that carries the new skill.
 #
 # **You will be able to** attach a LoRA adapter to a model, train it with the `Trainer`, measure what it learned
 # and what it forgot, save it, and load it again.
@@ -190,6 +190,12 @@ with torch.no_grad():
     adapted = model(**ids).logits
 print("largest difference of any logit:", (adapted - plain).abs().max().item())
 
+# %%
+quiz("first/zero_start")
+
+# %%
+quiz("first/alpha_before")
+
 # %% [markdown]
 # ## The data, as the model sees it
 #
@@ -208,6 +214,12 @@ batch = collate(train_rows[:3])
 for ids, labels in zip(batch["input_ids"], batch["labels"]):
     print(repr(tokenizer.decode(ids)), " trains on:", repr(tokenizer.decode(labels[labels != batches.IGNORED])))
 print("tokens per row:", batch["input_ids"].shape[1], " logits computed for the last", batch["logits_to_keep"])
+
+# %%
+quiz("first/answer_only")
+
+# %%
+quiz("first/skipped_scores")
 
 # %% [markdown]
 # ## Train
@@ -395,6 +407,9 @@ for text in ("> bedroom lights at 30 percent", "bedroom lights at 30 percent", "
 repaired = scoring.generate(fresh, tokenizer, [tasks.prompt(c.text) for c in sample[:50]], progress="repaired")
 print("built by tasks.prompt:", scoring.score(sample[:50], repaired))
 
+# %%
+quiz("first/space_or_mark")
+
 # %% [markdown]
 # ## Error recovery
 #
@@ -435,23 +450,9 @@ for attempt in (
 #
 # ## Check your understanding
 #
-# Each question is about something you measured above. A wrong answer gets a reply, hints come one at a time, and the
-# full answer after an attempt. What you solved is kept on your machine.
-
-# %%
-quiz("first/zero_start")
-
-# %%
-quiz("first/alpha_before")
-
-# %%
-quiz("first/rank_alone")
-
-# %%
-quiz("first/answer_only")
-
-# %%
-quiz("first/skipped_scores")
+# Each question is about something you measured. A wrong answer gets a reply, hints come one at a time, and the full
+# answer after an attempt. What you solved is kept on your machine. (After a restart of the kernel, run a question's
+# cell again.)
 
 # %%
 quiz("first/two_scores")
@@ -464,9 +465,6 @@ quiz("first/ship")
 
 # %%
 quiz("first/other_base")
-
-# %%
-quiz("first/space_or_mark")
 
 # %%
 quiz("first/which_error")

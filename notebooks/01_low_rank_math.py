@@ -87,7 +87,11 @@ compare("math/thin_weight", int((missing > 0.1).sum()) + 1)
 # %% [markdown]
 # A weight of a trained model is *not* of low rank: to get the error under 10 % you need a rank at which the thin form
 # is no smaller than the matrix itself. If LoRA replaced weights by thin matrices, it would ruin the model. It does not.
-#
+
+# %%
+quiz("math/break_even")
+
+# %% [markdown]
 # ## Explanation: the update is what counts
 #
 # Fine-tuning moves each weight from $W$ to $W + \Delta W$. LoRA keeps $W$ whole and bets on $\Delta W$ only: that the
@@ -197,7 +201,11 @@ compare("math/rank_one", truncated[1].exact)
 #
 # **Analogy.** A rank-1 update is one instruction: *whenever the input points this way, push the output that way*. The
 # full update is a page of such instructions, the important ones on top. LoRA hands the model a form with $r$ lines.
-#
+
+# %%
+quiz("math/energy_order")
+
+# %% [markdown]
 # ## Code: LoRA by hand
 #
 # Cutting down a finished update needs a full fine-tuning first. LoRA trains the thin form from the start:
@@ -300,7 +308,11 @@ for name, score in scores.items():
 # The scores are those of one seed, a short training and learning rates that nobody tuned: look at the intervals before
 # you rank anything. The first and the last line differ in kind: a rank-8 update *trained* as such could choose its
 # directions knowing that it has only eight. Whether that helps, these scores do not decide.
-#
+
+# %%
+quiz("math/double_rank")
+
+# %% [markdown]
 # ## What just happened? The two zeros at the start
 #
 # Why is $A$ random and $B$ zero? The gradients answer. With $y = Wx + \frac{\alpha}{r} B A x$:
@@ -380,7 +392,14 @@ plots.lines({kind: (range(8), losses) for kind, losses in curves.items()}, "step
 # further. To compare the two starts you would have to tune the rate for each, as Hayou et al. did (*The Impact of
 # Initialization on LoRA Finetuning Dynamics*, 2024): they found random A, zero B better, because it bears larger
 # rates.
-#
+
+# %%
+quiz("math/first_step")
+
+# %%
+quiz("math/noise_start")
+
+# %% [markdown]
 # ## Counting
 #
 # $A$ has $r \cdot d_{in}$ entries and $B$ has $d_{out} \cdot r$, so a layer costs $r\,(d_{in} + d_{out})$. The card
@@ -432,6 +451,9 @@ for dtype in (torch.float32, torch.bfloat16):
     zeros = {name: torch.zeros(tensor.shape, dtype=dtype) for name, tensor in adapter.items()}
     file = save(zeros, metadata={"format": "pt"})
     print(f"adapter_model.safetensors in {dtype}: {len(file):,} bytes for {len(adapter)} matrices")
+
+# %%
+quiz("math/adapter_file")
 
 # %% [markdown]
 # ## Cost: what LoRA saves, and what it does not
@@ -514,7 +536,11 @@ with torch.no_grad():
 # %% [markdown]
 # With $\alpha/r = 2$ the card's formula misses half of what the adapter does. It happens to people who export A and B
 # to another program, or merge by hand, and then find a model that is "a bit weaker".
-#
+
+# %%
+quiz("math/missing_scaling")
+
+# %% [markdown]
 # ## Error recovery
 #
 # Three mistakes that people make when they build it themselves. Two raise an error. Which one does not?
@@ -556,14 +582,9 @@ for mistake in (swapped, all_frozen, nothing_frozen):
 #
 # ## Check your understanding
 #
-# Each question is about something you measured above. A wrong answer gets a reply, hints come one at a time, and the
-# full answer after an attempt. What you solved is kept on your machine.
-
-# %%
-quiz("math/break_even")
-
-# %%
-quiz("math/energy_order")
+# Each question is about something you measured. A wrong answer gets a reply, hints come one at a time, and the full
+# answer after an attempt. What you solved is kept on your machine. (After a restart of the kernel, run a question's
+# cell again.)
 
 # %%
 quiz("math/why_no_contradiction")
@@ -572,31 +593,16 @@ quiz("math/why_no_contradiction")
 quiz("math/energy_and_score")
 
 # %%
-quiz("math/double_rank")
-
-# %%
-quiz("math/first_step")
-
-# %%
-quiz("math/noise_start")
-
-# %%
 quiz("math/mlp_layer_cost")
 
 # %%
 quiz("math/ruled_out")
 
 # %%
-quiz("math/adapter_file")
-
-# %%
 quiz("math/cost_columns")
 
 # %%
 quiz("math/out_of_memory")
-
-# %%
-quiz("math/missing_scaling")
 
 # %%
 quiz("math/same_update")

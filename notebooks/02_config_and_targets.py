@@ -74,6 +74,9 @@ widgets.group_table(base)
 # %%
 widgets.explore(base)
 
+# %%
+quiz("targets/named_config")
+
 # %% [markdown]
 # ## What just happened? Every field, one at a time
 #
@@ -282,7 +285,20 @@ for options in (dict(modules_to_save=["embed_tokens"]), dict(modules_to_save=["e
 # | `runtime_config` | settings of this run only, never saved |
 # | `base_model_name_or_path`, `revision`, `inference_mode` | what PEFT fills in when it saves |
 # | `peft_type`, `auto_mapping`, `peft_version` | the same |
-#
+
+# %%
+quiz("targets/by_count")
+
+# %%
+quiz("targets/forms")
+
+# %%
+quiz("targets/pattern_scaling")
+
+# %%
+quiz("targets/qwen_bias")
+
+# %% [markdown]
 # ## Common gotcha: the name that matches nothing
 #
 # The teaching card that this course grew from warns that wrong names give "zero learning signal". Half of that is
@@ -385,6 +401,9 @@ print(base.named_parameters())
 linear = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
 print(sorted(linear))
 
+# %%
+quiz("targets/accepted")
+
 # %% [markdown]
 # ## Which modules? Measure it
 #
@@ -454,7 +473,11 @@ compare("targets/choices_apart", 100 * (max(means) - min(means)))
 # the rate for each and takes more seeds: [its table](../benchmarks/README.md) has the four close together. What
 # differs there is the rate that each choice bears, and so how fast it can learn. One task on one small model is an
 # anecdote with error bars: the habit to take to work is the experiment, not its winner.
-#
+
+# %%
+quiz("targets/equal_budget")
+
+# %% [markdown]
 # ## Error recovery
 #
 # Three errors. Read, say what you would do, then look below.
@@ -487,32 +510,15 @@ for options in (dict(target_modules=["self_attn"]), dict(target_modules="q_proj"
 #
 # ## Check your understanding
 #
-# Each question is about something you measured above. A wrong answer gets a reply, hints come one at a time, and the
-# full answer after an attempt. What you solved is kept on your machine.
-
-# %%
-quiz("targets/silent_miss")
+# Each question is about something you measured. A wrong answer gets a reply, hints come one at a time, and the full
+# answer after an attempt. What you solved is kept on your machine. (After a restart of the kernel, run a question's
+# cell again.)
 
 # %%
 quiz("targets/string_or_list")
 
 # %%
-quiz("targets/forms")
-
-# %%
-quiz("targets/named_config")
-
-# %%
-quiz("targets/pattern_scaling")
-
-# %%
 quiz("targets/starts")
-
-# %%
-quiz("targets/qwen_bias")
-
-# %%
-quiz("targets/by_count")
 
 # %%
 quiz("targets/row_cost")
@@ -521,16 +527,10 @@ quiz("targets/row_cost")
 quiz("targets/new_tokens")
 
 # %%
-quiz("targets/accepted")
-
-# %%
 quiz("targets/falling_loss")
 
 # %%
 quiz("targets/equal_rank")
-
-# %%
-quiz("targets/equal_budget")
 
 # %%
 quiz("targets/two_seeds")

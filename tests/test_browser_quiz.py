@@ -8,13 +8,21 @@ from axe_playwright_python.sync_playwright import Axe
 from browser import REPOSITORY, RUN_ALL, cells_and_active, lab, open_notebook
 
 SETUP = f"""\
+import json
 from pathlib import Path
 from lora_lab import bank, compare, progress, quiz
-bank.FOLDER = Path({str(REPOSITORY / "tests/questions")!r})"""
+bank.FOLDER = Path({str(REPOSITORY / "tests/questions")!r})
+def wrong(commands, answers):
+    return {{}}
+def right(commands, answers):
+    flags = {{}}
+    for command, answer in zip(commands, answers):
+        flags.setdefault(list(json.loads(command.answer))[1], []).append(answer == command.answer)
+    return {{device: sum(hits) / len(hits) for device, hits in flags.items()}}"""
 KINDS = ("choice", "multiple", "number", "match", "order", "predict", "code")
 ALL = [SETUP, *(f"quiz('every/{kind}')" for kind in KINDS[:-1]),
-       "quiz('every/code', lambda commands, answers: {})", "compare('every/predict', 70)"]
-NOTEBOOKS = {name: ALL for name in ("mouse", "keyboard", "keys", "again", "axe", "escaping", "saved")}
+       "quiz('every/code', wrong)", "compare('every/predict', 70)"]
+NOTEBOOKS = {name: ALL for name in ("mouse", "keyboard", "keys", "again", "axe", "escaping", "saved", "hurry")}
 
 # What answers each kind wrongly and rightly, as (control's role and number, what to choose), and what is said then.
 ANSWERS = {
@@ -57,6 +65,16 @@ def click(page, kind, role, number, choice):
         control.click()
 
 
+def rewrite_exercise(page, source):
+    """An exercise is answered in its cell: edit it and run it, by keys."""
+    page.evaluate("""index => { const notebook = window.jupyterapp.shell.currentWidget.content;
+        notebook.activeCellIndex = index; notebook.mode = 'command'; notebook.activate(); }""", KINDS.index("code") + 1)
+    page.keyboard.press("Enter")
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text(source)
+    page.keyboard.press("Shift+Enter")
+
+
 def test_every_kind_by_mouse(page, jupyterlab, tmp_path):
     start(page, jupyterlab, "mouse")
     for kind, (wrong, feedback, right) in ANSWERS.items():
@@ -86,10 +104,12 @@ def test_every_kind_by_mouse(page, jupyterlab, tmp_path):
     assert predict.get_by_role("radio").first.is_disabled(), "a prediction is final"
     assert page.evaluate(RUN_ALL) == []
     predict.get_by_text("Too low.").wait_for()  # beside the measured 70 %
-    card(page, "code").get_by_role("button", name="Check again").click()
-    says(page, "code", "is missing; your function returned")
-    card(page, "code").get_by_role("button", name="Show answer").click()
+    show = card(page, "code").get_by_role("button", name="Show answer")
+    card(page, "code").get_by_text("is missing; your function returned").wait_for()
+    show.click()  # enabled: the cell has run twice
     card(page, "code").get_by_text("shares[device] = hits / n").wait_for()
+    rewrite_exercise(page, "quiz('every/code', right)")
+    card(page, "code").get_by_text("Right.").wait_for()
     page.set_viewport_size({"width": 1000, "height": 3000})
     page.screenshot(path=tmp_path / "quiz.png")
 
@@ -151,9 +171,10 @@ def test_every_kind_by_keyboard_alone(page, jupyterlab):
     press_answer(page, "predict", "radio", 1, None)
     press(page, "predict", "Commit")
     says(page, "predict", "Committed")
-    card(page, "code").locator(".lora-lab-ask").click()
-    press(page, "code", "Check again")
-    says(page, "code", "Not yet")
+    rewrite_exercise(page, "quiz('every/code', lambda commands, answers: 7)")
+    card(page, "code").get_by_text("Expected a dict, found int").wait_for()
+    rewrite_exercise(page, "quiz('every/code', right)")
+    card(page, "code").get_by_text("Right.").wait_for()
     assert cells_and_active(page)[0] == before[0]
 
 
@@ -268,3 +289,25 @@ def test_works_where_the_keyboard_repair_cannot_load(page, lab_without_anywidget
     assert not any(error.is_visible() for error in page.get_by_text(re.compile(r"\bError\b")).all())
     kept = json.loads((lab_without_anywidget[3] / "progress.json").read_text())
     assert kept["questions"]["every/choice"]["attempts"] == 1
+
+
+def test_a_question_in_another_notebook_keeps_its_text(page, jupyterlab):
+    """Live cards hide the static text beside them, and no other."""
+    start(page, jupyterlab, "saved")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
+    page.evaluate("""async () => { const app = window.jupyterapp;
+        await app.serviceManager.contents.copy('saved.ipynb', '');
+        const copy = await app.commands.execute('docmanager:open', {path: 'saved-Copy1.ipynb'});
+        await copy.context.ready; app.shell.add(copy, 'main', {mode: 'split-right'}); }""")
+    second = page.locator(".jp-NotebookPanel").nth(1)
+    second.locator(".lora-lab-static").first.get_by_text("second & last").wait_for()
+    assert not page.locator(".jp-NotebookPanel").first.locator(".lora-lab-static").first.is_visible()
+
+
+def test_the_answer_on_the_page_is_the_one_that_is_judged(page, jupyterlab):
+    """Over a slow line a choice can arrive after the click on Check. Here its message never comes."""
+    start(page, jupyterlab, "hurry")
+    card(page, "choice").get_by_role("radio").nth(2).click()
+    card(page, "choice").get_by_role("radio").nth(1).evaluate("radio => { radio.checked = true; }")  # tells no kernel
+    card(page, "choice").get_by_role("button", name="Check answer").click()
+    says(page, "choice", "Right", "(attempt 1)")

@@ -17,7 +17,8 @@ EVERY = {q.id.partition("/")[2]: q for q in bank.read(Path(__file__).parent / "q
     ("multiple", [0, 2], True, "All of them"),
     ("multiple", [0, 1, 2], False, "is odd"),
     ("multiple", [2], False, "not all. Count on."),
-    ("number", "4,096", True, "4,096 entries"),
+    ("number", "4,096", True, "4,096, yes"),
+    ("number", "4096 entries", True, "yes"),
     ("number", "2048", False, "You forgot the square."),
     ("number", "17", False, "Multiply."),
     ("number", "four", None, "Write one number"),
@@ -33,17 +34,22 @@ def test_answers_are_judged_with_what_their_author_overlooked(kind, answer, solv
 
 
 def test_a_measurement_decides_a_prediction():
-    predict = EVERY["predict"]
-    assert [predict.right(value) for value in (-3, 49.9, 50, 1e9)] == [0, 0, 1, 1]
-    assert predict.came_true(1, 70) and not predict.came_true(0, 70)
+    assert [EVERY["predict"].right(value) for value in (-3, 49.4, 50, 1e9)] == [0, 0, 1, 1]
 
 
 def test_markup_in_a_plain_text_is_escaped_where_markdown_is_read():
     assert r"A \<i\>" in EVERY["match"].grade([0, 1]).text
+    assert EVERY["match"].grade([0, 1]).text == r"- **A \<i\>** takes the input."
+
+
+def test_choices_with_numbers_are_sorted_by_number():
+    choices = bank.find("targets/forms").choices
+    assert [int(choice.split()[0]) for choice in choices] == sorted(int(choice.split()[0]) for choice in choices)
 
 
 @pytest.mark.parametrize("written, value", [
     ("4,194,304", 4194304), ("4 194 304", 4194304), ("4_194_304", 4194304), (" 0.25 ", 0.25), ("1e6", 1e6), ("-3", -3),
+    ("75 %", 75), ("16/64", 0.25), ("4\u202f096", 4096), ("4'096", 4096), ("1/0", None),
     ("0,25", None), ("12 MB", None), ("", None), ("nan", None), ("inf", None), ("1,2,3", None), ("id('x')", None),
 ])
 def test_numbers_as_people_write_them(written, value):

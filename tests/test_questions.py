@@ -110,3 +110,16 @@ def test_the_right_option_is_not_given_away_by_its_place_or_length():
     longest = [max(range(len(q.option)), key=lambda i: len(q.option[i].text)) for q in choices]
     assert sum(a == b for a, b in zip(right, longest)) / len(choices) < 0.4
     assert all(right.count(place) / len(choices) < 0.45 for place in range(4))
+
+
+def test_right_and_wrong_options_do_not_alternate():
+    for question in (param.values[0] for param in QUESTIONS if isinstance(param.values[0], Multiple)):
+        keys = [option.right for option in question.option]
+        assert any(a == b for a, b in zip(keys, keys[1:])), question.id
+
+
+@each_question
+def test_a_question_says_where_to_look_by_name(question):
+    """Questions stand at the end of a lesson as well as beside their cells."""
+    text = repr(question)
+    assert not re.search(r"this section|next cell|cell above|just before|the section makes", text, re.IGNORECASE)

@@ -34,8 +34,8 @@ def shown(monkeypatch):
     return outputs
 
 
-def card(kind, *answer):
-    return Card(bank.find(f"every/{kind}"), answer)
+def card(kind):
+    return Card(bank.find(f"every/{kind}"))
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
@@ -54,7 +54,7 @@ def test_wrong_then_right(kind):
     kept = record.read()[f"every/{kind}"]
     assert (kept.attempts, kept.solved, kept.shown) == (2, True, False)
     again = card(kind)
-    assert again.control.get() == right and "2 attempts" in again.feedback.value
+    assert again.control.get() == right and "Solved." in again.feedback.value and "2 attempts" in again.feedback.value
     assert 'role="alert"' not in again.feedback.value, "what is restored is not announced"
 
 
@@ -121,7 +121,7 @@ def test_an_exercise_is_checked_when_its_cell_runs(shown, monkeypatch):
         return {device: sum(hits) / len(hits) for device, hits in flags.items()}
 
     quiz("every/code", lambda commands, answers: {})
-    assert "is missing; your function returned" in shown[0]._repr_html_()
+    assert "is missing; your function returned" in quizzes._cards["every/code"].feedback.value
     assert record.read()["every/code"].attempts == 0, "the first run shows the exercise as it stands"
     quiz("every/code", lambda commands, answers: {})
     assert record.read()["every/code"].attempts == 1
@@ -166,7 +166,7 @@ def test_a_hostile_record_breaks_no_question(kind, fields, shown):
     record.file().write_text(json.dumps({"questions": {f"every/{kind}": fields}}))
     quiz(f"every/{kind}", *([lambda *_: None] if kind == "code" else []))
     live = quizzes._cards[f"every/{kind}"]
-    live.check.click()
+    (live.hint if kind == "code" else live.check).click()
     parts = (live.feedback, live.hints, live.answer)
     assert "<img" not in "".join(part.value for part in parts)
     assert "<img" not in progress().data
@@ -175,3 +175,67 @@ def test_a_hostile_record_breaks_no_question(kind, fields, shown):
 def test_damage_is_told_on_the_page():
     record.file().write_text("{")
     assert "damaged" in card("choice").feedback.value
+
+
+def test_what_solved_a_question_stays():
+    question = card("choice")
+    for place in (1, 2):
+        question.control.set(place)
+        question.check.click()
+    assert "Not yet" in question.feedback.value and "attempt" not in question.feedback.value
+    kept = record.read()["every/choice"]
+    assert (kept.solved, kept.attempts, kept.answer) == (True, 1, 1)
+
+
+def test_a_prediction_is_final_in_every_notebook():
+    first, second = card("predict"), card("predict")
+    for notebook, place in ((first, 0), (second, 1)):
+        notebook.control.set(place)
+        notebook.check.click()
+    assert record.read()["every/predict"].answer == 0
+    assert second.control.get() == 0 and "under 50 %" in second.feedback.value
+    assert record.read()["every/predict"].attempts == 0, "a prediction is no attempt"
+    reset_progress("every/predict")
+    assert card("predict").control.get() is None
+
+
+@pytest.mark.parametrize("measured", [float("inf"), float("nan"), "much", None, [1]], ids=str)
+def test_what_is_no_figure_is_not_compared(measured, shown):
+    question = card("predict")
+    question.control.set(0)
+    question.check.click()
+    with pytest.raises(LabError, match="every/predict"):
+        compare("every/predict", measured)
+    assert record.read()["every/predict"].measured is None and card("predict").check.disabled
+
+
+def test_the_band_agrees_with_the_figure_that_is_shown():
+    predict = bank.find("every/predict")
+    assert [predict.right(value) for value in (49.4, 49.6)] == [0, 1]  # shown as 49 % and 50 %
+
+
+def test_what_the_page_holds_is_what_is_judged():
+    for kind, held in {"choice": [False, True, False], "multiple": [True, False, True], "number": ["4096"],
+                       "match": [3, 2], "order": [2, 1, 3]}.items():
+        question = card(kind)
+        question._check_held(held)
+        assert "Right" in question.feedback.value, kind
+
+
+def test_ids_that_are_none_are_answered_with_the_nearest():
+    for wrong in ("every/chioce", ["every/choice"], {}, None):
+        with pytest.raises(LabError, match="There is no question"):
+            quiz(wrong)
+    with pytest.raises(LabError, match="Did you mean every/choice"):
+        quiz("every/chioce")
+
+
+def test_outside_a_notebook_everything_is_text(shown, monkeypatch):
+    monkeypatch.setattr(quizzes, "in_notebook", lambda: False)
+    quiz("every/choice")
+    quiz("every/code", lambda commands, answers: {})
+    compare("every/predict", 70)
+    assert len(shown) == 3, "no widgets"
+    texts = list(map(repr, [*shown, progress()]))
+    assert "second & last" in texts[0] and "measured 70 %" in texts[2] and "0 of 7" in texts[3]
+    assert not any("object" in text or "<" in text.replace("<b>", "").replace("<img", "") for text in texts[1:])

@@ -26,8 +26,8 @@ for i in range(125):
 def file(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_LAB_PROGRESS", str(tmp_path / "folder" / "progress.json"))
     yield record.file()
-    record.notices.clear()
-    record._unsaved.clear()
+    for memory in (record.notices, record._unsaved, record._told):
+        memory.clear()
 
 
 def attempt(kept):
@@ -54,7 +54,7 @@ DAMAGE = {
     "a huge number": b"9" * 5_000,
     "10 MB": b'{"questions": {"' + b"x" * 10_000_000 + b'": {}}}',
     "wrong types": b'{"questions": {"a/b": {"attempts": "three"}, "c/d": 7, "e/f": {"solved": "<script>"}}}',
-    "unknown fields": b'{"questions": {"a/b": {"onload": "alert(1)"}}}',
+    "an endless measurement": b'{"questions": {"a/b": {"answer": 0, "measured": Infinity}}}',
     "markup for an id": b'{"questions": {"' + b"<img src=x onerror=alert(1)>" * 9 + b'": {}}}',
 }
 
@@ -133,3 +133,9 @@ def test_export_copies_and_reset_keeps_a_copy(file, tmp_path):
     assert record.reset(lambda name: name.startswith("first/")) is None
     with pytest.raises(LabError, match="cannot be written"):
         record.export(tmp_path / "no" / "such" / "folder.json")
+
+
+def test_fields_of_another_version_are_no_damage(file):
+    file.parent.mkdir()
+    file.write_text('{"version": 2, "questions": {"a/b": {"attempts": 2, "seconds": 40}}}')
+    assert record.read() == {"a/b": Record(attempts=2)} and record.notices == []

@@ -50,7 +50,7 @@ def install() -> bool:
 
 
 def main() -> None:
-    if find() is None:
+    if find() is None and not os.environ.get("CHROMIUM"):
         print("No Chromium here: installing one for the browser tests.", flush=True)
         install()
     print(f"browser: {find() or 'none. Install Chromium or Chrome, or name one in CHROMIUM; see the README.'}")
