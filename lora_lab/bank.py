@@ -11,7 +11,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 
 from .errors import LabError
-from .kinds import KINDS, Plain, Question
+from .kinds import KINDS, Question
+from .parts import Plain
 
 FOLDER = Path(__file__).parent / "questions"
 

@@ -12,7 +12,8 @@ import ipywidgets
 from . import prose, record
 from .controls import control
 from .keyboard import guard
-from .kinds import Code, Predict, Question, Verdict, escape
+from .kinds import Code, Predict, Question, escape
+from .parts import Verdict
 from .tables import table
 
 # Jupyter's own colours, so that a question reads on a light and on a dark page; system colours elsewhere.

@@ -6,7 +6,7 @@ import json
 import random
 
 from . import tasks
-from .kinds import Verdict
+from .parts import Verdict
 
 
 def small_adapter(config, base_config, megabytes: float) -> Verdict:

@@ -1,8 +1,8 @@
 """The kinds of question and how an answer to each is judged. No file is read and nothing is shown here.
 
 The fields of these classes are the schema of the files in `questions/`: a field without a default
-must be given. Prose is Markdown with math in dollars; what a control shows is `Plain`, since
-controls show no markup.
+must be given. What they are made of is in `parts`. Prose is Markdown with math in dollars; what a
+control shows is `Plain`, since controls show no markup.
 """
 
 from __future__ import annotations
@@ -14,66 +14,9 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NewType
 
 from .errors import LabError
-
-Plain = NewType("Plain", str)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of an answer. `solved` is None where it could not be judged, which is no attempt."""
-
-    solved: bool | None
-    text: str
-    plain: bool = False  # a program's words rather than Markdown
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    text: Plain
-    says: str  # why it is right, or what those who choose it overlook
-    right: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Band:
-    """A range to predict: from the band before it up to `below`, which the last band leaves out."""
-
-    text: Plain
-    says: str  # to those who chose it and saw another value
-    below: float = math.inf
-
-
-@dataclass(frozen=True, kw_only=True)
-class Near:
-    """A wrong number with a known cause."""
-
-    value: float
-    says: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    item: Plain
-    choice: Plain
-    says: str  # to those who gave the item another choice
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    text: Plain
-    says: str  # to those who put it elsewhere
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """The cell of the lesson that shows the answer: its heading, and words that its code or output contains."""
-
-    section: str
-    cell: str
-    lesson: str = ""  # the notebook, where it is another one
+from .parts import Band, Item, Near, Option, Pair, Plain, Proof, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
