@@ -47,7 +47,7 @@ def test_debian_installs_its_package(bare_machine, tmp_path, monkeypatch):
     executable(tmp_path, "apt-get")
     monkeypatch.setattr(get_browser.os, "geteuid", lambda: 0)
     get_browser.main()
-    assert bare_machine == ["apt-get update -qq", "apt-get install -y -qq --no-install-recommends chromium"]
+    assert bare_machine == ["apt-get update -qq", "apt-get install -y -qq chromium"]
 
 
 def test_an_ordinary_user_is_not_asked_for_a_password(bare_machine, tmp_path, monkeypatch):

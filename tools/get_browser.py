@@ -43,7 +43,7 @@ def install() -> bool:
     root = [] if os.name == "posix" and os.geteuid() == 0 else ["sudo", "-n"]
     if shutil.which("apt-get") and (not root or shutil.which("sudo")):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        steps = (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"])
+        steps = (["update", "-qq"], ["install", "-y", "-qq", "chromium"])
         if all(subprocess.run([*root, "apt-get", *step], env=environment).returncode == 0 for step in steps):
             return True
     return subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"]).returncode == 0
