@@ -22,7 +22,7 @@ import browser  # noqa: E402
 from get_browser import find  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-QUESTIONS = ("zero_start", "ship", "rank_alone", "which_error", "untrained", "two_scores")
+QUESTIONS = ("zero_start", "ship", "skipped_scores", "which_error", "untrained", "two_scores")
 
 # Runs the cell of the given index and resolves when its text (or any output) is on the page.
 RUN_CELL = """async ([index, question]) => {
@@ -31,7 +31,10 @@ RUN_CELL = """async ([index, question]) => {
     const seen = () => question ? [...document.querySelectorAll('.lora-lab-guard .lora-lab-ask')].some(
         ask => ask.offsetParent && ask.parentElement.textContent.includes(question)) : true;
     await window.jupyterapp.commands.execute('notebook:run-cell');
-    while (!seen()) await new Promise(resolve => setTimeout(resolve, 2));
+    while (!seen()) {
+        if (performance.now() - started > 20000) throw Error(question + ' does not appear');
+        await new Promise(resolve => setTimeout(resolve, 2));
+    }
     return (performance.now() - started) / 1000; }"""
 
 
