@@ -32,7 +32,7 @@ _STYLE = """<style>
 .lora-lab-quiz .widget-dropdown {display: grid; grid-template-columns: minmax(10em, 1fr) minmax(10em, 1fr);
   height: auto; align-items: center}
 .lora-lab-quiz .widget-dropdown .widget-label {white-space: normal; height: auto; line-height: 1.4; padding-right: 10px;
-  text-align: left}
+  text-align: left; overflow-wrap: anywhere}
 .lora-lab-quiz .widget-dropdown select {appearance: auto; background-image: none !important; min-width: 0;
   min-height: 28px}
 .lora-lab-quiz .widget-radio-box input, .lora-lab-quiz .widget-checkbox input {height: auto !important;
