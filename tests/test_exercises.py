@@ -94,6 +94,7 @@ def test_likely_mistakes_in_the_layer_are_found(check, wrong, base):
 def test_an_error_in_the_learners_code_is_a_verdict(base):
     verdict = bank.find("math/merged_weight").grade((lambda W, A, B, alpha, r: W @ "<b>",))
     assert verdict.solved is False and verdict.plain and "Your code raised TypeError" in verdict.text
+    assert "W @ \"<b>\"" in verdict.text, "with the line of the learner's own code"
 
 
 def test_likely_mistakes_in_numbers_are_found(base):

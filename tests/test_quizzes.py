@@ -129,6 +129,8 @@ def test_an_exercise_is_checked_when_its_cell_runs(shown, monkeypatch):
     assert record.read()["every/code"].solved
     with pytest.raises(LabError, match="hands in the learner's answer"):
         quiz("every/code")
+    with pytest.raises(LabError, match="Hand in what the lesson's cell hands in"):
+        quiz("every/code", shares, 1)
     with pytest.raises(LabError, match="takes the question's id alone"):
         quiz("every/choice", 1)
 
