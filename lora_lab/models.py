@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
 
 from . import cache
@@ -49,7 +49,7 @@ def load_base(name: str = DEFAULT, precision: str | None = None):
         )
     source = cache.model_folder() if name == DEFAULT else _check_folder(name)
     with cache.no_progress_bars() if name == DEFAULT else contextlib.nullcontext():
-        model, tokenizer = _from_pretrained(source, options)
+        tokenizer, model = _from_pretrained(source, options, AutoTokenizer, AutoModelForCausalLM)
     if name == DEFAULT:
         model.name_or_path = model.config._name_or_path = HUB_NAME
     if tokenizer.pad_token is None:
@@ -111,14 +111,21 @@ def _check_folder(name: str) -> str:
     )
 
 
-def _from_pretrained(source, options: dict):
-    is_folder = Path(source).is_dir()
-    offline = not is_folder and not _hub_answers()
+def read_config(name: str):
+    """The config of a model alone: `name` as in `load_base`. Raises LabError."""
+    return _from_pretrained(cache.model_folder() if name == DEFAULT else _check_folder(name), {}, AutoConfig)[0]
+
+
+def _from_pretrained(source, options: dict, *kinds) -> list:
+    """What `from_pretrained` of each of `kinds` gives; `options` are for the last."""
+    offline = not Path(source).is_dir() and not _hub_answers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=offline)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, local_files_only=offline, **options
-        )
+        return [
+            kind.from_pretrained(
+                source, trust_remote_code=False, local_files_only=offline, **(options if kind is kinds[-1] else {})
+            )
+            for kind in kinds
+        ]
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         if offline:
@@ -127,7 +134,6 @@ def _from_pretrained(source, options: dict):
             f"Cannot load {str(source)!r}: {reason} Give {DEFAULT!r} (needs no network), a folder with a model saved "
             f"as safetensors, or a hub id such as {HUB_NAME!r} (needs the network, and your access if it is gated)."
         ) from None
-    return model, tokenizer
 
 
 def _hub_answers() -> bool:

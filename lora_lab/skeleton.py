@@ -22,11 +22,11 @@ def adapt(model, config: LoraConfig) -> tuple[PeftModel, list[str]]:
         config.init_lora_weights = True
     with warnings.catch_warnings(record=True) as caught, torch.device("meta"), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("always")
-        adapted = get_peft_model(_skeleton(model), config)
+        adapted = get_peft_model(bare(model), config)
     return adapted, [str(w.message) for w in caught if not issubclass(w.category, FutureWarning)]
 
 
-def _skeleton(model):
+def bare(model):
     """The same modules under the same names, with parameters on the meta device.
 
     A copy by hand: deepcopy would also copy what layers keep beside their parameters.
