@@ -9,7 +9,7 @@ from .errors import LabError
 # Two messages that today's versions print at every import or wrap, and that no learner can act on:
 # bitsandbytes names an optional CPU kernel, PEFT uses a method that transformers renames in v6.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
 
 _HOMES = {
     "load_base": "models",

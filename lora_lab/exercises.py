@@ -189,5 +189,82 @@ def predicted_count(count: int, config, model) -> Verdict:
     return _say(False, f"It is not {count:,}. {rule}")
 
 
+def absmax(function) -> Verdict:
+    """Does `function(weights, block)` give the codes and scales of absmax quantisation in blocks of a row?"""
+    import torch
+
+    for rows, columns, block in ((5, 128, 64), (3, 60, 60), (4, 48, 12)):
+        weights = torch.randn(rows, columns) * torch.rand(rows, 1) * 9
+        found = function(weights, block)
+        if not isinstance(found, tuple) or len(found) != 2:
+            return _say(False, f"Expected codes and scales, found {type(found).__name__}.")
+        codes, scales = found
+        blocks = weights.reshape(rows, -1, block)
+        steps = blocks.abs().amax(-1) / 127
+        if scales.numel() != steps.numel():
+            return _say(False, f"A {rows} × {columns} matrix in blocks of {block} has {steps.numel()} scales; "
+                               f"yours are {scales.numel()}.")
+        if codes.dtype != torch.int8 or codes.shape != weights.shape:
+            return _say(False, f"Expected int8 codes of shape {tuple(weights.shape)}, found {codes.dtype} of shape "
+                               f"{tuple(codes.shape)}.")
+        worst = (codes.reshape(blocks.shape) - blocks / steps[..., None]).abs().max().item()
+        if worst > 0.501:
+            return _say(False, f"In blocks of {block}, a code is {worst:.1f} steps away from its weight; rounding "
+                               "allows half a step.")
+    return _say(True, "Right for three block lengths.")
+
+
+def fits_gpu(settings: dict, gpu_gb: float) -> Verdict:
+    """Does a Llama-2-7B-shaped training of these settings fit, with 8,192 tokens a step, at the best precision?"""
+    from peft import LoraConfig
+    from transformers import LlamaConfig
+
+    from . import memory
+
+    config = LlamaConfig(dtype="bfloat16")
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    tokens = settings.get("batch_size", 1) * settings.get("seq_len", 0)
+    if settings.get("seq_len", 0) < 2048 or tokens < 8192:
+        return _say(False, f"That is {tokens:,} tokens in rows of {settings.get('seq_len', 0):,}; wanted are 8,192 in "
+                           "rows of at least 2,048.")
+    planned = memory.plan(config, lora, **settings)
+    if not planned.fits(gpu_gb):
+        return _say(False, f"It needs {memory.human(planned.total_bytes)}; {gpu_gb:g} GB allow {0.9 * gpu_gb:.1f}.")
+    better = ("float32", "bfloat16", "int8")
+    for precision in better[: better.index(settings["precision"])] if settings["precision"] in better else better:
+        if any(memory.plan(config, lora, precision, 4, 2048, checkpointing=kind).fits(gpu_gb)
+               for kind in (True, "reentrant")):
+            return _say(False, f"It fits, but {precision} can be made to fit, too.")
+    return _say(True, f"{planned}")
+
+
+def ready(function) -> Verdict:
+    """Does `function(model, config)` return a prepared model whose adapter trains under reentrant checkpointing?"""
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
+    base = AutoModelForCausalLM.from_config(LlamaConfig(**sizes), dtype=torch.float32)
+    base.is_loaded_in_8bit = True  # what prepare_model_for_kbit_training looks at
+    model = function(base, LoraConfig(task_type="CAUSAL_LM"))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        return _say(False, "Nothing trains.")
+    if any("lora_" not in name for name in trained):
+        return _say(False, "Parameters of the base train, too.")
+    layers = [m for m in base.modules() if getattr(m, "gradient_checkpointing", False)]
+    if not layers:
+        return _say(False, "The adapter trains, but no block is checkpointed.")
+    kinds = {getattr(m, "_gradient_checkpointing_func").keywords.get("use_reentrant") for m in layers}
+    if kinds != {True}:
+        return _say(False, "The blocks are checkpointed in the way that leaves the inputs of 8-bit layers in memory.")
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    if any(p.grad is None for p in model.parameters() if p.requires_grad):
+        return _say(False, "Some of the adapter gets no gradient.")
+    return _say(True, "The adapter trains, the base is frozen, and nothing stays that need not.")
+
+
 def _say(solved: bool, detail: str) -> Verdict:
     return Verdict(solved, detail, plain=True)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from dataclasses import asdict, dataclass
@@ -100,6 +101,8 @@ def plan(model_or_config_or_hub_id, lora: LoraConfig | None = None, precision: s
         raise LabError(f"Unknown precision {precision!r}. Use one of: {', '.join(models.PRECISIONS)}, or leave it out.")
     if checkpointing not in (False, True, "reentrant"):
         raise LabError(f'checkpointing is {checkpointing!r}. Use False, True or "reentrant".')
+    if lora is not None and not isinstance(lora, LoraConfig):
+        raise LabError(f"Expected a LoraConfig as `lora`, found {type(lora).__name__}.")
     if lora is None and isinstance(model_or_config_or_hub_id, PeftModel):
         lora = model_or_config_or_hub_id.active_peft_config
     model, own_precision, dtype = _without_weights(model_or_config_or_hub_id)
@@ -108,10 +111,13 @@ def plan(model_or_config_or_hub_id, lora: LoraConfig | None = None, precision: s
     if quantised and lora is None:
         raise LabError(f"Quantised weights cannot be trained. Give a LoraConfig as `lora`, or a precision without "
                        f"quantisation instead of {precision!r}.")
-    if not quantised and precision:
+    if precision and not quantised:
         dtype = getattr(torch, precision)
+    elif dtype is None:  # a config alone: what transformers makes of it
+        dtype = torch.bfloat16 if quantised else torch.float32
     autocast = None if dtype == torch.float32 else dtype
-    model.to(torch.float32 if quantised and prepared else dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.float32 if quantised and prepared else dtype)
     linear = {name: m for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
     if not linear:
         raise LabError(f"{type(model).__name__} has no linear layers: there is nothing for LoRA to adapt, nor to "
@@ -143,8 +149,8 @@ def _check_numbers(**numbers) -> None:
             raise LabError(f"{name} is {value!r}. Give a whole number of at least 1.")
 
 
-def _without_weights(source) -> tuple[PreTrainedModel, str | None, torch.dtype]:
-    """A model on the meta device; its quantisation, if any; and the dtype of what is not quantised."""
+def _without_weights(source) -> tuple[PreTrainedModel, str | None, torch.dtype | None]:
+    """A model on the meta device; its quantisation, if any; and the dtype of what is not quantised, if it is known."""
     if isinstance(source, PeftModel):
         source = source.get_base_model()
     model_class = None
@@ -157,14 +163,14 @@ def _without_weights(source) -> tuple[PreTrainedModel, str | None, torch.dtype]:
     else:
         raise LabError(f"Expected a transformers model, its config, a folder or a hub id, found "
                        f"{type(source).__name__}.")
-    config = type(config).from_dict(config.to_dict())
+    config = copy.deepcopy(config)
     quantisation = getattr(config, "quantization_config", None) or {}
+    if not isinstance(quantisation, dict):  # as in a loaded model
+        quantisation = quantisation.to_dict()
     if quantisation:
         del config.quantization_config
     own = "int8" if quantisation.get("load_in_8bit") else "nf4" if quantisation.get("load_in_4bit") else None
-    dtype = source.dtype if isinstance(source, PreTrainedModel) and own is None else config.dtype or torch.bfloat16
-    if isinstance(source, PreTrainedModel) and own:
-        dtype = source.get_input_embeddings().weight.dtype
+    dtype = next(p.dtype for p in source.parameters() if p.is_floating_point()) if model_class else config.dtype
     config.dtype = None
     try:
         with torch.device("meta"):
@@ -204,17 +210,19 @@ def _rehearse(adapted, **shape) -> rehearsal.Step:
 
 
 class measure:
-    """Around a block, the peak of memory in it: `with measure() as used: ...`, then `used.peak_rss_bytes`.
+    """Around a block, the peak of memory in it: `with measure(model) as used: ...`, then `used.peak_rss_bytes`.
 
-    rss: the resident set of this process, read every few milliseconds, so a shorter spike may be missed.
+    rss: the resident set of this process, read every few milliseconds, so a shorter spike may be missed. Freed
+    memory may stay resident, and then hides what the block needs: compare in fresh processes.
     cuda: torch's allocations on the current GPU (`torch.cuda.max_memory_allocated`), None without one.
-    `before` and `after` are those at the block's ends. Freed memory may stay resident: an earlier block can hide
-    what a later one needs, so compare in fresh processes.
+    tensors: with a `model`, its tensors' bytes above its parameters and gradients, what `plan` calls activations
+    and logits. On a GPU the growth of torch's allocations; on a CPU what torch's operations return, counted one
+    by one, which slows the block by a few percent.
     """
 
-    def __init__(self, seconds_between_reads: float = 0.005):
-        self.seconds_between_reads = seconds_between_reads
-        self.peak_cuda_bytes = self.cuda_before_bytes = None
+    def __init__(self, model=None, seconds_between_reads: float = 0.005):
+        self._model, self._seconds = model, seconds_between_reads
+        self.peak_cuda_bytes = self.cuda_before_bytes = self.peak_tensor_bytes = self._ledger = None
 
     def __enter__(self):
         self._process, self._done = psutil.Process(), threading.Event()
@@ -223,22 +231,29 @@ class measure:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             self.cuda_before_bytes = torch.cuda.memory_allocated()
+        elif self._model is not None:
+            self._ledger = rehearsal.Ledger()
+            self._ledger.add_model(self._model)
+            self._ledger.__enter__()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         return self
 
     def _read(self):
-        while not self._done.wait(self.seconds_between_reads):
+        while not self._done.wait(self._seconds):
             self._note()
 
     def _note(self):
         self.peak_rss_bytes = max(self.peak_rss_bytes, self._process.memory_info().rss)
 
-    def __exit__(self, *_):
+    def __exit__(self, *error):
+        if self._ledger:
+            self._ledger.__exit__(*error)
+            self.peak_tensor_bytes = self._ledger.peak - self._ledger.resting
         self._done.set()
         self._reader.join()
         self._note()
-        self.rss_after_bytes = self._process.memory_info().rss
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             self.peak_cuda_bytes = torch.cuda.max_memory_allocated()
+            self.peak_tensor_bytes = self.peak_cuda_bytes - self.cuda_before_bytes

@@ -56,7 +56,7 @@ def load_base(name: str = DEFAULT, precision: str | None = None):
         tokenizer.pad_token = tokenizer.eos_token
     where = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device).upper()
     print(
-        f"{name}: {model.num_parameters():,} parameters in {precision or str(dtype).removeprefix('torch.')}, "
+        f"{name}: {model.num_parameters():,} parameters in {_stored(model) or str(dtype).removeprefix('torch.')}, "
         f"{model.get_memory_footprint() / 1e6:.0f} MB, on {where}"
     )
     return model.eval(), tokenizer
@@ -81,6 +81,11 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
         return torch.bfloat16
     return torch.float32
+
+
+def _stored(model) -> str | None:
+    """How bitsandbytes stores the weights, if it does: a folder may hold a quantised model."""
+    return "int8" if getattr(model, "is_loaded_in_8bit", 0) else "nf4" if getattr(model, "is_loaded_in_4bit", 0) else None
 
 
 def _require_bitsandbytes(precision: str) -> None:

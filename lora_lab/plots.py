@@ -23,6 +23,7 @@ from .tables import table as table  # the lessons' plots.table
 
 # Readable on white and on black, colour-blind-safe.
 GREY, BLUE, ORANGE, GREEN, PINK = "#7a7a7a", "#2a86d1", "#d9822b", "#1f9e77", "#c06ba0"
+_PARTS = ((GREY, ""), (GREY, "////"), (ORANGE, ""), (PINK, ""), (GREEN, ""), (BLUE, ""), (BLUE, "////"))
 
 
 def _axes(width: float, height: float, **labels):
@@ -177,3 +178,28 @@ def matrices(named: dict[str, object]) -> Picture:
         axes.set_title(name, color=GREY, fontsize=9)
         axes.set_axis_off()
     return Picture(figure, "Matrices drawn as images: " + "; ".join(named) + ".")
+
+
+def memory(parts_of: dict[str, dict[str, int]], limit_gb: float | None = None) -> Picture:
+    """Stacked bars of `Plan.parts()` (or of measured parts) under their names, in GB; `limit_gb` an upright line."""
+    names = list(dict.fromkeys(name for parts in parts_of.values() for name in parts))
+    figure, axes = _axes(7, 0.42 * len(parts_of) + 1.3, xlabel="GB (10⁹ bytes)")
+    starts = [0.0] * len(parts_of)
+    for name, (color, hatch) in zip(names, _PARTS):
+        sizes = [parts.get(name, 0) / 1e9 for parts in parts_of.values()]
+        axes.barh(range(len(sizes)), sizes, left=starts, height=0.7, color=color, hatch=hatch, edgecolor="#ffffff80",
+                  linewidth=0, label=name.removesuffix("_bytes"))
+        starts = [start + size for start, size in zip(starts, sizes)]
+    if limit_gb is not None:
+        axes.axvline(limit_gb, color=ORANGE, linestyle="--", linewidth=1.5)
+        axes.set_xlim(0, 1.05 * max(limit_gb, *starts))
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.set_yticks(range(len(parts_of)), parts_of)
+    axes.set_ylim(len(starts) - 0.5, -0.7)
+    figure.legend(frameon=False, labelcolor=GREY, ncols=7, fontsize=7, loc="upper left", columnspacing=1)
+    said = [
+        f"{label} {sum(parts.values()) / 1e9:.2f} GB, most of it {max(parts, key=parts.get).removesuffix('_bytes')}"
+        for label, parts in parts_of.items()
+    ]
+    line = "" if limit_gb is None else f" A line marks {limit_gb:g} GB."
+    return Picture(figure, "Memory by part: " + "; ".join(said) + "." + line)

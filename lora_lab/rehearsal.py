@@ -38,7 +38,7 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.live = self.peak = self.head_start = self.head_peak = 0
+        self.live = self.peak = self.resting = self.head_start = self.head_peak = 0
         self._in_head, self._seen = False, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -47,6 +47,16 @@ class Ledger(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 self.add(leaf)
         return result
+
+    def add_model(self, model) -> None:
+        """Count what is there before a step: parameters, their gradients and buffers, as `resting` bytes."""
+        for parameter in model.parameters():
+            self.add(parameter)
+            if parameter.grad is not None:
+                self.add(parameter.grad)
+        for buffer in model.buffers():
+            self.add(buffer)
+        self.resting = self.peak = self.live
 
     def add(self, tensor) -> None:
         storage = tensor.untyped_storage()
@@ -102,26 +112,22 @@ def rehearse(adapted, *, quantised: str | None, skip: set[str], autocast: torch.
     shape = dict(autocast=autocast, batch_size=batch_size, seq_len=seq_len, logits_to_keep=logits_to_keep,
                  checkpointing=checkpointing)
 
-    def run(depth=None):
-        model = prepared(depth)
-        try:
-            return _run(model, **shape)
-        except Exception:  # an attention that needs its mask, or more than sdpa can do: as the model comes
-            model = prepared(depth)
-            model.config._attn_implementation = adapted.config._attn_implementation
-            return _run(model, **shape)
+    blocks = _blocks(adapted)
 
-    def prepared(depth):
-        model = bare(adapted)
-        model.config._attn_implementation = ATTENTION
-        if depth:
-            holder, name = _blocks(model)
-            setattr(holder, name, getattr(holder, name)[:depth])
+    def stage(attention, depth):
+        with _cut(blocks, depth):
+            model = bare(adapted)
+        model.config._attn_implementation = attention
         if quantised:
             _quantise(model, quantised, skip)
         return model
 
-    blocks = _blocks(adapted)
+    def run(depth=None):
+        try:
+            return _run(stage(ATTENTION, depth), **shape)
+        except Exception:  # an attention that needs its mask, or more than sdpa can do: as the model comes
+            return _run(stage(adapted.config._attn_implementation, depth), **shape)
+
     depth = len(getattr(*blocks)) if blocks else 0
     if depth <= 3 or len({_signature(block) for block in getattr(*blocks)}) > 1:
         return run()
@@ -131,6 +137,20 @@ def rehearse(adapted, *, quantised: str | None, skip: set[str], autocast: torch.
         return run()
     held, head, peak = (a + (b - a) * (depth - 2) for a, b in zip(two, three))
     return Step(held, head, max(peak, head))
+
+
+@contextlib.contextmanager
+def _cut(blocks, depth):
+    """The model's list of blocks cut to `depth` of them, until the end of the `with`."""
+    if not depth:
+        yield
+        return
+    whole = getattr(*blocks)
+    setattr(*blocks, whole[:depth])
+    try:
+        yield
+    finally:
+        setattr(*blocks, whole)
 
 
 def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing) -> Step:
@@ -143,14 +163,11 @@ def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing)
     with rng, FakeTensorMode(), Ledger() as ledger:
         _fill(model)
         for parameter in model.parameters():
-            ledger.add(parameter)
             if parameter.requires_grad:  # as with gradient accumulation: gradients are there all the time
                 parameter.grad = torch.empty_like(parameter)
-        for buffer in model.buffers():
-            ledger.add(buffer)
+        ledger.add_model(model)
         if (head := model.get_output_embeddings()) is not None:
             ledger.watch_head(head)
-        resting = ledger.peak = ledger.live
         ids = torch.zeros(batch_size, seq_len, dtype=torch.long)
         inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
         if logits_to_keep:
@@ -158,7 +175,7 @@ def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing)
         with torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext():
             loss = model(**inputs).loss
         loss.backward()
-    return Step(ledger.head_start - resting, ledger.head_peak - resting, ledger.peak - resting)
+    return Step(*(size - ledger.resting for size in (ledger.head_start, ledger.head_peak, ledger.peak)))
 
 
 def _fill(model) -> None:

@@ -1,4 +1,4 @@
-"""Things to move and click: a slider over any picture, and the explorer of a model's target modules.
+"""Things to move and click: a slider over any picture, the explorer of target modules, the memory planner.
 
 Only the controls are widgets. What they change is an ordinary output, which stays in the saved
 notebook and reads on the web without a kernel.
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from peft import LoraConfig
 
-from . import targets
+from . import memory, plots, targets
 from .keyboard import guard, show
 from .plots import BLUE, GREY, ORANGE, Picture, table
 
@@ -54,6 +54,42 @@ def explore(model, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -
             handle.update(output)
 
     for control in [*boxes, rank]:
+        control.observe(redraw, "value")
+
+
+def plan_memory(model, gpu_gb: float, **start) -> None:
+    """The memory planner: controls for what `memory.plan` takes, and its parts as a bar against `gpu_gb` GB.
+
+    `start` are values of the controls: rank, targets, precision, batch_size, seq_len, checkpointing.
+    """
+    start = dict(rank=8, targets="q_proj v_proj", precision="bfloat16", batch_size=1, seq_len=512,
+                 checkpointing="off") | start
+    choices = {"rank": (1, 4, 8, 16, 64, 256), "targets": ("q_proj v_proj", "all-linear"),
+               "precision": ("float32", "bfloat16", "int8", "nf4"), "batch_size": (1, 2, 4, 8, 16),
+               "seq_len": (128, 512, 1024, 2048, 4096), "checkpointing": ("off", "on", "reentrant")}
+    controls = {name: ipywidgets.Dropdown(options=options, value=start[name], description=name.replace("_", " "))
+                for name, options in choices.items()}
+    show(guard([ipywidgets.GridBox(list(controls.values()), layout=ipywidgets.Layout(
+        grid_template_columns="repeat(3, 20em)"))], "memory planner"))
+
+    def outputs():
+        chosen = {name: control.value for name, control in controls.items()}
+        rank, names, checkpointing = (chosen.pop(name) for name in ("rank", "targets", "checkpointing"))
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM",
+                          target_modules=names if names == "all-linear" else names.split())
+        planned = memory.plan(model, lora, **chosen, checkpointing={"off": False, "on": True}.get(
+            checkpointing, checkpointing))
+        fits = "fits" if planned.fits(gpu_gb) else "does not fit"
+        return plots.memory({f"r = {rank}": planned.parts()}, gpu_gb), _preformatted(
+            f"{planned}\n{fits} {gpu_gb:g} GB, of which 10 % are kept free")
+
+    shown = [display(output, display_id=True) for output in outputs()]
+
+    def redraw(_):
+        for handle, output in zip(shown, outputs()):
+            handle.update(output)
+
+    for control in controls.values():
         control.observe(redraw, "value")
 
 

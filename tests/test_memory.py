@@ -1,0 +1,272 @@
+"""The planner: exact where figures are known, close to what torch itself allocates, and clear about bad input."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lora_lab import LabError, load_base, memory
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, MixtralConfig, PreTrainedModel, Qwen2Config
+
+LLAMA = LlamaConfig()  # Llama-2-7B's sizes
+SMALL = dict(hidden_size=64, intermediate_size=112, num_attention_heads=4, num_key_value_heads=2, vocab_size=300)
+
+
+def lora(targets="all-linear", r=8, **others):
+    return LoraConfig(r=r, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM", **others)
+
+
+def small(layers=6, **others):
+    return LlamaConfig(**SMALL | dict(num_hidden_layers=layers, dtype="float32") | others)
+
+
+@pytest.mark.parametrize("precision, gigabytes", [("bfloat16", 13.477), ("int8", 7.001), ("nf4", 3.763)])
+def test_weights_of_llama_2_7b(precision, gigabytes):
+    planned = memory.plan(LLAMA, lora(["q_proj", "v_proj"]), precision)
+    assert planned.weights_bytes / 1e9 == pytest.approx(gigabytes, abs=0.0005)
+    assert planned.adapter_bytes == planned.gradient_bytes == 4 * 4_194_304
+    assert planned.optimizer_bytes == 8 * 4_194_304
+    assert planned.total_bytes == sum(planned.parts().values())
+
+
+@pytest.mark.parametrize("precision, megabytes", [("float32", 538.1), ("int8", 219.6), ("nf4", 166.5)])
+def test_weights_of_the_default_model(precision, megabytes):
+    planned = memory.plan("SmolLM2-135M-Instruct", lora(), precision)
+    assert planned.weights_bytes / 1e6 == pytest.approx(megabytes, abs=0.05)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "nf4"])
+def test_weights_are_the_footprint_of_the_loaded_model(precision, capsys):
+    model, _ = load_base(precision=precision)
+    planned = memory.plan(model, lora())
+    assert planned.weights_bytes == model.get_memory_footprint()
+    scales = 0
+    for module in model.modules():
+        if hasattr(module, "state"):
+            scales += module.weight.SCB.nbytes
+        elif hasattr(getattr(module, "weight", None), "quant_state"):
+            scales += module.weight.quant_state.absmax.nbytes
+    assert planned.quantization_bytes == scales
+    assert planned == memory.plan(model.config, lora(), precision)
+
+
+@pytest.mark.parametrize("config", [
+    GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=300), Qwen2Config(**SMALL, num_hidden_layers=3),
+    MixtralConfig(**SMALL, num_hidden_layers=3, num_local_experts=4, dtype="bfloat16"),
+], ids=lambda config: config.model_type)
+def test_weights_of_other_families(config):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    planned, weights = memory.plan(config, lora()), model.get_memory_footprint()
+    adapted = get_peft_model(model, lora())
+    assert planned.weights_bytes == weights
+    assert planned.adapter_bytes == 4 * adapted.get_nb_trainable_parameters()[0]
+
+
+def step_bytes(model, batch_size, seq_len):
+    """The peak of torch's own CPU allocator above what was there, by its profiler: not the planner's instrument."""
+    ids = torch.randint(0, 200, (batch_size, seq_len))
+
+    def step():
+        model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    step()  # the gradients are there from now on
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    live = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True, "reentrant"])
+@pytest.mark.parametrize("precision", ["float32", "int8", "nf4"])
+def test_a_step_takes_what_was_planned(precision, checkpointing, capsys):
+    model, _ = load_base(precision=precision)
+    planned = memory.plan(model, lora(), None, 2, 96, checkpointing=checkpointing)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+    measured = step_bytes(get_peft_model(model, lora()), 2, 96)
+    assert planned.activation_bytes + planned.logits_bytes == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("options", [
+    dict(targets=["q_proj", "v_proj"]), dict(lora_dropout=0.1), dict(r=64), dict(layers_to_transform=[0, 3],
+                                                                                 targets=["q_proj"]),
+    dict(use_dora=True), dict(modules_to_save=["embed_tokens"]),
+], ids=str)
+def test_other_configs_too(options):
+    model = AutoModelForCausalLM.from_config(small())
+    planned = memory.plan(model, lora(**options), None, 3, 64)
+    measured = step_bytes(get_peft_model(model, lora(**options)), 3, 64)
+    assert planned.activation_bytes + planned.logits_bytes == pytest.approx(measured, rel=0.05)
+
+
+def test_full_fine_tuning():
+    planned = memory.plan(small(), None, "float32")
+    assert planned.adapter_bytes == 0
+    parameters = 4 * sum(p.numel() for p in AutoModelForCausalLM.from_config(small()).parameters())
+    assert (planned.gradient_bytes, planned.optimizer_bytes) == (parameters, 2 * parameters)
+
+
+def test_measure_counts_what_torch_allocates():
+    model = get_peft_model(AutoModelForCausalLM.from_config(small()), lora()).train()
+    ids = torch.randint(0, 200, (3, 64))
+    expected = step_bytes(model, 3, 64)
+    with memory.measure(model) as used:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert used.peak_tensor_bytes == pytest.approx(expected, rel=0.01)
+
+
+def test_measure_sees_the_resident_peak():
+    with memory.measure() as used:
+        block = torch.ones(50_000_000)
+        del block
+    assert 190e6 < used.peak_rss_bytes - used.rss_before_bytes < 260e6
+    assert used.peak_tensor_bytes is None
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 4), st.integers(2, 96), st.sampled_from(["float32", "bfloat16", "int8", "nf4"]),
+       st.sampled_from([False, True, "reentrant"]))
+def test_more_tokens_never_take_less(batch_size, seq_len, precision, checkpointing):
+    def total(batch_size, seq_len):
+        return memory.plan(small(4), lora(), precision, batch_size, seq_len, checkpointing=checkpointing).total_bytes
+
+    here = total(batch_size, seq_len)
+    assert total(batch_size + 1, seq_len) > here and total(batch_size, seq_len + 5) > here
+
+
+def test_depth_is_linear():
+    by_depth = [memory.plan(small(layers), lora(), "float32", 2, 64) for layers in (3, 12, 21)]
+    first, second, third = (planned.activation_bytes + planned.logits_bytes for planned in by_depth)
+    assert third - second == pytest.approx(second - first, rel=0.01)
+
+
+def test_options_move_their_part():
+    def planned(**options):
+        return memory.plan(small(), lora(), **dict(precision="float32", batch_size=2, seq_len=64) | options)
+
+    plain = planned()
+    assert planned(checkpointing=True).activation_bytes < plain.activation_bytes / 2
+    assert planned(logits_to_keep=8).logits_bytes < plain.logits_bytes / 4
+    assert planned(optimizer="sgd").optimizer_bytes == 0
+    assert planned(optimizer="adamw_torch_fused") == plain
+    assert planned(optimizer="adamw_8bit").optimizer_bytes == pytest.approx(plain.optimizer_bytes / 4, rel=0.02)
+    assert planned(precision="bfloat16").activation_bytes < plain.activation_bytes
+    assert planned(precision="int8", prepared=True).weights_bytes >= planned(precision="int8").weights_bytes
+
+
+def test_a_prepared_base_has_its_rest_in_float32():
+    more = memory.plan(LLAMA, lora(["q_proj"]), "int8", prepared=True).weights_bytes
+    assert more - memory.plan(LLAMA, lora(["q_proj"]), "int8").weights_bytes == 2 * 262_410_240
+
+
+def test_a_peft_model_is_planned_with_its_own_adapter(capsys):
+    base, _ = load_base(precision="int8")
+    expected = memory.plan(base, lora())
+    assert memory.plan(get_peft_model(prepare_model_for_kbit_training(base), lora())) == expected
+
+
+def test_planning_changes_nothing():
+    model = AutoModelForCausalLM.from_config(small())
+    state = torch.random.get_rng_state()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    memory.plan(model, lora(), "int8", checkpointing=True)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(p, before[name]) and p.requires_grad for name, p in model.named_parameters())
+    assert model.config._attn_implementation == "sdpa" and not hasattr(model, "peft_config")
+
+
+@pytest.mark.parametrize("options, expected", [
+    (dict(batch_size=-1), "batch_size is -1. Give a whole number of at least 1."),
+    (dict(batch_size=2.0), "batch_size is 2.0"),
+    (dict(batch_size=True), "batch_size is True"),
+    (dict(seq_len=0), "seq_len is 0"),
+    (dict(optimizer="adamwx"), "Unknown optimizer 'adamwx'. Use one of: adamw, sgd"),
+    (dict(precision="int7"), "Unknown precision 'int7'"),
+    (dict(checkpointing="yes"), 'Use False, True or "reentrant"'),
+    (dict(logits_to_keep=4096), "logits_to_keep is 4096"),
+    (dict(lora=None, precision="nf4"), "Quantised weights cannot be trained"),
+    (dict(lora="r=8"), "Expected a LoraConfig"),
+    (dict(lora=lora(["query"])), "PEFT refuses this LoraConfig"),
+])
+def test_bad_settings_are_named(options, expected):
+    with pytest.raises(LabError) as error:
+        memory.plan(small(2), **dict(lora=lora()) | options)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("model, expected", [
+    (torch.nn.Embedding(3, 3), "found Embedding"),
+    (7, "found int"),
+    (None, "found NoneType"),
+    ("./nowhere", "There is no folder './nowhere'"),
+    (BertConfig(num_hidden_layers=1, is_decoder=False, vocab_size=10), ""),
+])
+def test_bad_models_are_named(model, expected):
+    with pytest.raises(LabError) as error:
+        memory.plan(model, LoraConfig(target_modules=["nothing"]))
+    assert expected in str(error.value)
+
+
+def test_a_model_without_linear_layers():
+    class Bag(PreTrainedModel):
+        config_class = LlamaConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.embed = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+            self.post_init()
+
+    with pytest.raises(LabError, match="Bag has no linear layers"):
+        memory.plan(Bag(small(1)), lora())
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the model hub does for a gated repository and for one that does not exist."""
+
+    def do_GET(self):
+        code = {"gated": "GatedRepo", "missing": "RepoNotFound"}.get(self.path.split("/")[1], "")
+        self.send_response(403 if code == "GatedRepo" else 404 if code else 200)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("gated/model", "gated"), ("missing/model", "is not a valid model identifier"), (None, "cannot be reached"),
+])
+def test_the_hubs_refusals_are_told(name, expected, tmp_path):
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}" if name else "http://127.0.0.1:9"
+    code = f"""
+from lora_lab import LabError, memory
+from peft import LoraConfig
+try:
+    memory.plan({name or "some/model"!r}, LoraConfig(target_modules=["q_proj"]))
+except LabError as error:
+    print("LabError", error)
+"""
+    environment = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment,
+                         timeout=200)
+    server.shutdown()
+    assert run.stdout.startswith("LabError") and expected in run.stdout, json.dumps([run.stdout, run.stderr[-2000:]])
