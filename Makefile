@@ -50,6 +50,7 @@ bench: setup
 	@$(PY) benchmarks/which_modules.py
 	@$(PY) benchmarks/cpu_dtype.py
 	@$(PY) benchmarks/quiz_seconds.py
+	@$(PY) benchmarks/planner_cpu.py
 
 clean:
 	rm -rf .venv

@@ -185,9 +185,17 @@ trainable, total = llama.get_nb_trainable_parameters()
 print(f"one in {total / trainable:,.1f}")
 
 # %% [markdown]
-# Neither of the card's numbers can come out: each q and v of rank 8 in such a model adds a multiple of 65,536. Its
-# total is close to what you get by counting the entries of *4-bit* tensors, which pack two weights into one entry.
-#
+# Neither of the card's numbers can come out: in such a model every q and v of rank 8 adds a multiple of 65,536, and
+# 4,194,816 is none. Where its total comes from we do not know. A count can go wrong like this: a 4-bit tensor packs two
+# weights into one entry, and whoever adds up entries counts half of them.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+entries = sum(p.numel() // 2 if "_proj" in name and "lora_" not in name else p.numel()
+              for name, p in llama.named_parameters())
+print(f"the same model in 4 bits: {entries:,} entries of {total:,} parameters")
+
+# %% [markdown]
 # ### Padding, and the end of a text
 #
 # The card loads a tokenizer and never uses it. Training needs it, and needs a token to pad with. Llama's has none.
@@ -259,7 +267,8 @@ four, _ = load_base(precision="nf4")
 def restored(layer):
     from bitsandbytes.functional import dequantize_4bit
     if layer.weight.dtype == torch.int8:
-        return layer.weight.data.float() * layer.weight.SCB[:, None] / 127
+        scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB  # moved by the first forward pass
+        return layer.weight.data.float() * scales[:, None] / 127
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
 
 errors = {"int8": [], "nf4": []}
@@ -309,21 +318,26 @@ for name in ("model.layers.5.self_attn.q_proj", "model.layers.11.mlp.down_proj")
 # %% [markdown]
 # A few features of a few layers are hundreds of times larger than the rest: one giant, and a ruler too coarse for
 # everybody else. LLM.int8() therefore takes the features above a **threshold** (6.0) out of the 8-bit product and
-# multiplies them in 16 bits. Measure what the threshold is worth, and what the weights alone cost. (In training mode
-# bitsandbytes' CPU code multiplies by the restored weights and leaves the input alone; that gives the weights' share.)
+# multiplies them in 16 bits. Measure what the threshold is worth, and, with the restored weights in a float32 model,
+# what rounding the weights alone costs.
 
 # %%
+rounded = copy.deepcopy(base)  # the 8-bit weights, restored, and exact inputs
+for name, layer in loaded.named_modules():
+    if hasattr(layer, "state"):
+        rounded.get_submodule(name).weight.data = restored(layer).to(base.device)
+
 perplexity = {"float32": scoring.perplexity(base, tokenizer)}
-text = tokenizer(scoring.GENERAL_TEXT, return_tensors="pt")["input_ids"].to(loaded.device)
-for label, threshold in (("int8", 6.0), ("int8, threshold 0 (none)", 0.0)):
-    for module in loaded.modules():
-        if hasattr(module, "state"):
-            module.state.threshold = threshold
-    perplexity[label] = scoring.perplexity(loaded, tokenizer)
 if dtype != torch.float32:
     perplexity[str(dtype).removeprefix("torch.")] = scoring.perplexity(load_base()[0], tokenizer)
-with torch.no_grad():
-    perplexity["int8 weights, exact inputs"] = loaded.train()(input_ids=text, labels=text).loss.exp().item()
+perplexity["int8 weights, exact inputs"] = scoring.perplexity(rounded, tokenizer)
+for label, threshold in (("int8, no threshold", 0.0), ("int8, threshold 6.0", 6.0)):
+    for layer in loaded.modules():
+        if hasattr(layer, "state"):
+            layer.state.threshold = threshold
+    perplexity[label] = scoring.perplexity(loaded, tokenizer)
+
+# %%
 perplexity["nf4"] = scoring.perplexity(four, tokenizer)
 plots.table([{"precision": label, "perplexity of prose": f"{value:.2f}",
               "above float32": f"{value / perplexity['float32'] - 1:+.1%}"} for label, value in perplexity.items()])
@@ -351,7 +365,7 @@ quiz("eight/one_giant")
 quiz("eight/score")
 
 # %%
-del eight, loaded, four, prepared, model  # their work is done
+eight = loaded = four = prepared = rounded = model = None  # their work is done
 gc.collect()
 set_seed(SEED)
 fresh, _ = load_base(precision="int8")
@@ -446,8 +460,9 @@ plots.table([{"base": name, "tokens per second": f"{rate:.0f}", "of float32's": 
 compare("eight/speed", 100 * rates["int8"] / rates["float32"])
 
 # %% [markdown]
-# Every multiplication by an 8-bit weight begins by restoring it, forward and backward. Eight bits save memory; they do
-# not save work. (On a GPU the reference is bfloat16 and the gap is a matter of its tensor cores.)
+# On a CPU every multiplication by an 8-bit weight begins by restoring it, forward and backward; on a GPU the backward
+# pass does. Eight bits save memory; they do not save work. (A GPU's own 16 bits, and how far 8 bits are from them
+# there, is for a run on a GPU to say.)
 
 # %%
 recorded = Path("../benchmarks/results/gpu_8bit.json")
@@ -556,8 +571,11 @@ compare("eight/resident", 100 * resident["int8 from float32"] / resident["float3
 # %% [markdown]
 # Quantising *while loading* reads every float32 weight first. The file is mapped into memory rather than copied, and as
 # the embedding, which stays in float32, goes on using that mapping, the pages of all the others remain resident beside
-# their 8-bit copies. No footprint shows them. A model saved in 8 bits has no float32 to read: `save_pretrained` once,
-# load from there ever after. (The system may drop mapped pages when memory is short; a second reason to measure.)
+# their 8-bit copies. No footprint shows them. In a model saved in 8 bits the blocks have no float32 to read:
+# `save_pretrained` once, load from there ever after. (The system may drop mapped pages when memory is short.)
+#
+# On a CPU, then, a plan is a *lower* bound: what the system's allocator keeps after use comes on top, and it may be
+# more than the plan itself. [benchmarks/planner_cpu.py](../benchmarks/README.md) has both for thirteen settings.
 #
 # ## Out of memory, on purpose
 #
@@ -632,10 +650,10 @@ plots.memory(climbed)
 
 # %% [markdown]
 # **Look** at the blue. Lowering the rank shrinks the colours in the middle and leaves the blue as it is: what forward
-# keeps for backward depends on how many tokens pass through how many layers. (Rank 64 on all layers of so small a model
-# is a seventh of the model; in a 7B model it is a fortieth, as you see below.) Dropout keeps a mask and a masked copy for
-# every adapted layer. **Checkpointing** keeps only each block's input, and computes the rest again in the backward pass:
-# one more forward pass is its price. And the base in 8 bits has *more* blue than before.
+# keeps for backward depends on how many tokens pass through how many layers. (Rank 64 on all layers of so small a
+# model is a seventh of the model; in a 7B model it is a fortieth, as you see below.) Dropout keeps a mask and a
+# masked copy for every adapted layer. **Checkpointing** keeps only each block's input, and computes the rest again in
+# the backward pass: one more forward pass is its price. And the base in 8 bits has *more* blue than before.
 #
 # ### A rung that gives way: checkpointing on an 8-bit base
 #
@@ -650,10 +668,12 @@ for label, parts in both.items():
 plots.memory(both)
 
 # %% [markdown]
-# Torch's present kind of checkpointing drops the tensors that layers *save for backward* in the official way.
+# Torch's present kind of checkpointing, which transformers' `activation_checkpointing_enable()` and the Trainer's
+# option `activation_checkpointing=True` take, drops the tensors that layers *save for backward* in the official way.
 # bitsandbytes' 8-bit layer keeps its input by another way (as an attribute of its context), so it is not dropped: the
 # activations of 8-bit layers stay. The older, *reentrant* kind runs the first forward pass without building a graph,
-# and nothing can stay:
+# and nothing can stay. `prepare_model_for_kbit_training` leaves the choice to torch, which takes the reentrant kind
+# and warns that you ought to name it. So name it, and do not let the Trainer switch it back:
 #
 # `prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": True})`
 #
@@ -678,9 +698,10 @@ for label, planned in plans.items():
 plots.memory({label: planned.parts() for label, planned in plans.items()}, GPU_GB)
 
 # %% [markdown]
-# Rung by rung: first the batch (with gradient accumulation the training is the same), then checkpointing, then the
-# base's precision. Rank comes last. Between them: cut the longest rows, dropout 0, and on large vocabularies a loss
-# that needs no full logits.
+# The order is that of the price. A smaller batch with gradient accumulation trains the same; checkpointing costs
+# another forward pass; fewer bits cost some accuracy. (Each rung's own effect depends on what was done before: alone,
+# checkpointing would save more here than the batch does.) Rank comes last. Between them: cut the longest rows,
+# dropout 0, and on large vocabularies a loss that needs no full logits.
 
 # %%
 quiz("eight/first_rung")
@@ -911,6 +932,33 @@ quiz("eight/other_base")
 # Each question is about something you measured. A wrong answer gets a reply, hints come one at a time, and the full
 # answer after an attempt. What you solved is kept on your machine. (After a restart of the kernel, run a question's
 # cell again.)
+
+# %%
+quiz("eight/where_bits")
+
+# %%
+quiz("eight/footprint_7b")
+
+# %%
+quiz("eight/scales_missing")
+
+# %%
+quiz("eight/card_count")
+
+# %%
+quiz("eight/seven_b_adamw")
+
+# %%
+quiz("eight/parts")
+
+# %%
+quiz("eight/ladder_order")
+
+# %%
+quiz("eight/fits_but")
+
+# %%
+quiz("eight/eight_speed")
 
 # %%
 progress()

@@ -7,7 +7,7 @@ import jupytext
 import pytest
 import torch
 from lora_lab import bank, exercises, targets, tasks
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -41,6 +41,19 @@ squares = singular_values**2
         ('"out_proj"', '"o_proj"'), ("[1, 30]", "[0, 29]"), ("(gate|up|down)", "(gate|up|down)_proj"),
         ('["norm"]', '["model.norm"]'),
     ],
+    "absmax": [
+        ("weights.abs().amax(1) / 127  # one a row: not yet one a block",
+         "weights.reshape(len(weights), -1, block).abs().amax(-1) / 127"),
+        ("weights / scales[:, None]", "weights / scales.repeat_interleave(block, 1)"),
+    ],
+    "fits_gpu": [
+        ('precision="bfloat16", batch_size=1', 'precision="int8", batch_size=4'),
+        ("checkpointing=False", 'checkpointing="reentrant"'),
+    ],
+    "ready": [(
+        "model = get_peft_model(model, config)\n    return prepare_model_for_kbit_training(model)",
+        "return get_peft_model(prepare_model_for_kbit_training(model), config)",
+    )],
     "predicted_count": [("my_prediction = 0", "my_prediction = 10 * (4 * (576 + 576) + 16 * (1536 + 576))")],
 }
 
@@ -57,6 +70,7 @@ def run(source, base):
     verdicts = []
     names = {"quiz": lambda question_id, *answer: verdicts.append(bank.find(question_id).grade(answer)),
              "targets": targets, "tasks": tasks, "torch": torch, "nn": nn, "LoraConfig": LoraConfig,
+             "get_peft_model": get_peft_model, "prepare_model_for_kbit_training": prepare_model_for_kbit_training,
              "base": base, "fresh_base": base}
     exec(source, names)
     return verdicts[0]
