@@ -124,7 +124,8 @@ def plan(model_or_config_or_hub_id, lora: LoraConfig | None = None, precision: s
                        "quantise. Give a transformer language model.")
     keep = get_keys_to_not_convert(model)
     skip = {name for name, m in linear.items() if not should_convert_module(name, keep)}
-    weights, scales = _weights(model, {n: m for n, m in linear.items() if n not in skip} if quantised else {}, quantised)
+    quantised_layers = [m for name, m in linear.items() if name not in skip] if quantised else []
+    weights, scales = _weights(model, quantised_layers, quantised)
     own = sum(p.nbytes for p in model.parameters())
     adapted = model if lora is None else _adapt(model, lora)
     trained = [p for p in adapted.parameters() if p.requires_grad]
@@ -174,7 +175,8 @@ def _without_weights(source) -> tuple[PreTrainedModel, str | None, torch.dtype |
     config.dtype = None
     try:
         with torch.device("meta"):
-            model = model_class(config) if model_class else AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            build = model_class or AutoModelForCausalLM.from_config
+            model = build(config).float()
     except ValueError as error:
         raise LabError(f"Cannot plan for {config.model_type!r}: {str(error).splitlines()[0][:200]} Give the config of "
                        "a causal language model.") from None
@@ -185,15 +187,16 @@ def _adapt(model, lora: LoraConfig):
     try:
         adapted, _ = skeleton.adapt(model, lora)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise LabError(f"PEFT refuses this LoraConfig: {' '.join(str(error).split())[:300]} `targets.check` says more.") from None
+        reason = " ".join(str(error).split())[:300]
+        raise LabError(f"PEFT refuses this LoraConfig: {reason} `targets.check` says more.") from None
     return adapted
 
 
-def _weights(model, quantised_layers: dict, kind: str | None) -> tuple[int, int]:
+def _weights(model, quantised_layers: list, kind: str | None) -> tuple[int, int]:
     """Bytes of the parameters and buffers, and of the quantised layers' scales."""
     total = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
     scales = 0
-    for layer in quantised_layers.values():
+    for layer in quantised_layers:
         count, (_, rows) = layer.weight.numel(), rehearsal.linear_shape(layer)
         total += (count if kind == "int8" else (count + 1) // 2) - layer.weight.nbytes
         scales += 4 * (rows if kind == "int8" else math.ceil(count / rehearsal.BLOCK))

@@ -85,7 +85,9 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 def _stored(model) -> str | None:
     """How bitsandbytes stores the weights, if it does: a folder may hold a quantised model."""
-    return "int8" if getattr(model, "is_loaded_in_8bit", 0) else "nf4" if getattr(model, "is_loaded_in_4bit", 0) else None
+    if getattr(model, "is_loaded_in_8bit", False):
+        return "int8"
+    return "nf4" if getattr(model, "is_loaded_in_4bit", False) else None
 
 
 def _require_bitsandbytes(precision: str) -> None:

@@ -157,7 +157,8 @@ def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing)
     model.train()
     if checkpointing:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # its old name
+        old_name = base.gradient_checkpointing_enable
+        enable = getattr(base, "activation_checkpointing_enable", old_name)
         enable({"use_reentrant": checkpointing == "reentrant"})
         base.enable_input_require_grads()
     rng = torch.random.fork_rng(devices=[])

@@ -50,12 +50,32 @@ print({name: version(name) for name in ("torch", "transformers", "peft", "bitsan
 # %%
 import torch
 import transformers
-from lora_lab import bars, batches, cache, compare, load_base, memory, models, plots, progress, quiz, scoring, tasks
-from lora_lab import widgets
+from lora_lab import (
+    bars,
+    batches,
+    cache,
+    compare,
+    load_base,
+    memory,
+    models,
+    plots,
+    progress,
+    quiz,
+    scoring,
+    tasks,
+    widgets,
+)
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PrinterCallback, Qwen2Config, Trainer
-from transformers import TrainingArguments, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    PrinterCallback,
+    Qwen2Config,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 SEED, STEPS, BATCH = 0, 60, 8
 transformers.utils.logging.disable_progress_bar()
@@ -89,11 +109,11 @@ folder = cache.model_folder()  # the course's model, as a folder that from_pretr
 small = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=100)
 toy = get_peft_model(AutoModelForCausalLM.from_config(small), LoraConfig(task_type="CAUSAL_LM"))
 
-def meet(attempt):
+def meet(attempt, number=""):
     try:
         attempt()
     except Exception as error:
-        print(f"{type(error).__name__}: {str(error).split(' (/')[0]}")
+        print(f"{number}{type(error).__name__}: {str(error).split(' (/')[0]}")
 
 meet(lambda: exec("from transformers import LoraConfig"))
 meet(lambda: AutoModelForCausalLM.from_pretrained(folder, load_in_8bit=True))
@@ -727,21 +747,21 @@ def loss_of(model):
 adapted = get_peft_model(new_toy(), LoraConfig(task_type="CAUSAL_LM"))
 merged = get_peft_model(new_toy(), LoraConfig(task_type="CAUSAL_LM")).merge_and_unload()
 print("the card's error: PeftModel has no save_pretrained?", not hasattr(adapted, "save_pretrained"))
-print("1.", end=" "); meet(lambda: get_peft_model(new_toy(), LoraConfig(target_modules=["query"])))
-print("2.", end=" "); meet(lambda: loss_of(prepare_model_for_kbit_training(adapted)).backward())
-print("3.", end=" "); meet(lambda: adapted.peft_config.save_pretrained("adapters/toy"))
-print("4.", end=" "); meet(lambda: torch.nn.DataParallel(adapted).save_pretrained("adapters/toy"))
-print("5.", end=" "); meet(lambda: merged.merge_and_unload())
+meet(lambda: get_peft_model(new_toy(), LoraConfig(target_modules=["query"])), "1. ")
+meet(lambda: loss_of(prepare_model_for_kbit_training(adapted)).backward(), "2. ")
+meet(lambda: adapted.peft_config.save_pretrained("adapters/toy"), "3. ")
+meet(lambda: torch.nn.DataParallel(adapted).save_pretrained("adapters/toy"), "4. ")
+meet(lambda: merged.merge_and_unload(), "5. ")
 
 # %%
 # NBVAL_CHECK_OUTPUT
 bare, _ = load_base("./runs/int8")
-print("6.", end=" "); meet(lambda: Trainer(model=bare, args=arguments))
-print("7.", end=" "); meet(lambda: bare.half())
-block, inputs = torch.nn.Linear(4, 4), torch.ones(1, 4)
+meet(lambda: Trainer(model=bare, args=arguments), "6. ")
+meet(lambda: bare.half(), "7. ")
+reentrant, block, inputs = torch.utils.checkpoint.checkpoint, torch.nn.Linear(4, 4), torch.ones(1, 4)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    print("8.", end=" "); meet(lambda: checkpoint(block, inputs, use_reentrant=True).sum().backward())
+    meet(lambda: reentrant(block, inputs, use_reentrant=True).sum().backward(), "8. ")
 print("   and before it, a warning:", *[w.message for w in caught if "Gradients" in str(w.message)])
 
 # %% [markdown]
@@ -769,7 +789,7 @@ print("3, 4. saved:", sorted(path.name for path in Path("adapters/toy").glob("ad
 print("5. merged once:", not any("lora_" in name for name, _ in merged.named_parameters()))
 Trainer(model=get_peft_model(bare, lora()), args=arguments)
 print("6. the Trainer takes it;  7. dtype chosen at loading:", load_base(precision="int8")[0].lm_head.weight.dtype)
-checkpoint(block, inputs.requires_grad_(), use_reentrant=True).sum().backward()
+reentrant(block, inputs.requires_grad_(), use_reentrant=True).sum().backward()
 print("8. gradient:", block.weight.grad is not None)
 
 # %%

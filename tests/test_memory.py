@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from lora_lab import LabError, load_base, memory
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, MixtralConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 LLAMA = LlamaConfig()  # Llama-2-7B's sizes
 SMALL = dict(hidden_size=64, intermediate_size=112, num_attention_heads=4, num_key_value_heads=2, vocab_size=300)
