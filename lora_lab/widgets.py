@@ -67,10 +67,11 @@ def plan_memory(model, gpu_gb: float, **start) -> None:
     choices = {"rank": (1, 4, 8, 16, 64, 256), "targets": ("q_proj v_proj", "all-linear"),
                "precision": ("float32", "bfloat16", "int8", "nf4"), "batch_size": (1, 2, 4, 8, 16),
                "seq_len": (128, 512, 1024, 2048, 4096), "checkpointing": ("off", "on", "reentrant")}
-    controls = {name: ipywidgets.Dropdown(options=options, value=start[name], description=name.replace("_", " "))
-                for name, options in choices.items()}
-    show(guard([ipywidgets.GridBox(list(controls.values()), layout=ipywidgets.Layout(
-        grid_template_columns="repeat(3, 20em)"))], "memory planner"))
+    look = dict(layout=ipywidgets.Layout(width="17em"), style={"description_width": "7.5em"})
+    controls = {name: ipywidgets.Dropdown(options=values, value=start[name], description=name.replace("_", " "), **look)
+                for name, values in choices.items()}
+    layout = ipywidgets.Layout(grid_template_columns="repeat(3, 18em)")
+    show(guard([ipywidgets.GridBox(list(controls.values()), layout=layout)], "memory planner"))
 
     def outputs():
         chosen = {name: control.value for name, control in controls.items()}

@@ -31,7 +31,14 @@ model = LlamaForCausalLM(LlamaConfig(vocab_size=99, hidden_size=32, intermediate
 widgets.explore(model)"""
 
 BELOW = "'the cell below'"
-NOTEBOOKS = {"live": [LIVE_CURVE, BELOW], "slider": [SLIDER, BELOW], "explorer": [EXPLORER, BELOW]}
+PLANNER = """\
+from lora_lab import widgets
+from transformers import LlamaConfig
+config = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4)
+widgets.plan_memory(config, gpu_gb=1, precision="bfloat16")"""
+
+NOTEBOOKS = {"live": [LIVE_CURVE, BELOW], "slider": [SLIDER, BELOW], "explorer": [EXPLORER, BELOW],
+             "planner": [PLANNER, BELOW]}
 
 
 def test_loss_curve_draws_itself(page, jupyterlab, tmp_path):
@@ -103,3 +110,20 @@ def test_saved_lesson_shows_its_outputs(page, jupyterlab, tmp_path, lesson):
     theme = page.evaluate("document.body.dataset.jpThemeLight")
     assert theme == ("true" if jupyterlab[2] == "Light" else "false")
     page.screenshot(path=tmp_path / "lesson.png")
+
+
+def test_planner_answers_to_its_menus(page, jupyterlab, tmp_path):
+    open_notebook(page, jupyterlab, "planner.ipynb")
+    assert page.evaluate(RUN_ALL) == []
+    picture, words = page.locator(".jp-OutputArea-output img"), page.locator(".jp-OutputArea-output pre")
+    words.get_by_text("\nfits 1 GB").wait_for()
+    page.get_by_label("precision").focus()
+    before = cells_and_active(page)
+    page.keyboard.press("ArrowDown")  # the keyboard alone: from bfloat16 to int8
+    words.get_by_text("quantization").wait_for()
+    assert cells_and_active(page) == before
+    page.get_by_label("batch size").select_option("16")
+    page.get_by_label("seq len").select_option("4096")
+    words.get_by_text("does not fit 1 GB").wait_for()
+    assert picture.count() == 1 and picture.get_attribute("alt").endswith("A line marks 1 GB.")
+    page.screenshot(path=tmp_path / "planner.png")

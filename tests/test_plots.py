@@ -40,3 +40,12 @@ def test_curves_say_where_they_begin_and_end():
 def test_matrices_are_named():
     image = plots.matrices({"W": torch.randn(4, 6), "rank 2": torch.zeros(4, 6)})
     assert image.png.startswith(b"\x89PNG") and "W; rank 2" in image.alt
+
+
+def test_memory_bars_say_the_largest_part_and_mark_the_limit():
+    parts = {"weights_bytes": 7e9, "activation_bytes": 12e9}
+    picture = plots.memory({"r = 8": parts, "r = 64": parts | {"weights_bytes": 20e9}}, 16)
+    assert picture.png.startswith(b"\x89PNG")
+    assert "r = 8 19.00 GB, most of it activation" in picture.alt
+    assert "r = 64 32.00 GB, most of it weights" in picture.alt
+    assert picture.alt.endswith("A line marks 16 GB.")
