@@ -51,6 +51,7 @@ bench: setup
 	@$(PY) benchmarks/cpu_dtype.py
 	@$(PY) benchmarks/quiz_seconds.py
 	@$(PY) benchmarks/planner_cpu.py
+	@$(PY) benchmarks/sweep_overhead.py
 
 clean:
 	rm -rf .venv

@@ -23,6 +23,7 @@ from .tables import table as table  # the lessons' plots.table
 
 # Readable on white and on black, colour-blind-safe.
 GREY, BLUE, ORANGE, GREEN, PINK = "#7a7a7a", "#2a86d1", "#d9822b", "#1f9e77", "#c06ba0"
+_DIVERGING = LinearSegmentedColormap.from_list("", [BLUE, "#f4f4f4", ORANGE])
 _PARTS = ((GREY, ""), (GREY, "////"), (ORANGE, ""), (PINK, ""), (GREEN, ""), (BLUE, ""), (BLUE, "////"))
 
 
@@ -171,13 +172,34 @@ def matrices(named: dict[str, object]) -> Picture:
     figure = Figure(figsize=(7, 2.6), dpi=110, layout="tight")
     figure.patch.set_alpha(0)
     limit = 3 * float(next(iter(named.values())).std())
-    colors = LinearSegmentedColormap.from_list("", [BLUE, "#f4f4f4", ORANGE])
     for place, (name, matrix) in enumerate(named.items(), 1):
         axes = figure.add_subplot(1, len(named), place)
-        axes.imshow(np.asarray(matrix), cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest")
+        axes.imshow(np.asarray(matrix), cmap=_DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
         axes.set_title(name, color=GREY, fontsize=9)
         axes.set_axis_off()
     return Picture(figure, "Matrices drawn as images: " + "; ".join(named) + ".")
+
+
+def heat(values: list[list], xs: list, ys: list, xlabel: str, ylabel: str, name: str) -> Picture:
+    """Positive `values[y][x]` as a map on a logarithmic scale, with their numbers; NaN is crossed out, None empty."""
+    figure, axes = _axes(0.6 * len(xs) + 1.6, 0.4 * len(ys) + 0.9, xlabel=xlabel, ylabel=ylabel)
+    grid = np.array(values, dtype=float)
+    shades = np.log(np.where(grid > 0, grid, np.nan))
+    axes.imshow(shades, cmap=_DIVERGING, aspect="auto", interpolation="nearest")
+    for y, x in np.ndindex(grid.shape):
+        value = values[y][x]
+        text = "" if value is None else f"{value:.2g}" if np.isfinite(value) else "✕"
+        axes.text(x, y, text, ha="center", va="center", fontsize=7, color=GREY if text == "✕" else "#202020")
+    axes.set_xticks(range(len(xs)), [_short(x) for x in xs], fontsize=7)
+    axes.set_yticks(range(len(ys)), [_short(y) for y in ys])
+    axes.spines[:].set_visible(False)
+    best = [f"{ylabel} {_short(ys[y])}: {xlabel} {_short(xs[np.nanargmin(grid[y])])}"
+            for y in range(len(ys)) if np.isfinite(grid[y]).any()]
+    return Picture(figure, f"{name} by {xlabel} and {ylabel}; smallest at " + "; ".join(best) + ".")
+
+
+def _short(value) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def memory(parts_of: dict[str, dict[str, int]], limit_gb: float | None = None) -> Picture:

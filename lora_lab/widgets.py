@@ -27,6 +27,29 @@ def slide(draw, label: str, low: int, high: int, start: int) -> None:
     control.observe(lambda change: shown.update(draw(change["new"])), "value")
 
 
+def dial(draw, factors: tuple[float, ...], generate=None) -> None:
+    """A slider over `factors` above `draw(factor)`; a button shows `generate(factor)`, for what takes longer."""
+    start = min(factors, key=lambda factor: abs(factor - 1))
+    options = [(f"{factor:g}", factor) for factor in factors]
+    control = ipywidgets.SelectionSlider(options=options, value=start, description="factor")
+    button = ipywidgets.Button(description="Ask the model")
+    show(guard([control, button] if generate else [control], "dial of the adapter"))
+    shown = display(draw(start), display_id=True)
+    control.observe(lambda change: shown.update(draw(change["new"])), "value")
+    if generate:
+        answers = display(HTML(""), display_id=True)
+        control.observe(lambda change: answers.update(HTML("")), "value")  # they belong to another factor
+
+        def ask(_):
+            button.disabled = True
+            try:
+                answers.update(generate(control.value))
+            finally:
+                button.disabled = False
+
+        button.on_click(ask)
+
+
 def explore(model, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -> None:
     """The target explorer: tick the layers to adapt, and see what a LoraConfig with them trains.
 

@@ -1,5 +1,7 @@
 """The lessons in a real browser, against a real JupyterLab on loopback."""
 
+import time
+
 import pytest
 from browser import REPOSITORY, RUN_ALL, cells_and_active, open_notebook
 
@@ -37,8 +39,14 @@ from transformers import LlamaConfig
 config = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4)
 widgets.plan_memory(config, gpu_gb=1, precision="bfloat16")"""
 
+DIAL = """\
+from lora_lab import plots, widgets
+def show(words):
+    return lambda factor: plots.table([{"factor": f"{words} at {factor:g}"}])
+widgets.dial(show("score"), (0, 0.5, 1, 1.5, 2, 4), show("answers"))"""
+
 NOTEBOOKS = {"live": [LIVE_CURVE, BELOW], "slider": [SLIDER, BELOW], "explorer": [EXPLORER, BELOW],
-             "planner": [PLANNER, BELOW]}
+             "planner": [PLANNER, BELOW], "dial": [DIAL, BELOW]}
 
 
 def test_loss_curve_draws_itself(page, jupyterlab, tmp_path):
@@ -110,6 +118,29 @@ def test_saved_lesson_shows_its_outputs(page, jupyterlab, tmp_path, lesson):
     theme = page.evaluate("document.body.dataset.jpThemeLight")
     assert theme == ("true" if jupyterlab[2] == "Light" else "false")
     page.screenshot(path=tmp_path / "lesson.png")
+
+
+def test_dial_answers_at_once_and_asks_on_demand(page, jupyterlab, tmp_path):
+    open_notebook(page, jupyterlab, "dial.ipynb")
+    assert page.evaluate(RUN_ALL) == []
+    handle, shown = page.get_by_role("slider", name="factor"), page.locator(".jp-OutputArea-output table")
+    shown.get_by_text("score at 1", exact=True).wait_for()
+    handle.focus()
+    before = cells_and_active(page)
+    seconds = []
+    for key, factor in (("ArrowRight", "1.5"), ("End", "4"), ("Home", "0"), ("ArrowRight", "0.5")):
+        page.keyboard.press(key)
+        started = time.monotonic()
+        shown.get_by_text(f"score at {factor}", exact=True).wait_for()
+        seconds.append(time.monotonic() - started)
+    assert max(seconds) < 2  # half a second is the aim; this machine may be busy
+    page.get_by_role("button", name="Ask the model").click()
+    shown.get_by_text("answers at 0.5").wait_for()
+    page.get_by_role("slider", name="factor").focus()
+    page.keyboard.press("Home")
+    shown.get_by_text("answers at 0.5").wait_for(state="detached")
+    assert cells_and_active(page) == before
+    page.screenshot(path=tmp_path / "dial.png")
 
 
 def test_planner_answers_to_its_menus(page, jupyterlab, tmp_path):

@@ -14,6 +14,9 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 
 # For each check of a lesson: what the solution replaces in the exercise's cell, and what by.
 SOLUTIONS = {
+    "new_alpha": [("my_rate = 0.0135", "my_rate = 0.0135 * 32 ** -0.64")],
+    "flat": [("lora_alpha=16 / 8 / 100", "lora_alpha=16")],
+    "loud": [("lora_alpha=128", "lora_alpha=16")],
     "small_adapter": [("r=8, lora_alpha=16", "r=2, lora_alpha=4")],
     "exact_by_device": [("    return shares", """\
     import json
