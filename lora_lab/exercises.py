@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 
@@ -273,7 +274,7 @@ def new_alpha(lr: float, r: int, alpha: float) -> Verdict:
     if not isinstance(lr, (int, float)) or not 0 < lr < 1:
         return _say(False, f"Expected a learning rate between 0 and 1, found {lr!r}.")
     loss = _pocket_loss(LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear"), lr)
-    tuned = _pocket_loss(LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), 0.0135)
+    tuned = _tuned_loss()
     found = f"Held-out loss {loss:.3f}; rank 8 and alpha 16 reach {tuned:.3f} with their own rate."
     return _say(loss < 1.5 * tuned, found)
 
@@ -294,6 +295,13 @@ def _pocket_learns(config, **kept) -> Verdict:
             return _say(False, f"{name} was to stay {value!r}, and is {getattr(config, name, None)!r}.")
     loss = _pocket_loss(config, 0.01)
     return _say(loss < 0.7, f"Held-out loss {loss:.3f} after 40 steps; under 0.7 is learning, 3.9 is the base.")
+
+
+@functools.cache
+def _tuned_loss() -> float:
+    from peft import LoraConfig
+
+    return _pocket_loss(LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), 0.0135)
 
 
 def _pocket_loss(config, lr: float) -> float:

@@ -94,7 +94,7 @@ def plan(model_or_config_or_hub_id, lora: LoraConfig | None = None, precision: s
     _check_numbers(batch_size=batch_size, seq_len=seq_len)
     if not isinstance(logits_to_keep, int) or not 0 <= logits_to_keep <= seq_len:
         raise LabError(f"logits_to_keep is {logits_to_keep!r}. Give 0 for all, or at most seq_len ({seq_len}).")
-    kind = NAMES.get(optimizer, optimizer)
+    kind = NAMES.get(optimizer, optimizer) if isinstance(optimizer, str) else None
     if kind not in OPTIMIZERS:
         raise LabError(f"Unknown optimizer {optimizer!r}. Use one of: {', '.join([*OPTIMIZERS, *NAMES])}.")
     if precision not in (None, *models.PRECISIONS):
@@ -118,6 +118,7 @@ def plan(model_or_config_or_hub_id, lora: LoraConfig | None = None, precision: s
     autocast = None if dtype == torch.float32 else dtype
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float32 if quantised and prepared else dtype)
+    _check_positions(model, seq_len)
     linear = {name: m for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
     if not linear:
         raise LabError(f"{type(model).__name__} has no linear layers: there is nothing for LoRA to adapt, nor to "
@@ -148,6 +149,17 @@ def _check_numbers(**numbers) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise LabError(f"{name} is {value!r}. Give a whole number of at least 1.")
+
+
+def _check_positions(model, seq_len: int) -> None:
+    """A table of learned positions has an end; rotary positions go on."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not positions or seq_len <= positions:
+        return
+    tables = (m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    if any(positions <= size <= positions + 2 for size in tables):  # some keep two more for padding
+        raise LabError(f"seq_len is {seq_len}, but {model.config.model_type} has {positions} positions. Give at most "
+                       f"{positions}.")
 
 
 def _without_weights(source) -> tuple[PreTrainedModel, str | None, torch.dtype | None]:

@@ -14,6 +14,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
@@ -23,8 +24,15 @@ from transformers.pytorch_utils import Conv1D
 from .skeleton import bare
 
 ATTENTION = "lora_lab_unmasked_sdpa"
+
+
+def _fused(*args, **options):
+    """Fused attention as a GPU runs it: with dropout a CPU would take the unfused path, and keep every score."""
+    return sdpa_attention_forward(*args, **options | {"dropout": 0.0})
+
+
 # Without a mask function of its own, transformers builds no mask: the fused path of batches without padding.
-AttentionInterface.register(ATTENTION, sdpa_attention_forward)
+AttentionInterface.register(ATTENTION, _fused)
 
 BLOCK = 64  # weights that share one scale in 4 bits, bitsandbytes' default
 
@@ -87,6 +95,16 @@ class Ledger(TorchDispatchMode):
             self._in_head = False
 
         head.register_forward_pre_hook(enter)
+
+
+class _GpuDropout(TorchFunctionMode):
+    """Dropout that keeps a mask of one byte an element, as on a GPU; on a CPU torch keeps one as wide as the input."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch.nn.functional.dropout:
+            return func(*args, **(kwargs or {}))
+        x, p, training, *_ = [*args, *(kwargs or {}).values()]
+        return torch.native_dropout(x, p, True)[0] if training and p else x
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,7 @@ def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing)
         enable({"use_reentrant": checkpointing == "reentrant"})
         base.enable_input_require_grads()
     rng = torch.random.fork_rng(devices=[])
-    with rng, FakeTensorMode(), Ledger() as ledger:
+    with rng, FakeTensorMode(), Ledger() as ledger, _GpuDropout():
         _fill(model)
         for parameter in model.parameters():
             if parameter.requires_grad:  # as with gradient accumulation: gradients are there all the time

@@ -80,6 +80,19 @@ def test_weights_of_other_families(config):
     assert planned.adapter_bytes == 4 * adapted.get_nb_trainable_parameters()[0]
 
 
+@pytest.fixture
+def gpu_dropout(monkeypatch):
+    """On this CPU what a GPU does: dropout with masks of a byte an element, fused attention whatever its dropout."""
+    functional, attention = torch.nn.functional, torch.nn.functional.scaled_dot_product_attention
+
+    def dropout(x, p=0.5, training=True, inplace=False):
+        return torch.native_dropout(x, p, True)[0] if training and p else x
+
+    monkeypatch.setattr(functional, "dropout", dropout)
+    monkeypatch.setattr(functional, "scaled_dot_product_attention",
+                        lambda *args, **options: attention(*args, **options | {"dropout_p": 0.0}))
+
+
 def step_bytes(model, batch_size, seq_len):
     """The peak of torch's own CPU allocator above what was there, by its profiler: not the planner's instrument."""
     ids = torch.randint(3, 100, (batch_size, seq_len))
@@ -114,18 +127,41 @@ def test_a_step_takes_what_was_planned(precision, checkpointing, capsys):
                                                                                  targets=["q_proj"]),
     dict(use_dora=True), dict(modules_to_save=["embed_tokens"]),
 ], ids=str)
-def test_other_configs_too(options):
+def test_other_configs_too(options, gpu_dropout):
     model = AutoModelForCausalLM.from_config(small())
     planned = memory.plan(model, lora(**options), None, 3, 64)
     measured = step_bytes(get_peft_model(model, lora(**options)), 3, 64)
     assert planned.activation_bytes + planned.logits_bytes == pytest.approx(measured, rel=0.05)
 
 
+def test_dropout_keeps_masks_of_one_byte():
+    config, shape = small(), dict(batch_size=2, seq_len=512)
+    with_it, without = (memory.plan(config, lora(lora_dropout=p), "float32", **shape) for p in (0.05, 0.0))
+    elements = 2 * 512 * config.num_hidden_layers * (6 * config.hidden_size + config.intermediate_size)
+    extra = with_it.activation_bytes - without.activation_bytes
+    # A copy and a mask for each adapted layer, where without dropout the layers of one input share it. Masks of four
+    # bytes would make it 5.5 bytes an element and more.
+    assert 2.5 * elements < extra < 3.5 * elements
+
+
+def test_attention_dropout_is_fused():
+    lora_config = LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM")
+    half, whole = (memory.plan(GPT2Config(), lora_config, "bfloat16", 1, n).activation_bytes for n in (512, 1024))
+    assert whole == pytest.approx(2 * half, rel=0.02)
+
+
+def test_rows_longer_than_the_table_of_positions_are_refused():
+    lora_config = LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM")
+    with pytest.raises(LabError, match="seq_len is 1025, but gpt2 has 1024 positions"):
+        memory.plan(GPT2Config(), lora_config, seq_len=1025)
+    assert memory.plan(LlamaConfig(max_position_embeddings=64, **SMALL), lora(), seq_len=128).activation_bytes  # rotary
+
+
 FAMILIES = "bloom cohere falcon gemma2 gemma3_text gpt2 gpt_neox mistral mpt olmo2 opt phi3 qwen2 qwen3 starcoder2"
 
 
 @pytest.mark.parametrize("model_type", FAMILIES.split())
-def test_other_families_too(model_type):
+def test_other_families_too(model_type, gpu_dropout):
     model = architectures.tiny(model_type)
     planned = memory.plan(model, lora(), None, 2, 48)
     assert planned.weights_bytes == pytest.approx(model.get_memory_footprint(), rel=0.001)
