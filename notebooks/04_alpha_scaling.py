@@ -657,7 +657,7 @@ plots.table([{"method": method, "lr": lr} | {figure: f"{both.mean(figure, method
              for method in ("LoRA", "full") for lr in both.where(method=method).values("lr")])
 
 # %%
-best = {method: np.mean([bottom(both.where(method=method, seed=seed)) for seed in SEEDS])
+best = {method: np.nanmean([bottom(both.where(method=method, seed=seed)) or math.nan for seed in SEEDS])
         for method in ("LoRA", "full")}
 print({method: round(float(lr), 5) for method, lr in best.items()})
 compare("alpha/ten_times", best["LoRA"] / best["full"])
