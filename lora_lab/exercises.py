@@ -224,18 +224,22 @@ def fits_gpu(settings: dict, gpu_gb: float) -> Verdict:
 
     config = LlamaConfig(dtype="bfloat16")
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    if other := sorted(set(settings) - {"precision", "batch_size", "seq_len", "checkpointing"}):
+        return _say(False, f"Leave out {', '.join(other)}: set precision, batch_size, seq_len and checkpointing. A "
+                           "quantised base is planned as prepared.")
     tokens = settings.get("batch_size", 1) * settings.get("seq_len", 0)
     if settings.get("seq_len", 0) < 2048 or tokens < 8192:
         return _say(False, f"That is {tokens:,} tokens in rows of {settings.get('seq_len', 0):,}; wanted are 8,192 in "
                            "rows of at least 2,048.")
-    planned = memory.plan(config, lora, **settings)
+    own = settings.get("precision") or "bfloat16"
+    planned = memory.plan(config, lora, **settings, prepared=own in ("int8", "nf4"))
     if not planned.fits(gpu_gb):
         return _say(False, f"It needs {memory.human(planned.total_bytes)}; {gpu_gb:g} GB allow {0.9 * gpu_gb:.1f}.")
-    better = ("float32", "bfloat16", "int8")
-    for precision in better[: better.index(settings["precision"])] if settings["precision"] in better else better:
-        if any(memory.plan(config, lora, precision, 4, 2048, checkpointing=kind).fits(gpu_gb)
-               for kind in (True, "reentrant")):
-            return _say(False, f"It fits, but {precision} can be made to fit, too.")
+    better = {"nf4": "int8", "int8": "bfloat16", "bfloat16": "float32", "float16": "float32"}.get(own)
+    for rows in range(1, 5) if better else ():  # reentrant checkpointing is the kind that takes least
+        if memory.plan(config, lora, better, rows, -(-8192 // rows), checkpointing="reentrant",
+                       prepared=better == "int8").fits(gpu_gb):
+            return _say(False, f"It fits, but {better} can be made to fit, too.")
     return _say(True, f"{planned}")
 
 

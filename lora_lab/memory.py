@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import math
+import re
 import threading
 from dataclasses import asdict, dataclass
 
@@ -19,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from . import models, rehearsal, skeleton
+from . import models, names, rehearsal, skeleton
 from .errors import LabError
 
 # Bytes of optimizer state for each trained parameter of `size` bytes. AdamW: Loshchilov & Hutter 2019, two running
@@ -56,6 +58,8 @@ class Plan:
 
     def fits(self, gpu_gb: float) -> bool:
         """Whether this fits a GPU of `gpu_gb` GB (10^9 bytes), with 10 % kept for CUDA and its fragments."""
+        if isinstance(gpu_gb, bool) or not isinstance(gpu_gb, (int, float)) or not gpu_gb > 0:
+            raise LabError(f"gpu_gb is {gpu_gb!r}. Give the GPU's memory in GB, a number above 0.")
         return self.total_bytes <= 0.9 * gpu_gb * 1e9
 
     def __str__(self) -> str:
@@ -96,9 +100,11 @@ def plan(model_or_config_or_hub_id, lora: LoraConfig | None = None, precision: s
         raise LabError(f"logits_to_keep is {logits_to_keep!r}. Give 0 for all, or at most seq_len ({seq_len}).")
     kind = NAMES.get(optimizer, optimizer) if isinstance(optimizer, str) else None
     if kind not in OPTIMIZERS:
-        raise LabError(f"Unknown optimizer {optimizer!r}. Use one of: {', '.join([*OPTIMIZERS, *NAMES])}.")
+        known = [*OPTIMIZERS, *NAMES]
+        raise LabError(f"Unknown optimizer {optimizer!r}. Use one of: {', '.join(known)}.{_meant(optimizer, known)}")
     if precision not in (None, *models.PRECISIONS):
-        raise LabError(f"Unknown precision {precision!r}. Use one of: {', '.join(models.PRECISIONS)}, or leave it out.")
+        raise LabError(f"Unknown precision {precision!r}. Use one of: {', '.join(models.PRECISIONS)}, or leave it out."
+                       f"{_meant(precision, models.PRECISIONS)}")
     if checkpointing not in (False, True, "reentrant"):
         raise LabError(f'checkpointing is {checkpointing!r}. Use False, True or "reentrant".')
     if lora is not None and not isinstance(lora, LoraConfig):
@@ -151,6 +157,13 @@ def _check_numbers(**numbers) -> None:
             raise LabError(f"{name} is {value!r}. Give a whole number of at least 1.")
 
 
+def _meant(found, known) -> str:
+    """` Did you mean ...?` for the word in `found` (a list's, or a dtype's) that resembles a known one."""
+    word = re.sub(r"\W", "", str(found).removeprefix("torch."))
+    close = difflib.get_close_matches(word, known, 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
 def _check_positions(model, seq_len: int) -> None:
     """A table of learned positions has an end; rotary positions go on."""
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -201,6 +214,10 @@ def _adapt(model, lora: LoraConfig):
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise LabError(f"PEFT refuses this LoraConfig: {reason} `targets.check` says more.") from None
+    paths = [path for path, _ in model.named_modules()]
+    for entry in sorted(lora.target_modules) if isinstance(lora.target_modules, set) else ():
+        if not any(names.matches(entry, path) for path in paths):
+            raise LabError(f"target_modules has {entry!r}, which matches no layer.{names.suggestion(entry, paths)}")
     return adapted
 
 

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # 3 · Training in 8 bits: where the memory goes
 #
-# A model that does not fit cannot be trained. The card that this course grew from, one page that teaches LoRA, has a
-# program that trains a large model in 8 bits. You run it, see it stop at every turn, and repair it line by line. You
-# look at what 8 bits do to a weight, train on a truly 8-bit model, and account for every byte of its tensors, until
-# you can say before the first step what a training will need.
+# A model that does not fit cannot be trained. This course grew from a teaching card, one page about LoRA; "the card"
+# below is that page. It has a program that trains a large model in 8 bits. You run it, see it stop at every turn, and
+# repair it line by line. You look at what 8 bits do to a weight, train on a truly 8-bit model, and account for every
+# byte of its tensors, until you can say before the first step what a training will need.
 #
 # **You will be able to** load and train a model in 8 bits on whatever machine you have, say where its memory goes,
 # climb out of an out-of-memory error by the right rung, and lose nothing when the kernel dies.
@@ -292,7 +292,8 @@ compare("eight/error_ratio", means["nf4"] / means["int8"])
 # ### Outliers, and why the input is the harder half
 #
 # LLM.int8() (Dettmers et al. 2022) also multiplies in 8 bits: the layer's *input* is quantised too, one scale for each
-# token. Inputs are not as tame as weights:
+# token. On a CPU bitsandbytes does so in scoring (`model.eval()`) and not in training; you see both below. Inputs are
+# not as tame as weights:
 
 # %%
 peaks, hooks = {}, []
@@ -421,7 +422,7 @@ if recorded.exists():
     print(f"float32, recorded with the course, {len(seeds)} seeds: {min(seeds):.1%} to {max(seeds):.1%} exact")
 
 # %% [markdown]
-# ## What just happened? The same skill, and no faster
+# ## What just happened? The same skill, and on a CPU no faster
 #
 # The adapter learned the task on a base whose weights are rounded: the forward pass is exact enough, and the adapter
 # itself is float32. Whether it differs from a float32 base by more than the interval or the spread of seeds, you can
@@ -461,8 +462,18 @@ compare("eight/speed", 100 * rates["int8"] / rates["float32"])
 # %% [markdown]
 # On a CPU a training step restores every 8-bit weight before it multiplies, forward and backward; on a GPU the
 # backward pass does. So on a CPU training sees *exact* inputs, while scoring (`model.eval()`) rounds them too, as the
-# perplexity above showed; on a GPU both round them. Eight bits save memory; on this machine they did not save time.
-# (A GPU's own 16 bits, and how far 8 bits are from them there, is for a run on a GPU to say.)
+# perplexity above showed; on a GPU both round them. See it in one layer:
+
+# %%
+inputs = torch.randn(8, linear.in_features, device=linear.weight.device)
+exact = inputs @ restored(linear).T
+for mode in ("scoring", "training"):
+    output = linear.train(mode == "training")(inputs).detach()
+    print(f"{mode:8} {(output - exact).norm() / exact.norm():.1e} off the product of exact inputs and restored weights")
+
+# %% [markdown]
+# What is left in the smaller number is the round-off of the floats. Eight bits save memory; on a CPU they save no
+# time. On a GPU it has not been measured: a run there has to say how far 8 bits are from 16.
 
 # %%
 recorded = Path("../benchmarks/results/gpu_8bit.json")
@@ -547,7 +558,7 @@ plots.table(rows_of_table)
 
 # %% [markdown]
 # **Look** at the two columns on the right: the two bases differ in their weights alone. What a step keeps for its
-# backward pass, and the scores of 49,152 tokens at 256 places, are the same for both. They are nearly as much as the
+# backward pass, and the scores of 49,152 tokens at 256 places, are planned the same for both. They are less than the
 # weights in float32, and more than those in 8 bits.
 #
 # ### The process takes more than the account
@@ -612,8 +623,8 @@ if torch.cuda.is_available():
     torch.cuda.set_per_process_memory_fraction(1.0)
     racers["float32"].zero_grad()
     torch.cuda.empty_cache()
-planned = memory.plan(llama_config, lora(64, lora_dropout=0.05), "bfloat16", **big)
-print(f"Llama-2-7B, rank 64, on {GPU_GB} GB: {'fits' if planned.fits(GPU_GB) else 'does not fit'}\n{planned}")
+planned = memory.plan(llama_config, lora(64), "bfloat16", **big)
+print(f"Llama-2-7B, rank 64, no dropout, {GPU_GB} GB: {'fits' if planned.fits(GPU_GB) else 'does not fit'}\n{planned}")
 print(f"and the next step works: {memory.human(fill(racers['float32'], 1, 32))} in use at most")
 
 # %% [markdown]
@@ -623,8 +634,8 @@ print(f"and the next step works: {memory.human(fill(racers['float32'], 1, 32))} 
 #
 # ### The ladder, one rung at a time
 #
-# What helps? Everybody's first idea is a lower rank. Start from a training of our model with rank 64, and change *one*
-# thing at a time.
+# What helps? Everybody's first idea is a lower rank. Start from a training of our model with rank 64 and dropout 0.05,
+# and change *one* thing at a time, each time from the start.
 #
 # **Predict.** How much of the start's memory remains at rank 4? And by what factor does checkpointing cut the
 # activations?
@@ -674,7 +685,7 @@ plots.memory(climbed)
 #
 # ### A rung that gives way: checkpointing on an 8-bit base
 #
-# Now both together. The parts should add up. Do they?
+# Now both together, at rank 4 and dropout 0. The savings should add up. Do they?
 
 # %%
 both = {"float32, checkpointing": climb(r=4, lora_dropout=0.0, checkpointing=True),
@@ -697,16 +708,19 @@ plots.memory(both)
 # We found this by measuring, in bitsandbytes 0.50 on a CPU; its GPU code keeps the input the same way, so the plan
 # predicts the same there, but no GPU run has been recorded. 4-bit layers do not keep their input.
 #
-# The whole ladder on the GPU you named, for Llama-2-7B's sizes, by the plan:
+# The whole ladder on the GPU you named, for Llama-2-7B's sizes and dropout 0, by the plan. This time you climb each
+# rung on top of the last. The quantised bases are planned with `prepared=True`: `prepare_model_for_kbit_training` has
+# turned their embedding, head and norms into float32.
 
 # %%
+one = dict(r=8, batch_size=1, seq_len=2048)
 llama_rungs = {
     "start: bf16, r=64, 4 × 2048": dict(precision="bfloat16", **big),
     "rank 64 → 8": dict(precision="bfloat16", r=8, **big),
-    "batch 4 → 1": dict(precision="bfloat16", r=8, batch_size=1, seq_len=2048),
-    "checkpointing": dict(precision="bfloat16", r=8, batch_size=1, seq_len=2048, checkpointing=True),
-    "base in 8 bits": dict(precision="int8", r=8, batch_size=1, seq_len=2048, checkpointing="reentrant"),
-    "base in 4 bits": dict(precision="nf4", r=8, batch_size=1, seq_len=2048, checkpointing=True),
+    "batch 4 → 1": dict(precision="bfloat16", **one),
+    "checkpointing": dict(precision="bfloat16", checkpointing=True, **one),
+    "base in 8 bits": dict(precision="int8", checkpointing="reentrant", prepared=True, **one),
+    "base in 4 bits": dict(precision="nf4", checkpointing="reentrant", prepared=True, **one),
 }
 plans = {label: memory.plan(llama_config, lora(options.pop("r", 64)), **options)
          for label, options in copy.deepcopy(llama_rungs).items()}
@@ -715,13 +729,13 @@ for label, planned in plans.items():
 plots.memory({label: planned.parts() for label, planned in plans.items()}, GPU_GB)
 
 # %% [markdown]
-# Each rung stands on those before it, in the order in which people try them, and its effect depends on them. Their
-# price is another order: a smaller batch with gradient accumulation trains the same; checkpointing costs another
-# forward pass; fewer bits cost some accuracy; a lower rank costs little and brings little. Between them: cut the
-# longest rows, dropout 0, and on large vocabularies a loss that needs no full logits.
+# Each rung stands on top of the last, in the order in which people try them, and what it saves depends on those before
+# it. By price the order is another: a smaller batch with gradient accumulation trains the same; checkpointing costs
+# another forward pass; fewer bits cost some accuracy; a lower rank costs little and brings little. Between them: cut
+# the longest rows, dropout 0, and on large vocabularies a loss that needs no full logits.
 #
-# One thing is not in these plans: `prepare_model_for_kbit_training` turns the embedding, the head and the norms of a
-# 16-bit model into float32, and with them what flows between the blocks. Steadier arithmetic, at a price:
+# What does preparing take? With embedding, head and norms in float32, what flows between the blocks is in float32,
+# too. Steadier arithmetic, at a price:
 
 # %%
 for prepared in (False, True):
@@ -876,9 +890,9 @@ quiz("eight/resume")
 # %% [markdown]
 # ## From here to a model of your size
 #
-# Which real models fit which GPU? By the plan: rank 16 on all linear layers, one row of 1,024 tokens, checkpointing,
-# what is not quantised in bfloat16 (not prepared), and the highest precision that fits. Licences and gates are those
-# stated by the publishers when this table was made; look again before you use one.
+# Which real models fit which GPU? By the plan: rank 16 on all linear layers, dropout 0, one row of 1,024 tokens,
+# checkpointing, quantised bases prepared, and the highest precision of bfloat16, int8 and nf4 that fits. Licences and
+# gates are those stated by the publishers when this table was made; look again before you use one.
 
 # %%
 from transformers import Qwen2Config
@@ -907,7 +921,8 @@ with bars.Progress("planning", total=len(MODELS)) as bar:
     for name, (licence, gated, its_config) in MODELS.items():
         plans = {}
         for kind in ("bfloat16", "int8", "nf4"):
-            plans[kind] = memory.plan(its_config, lora(16), kind, 1, 1024, checkpointing="reentrant")
+            plans[kind] = memory.plan(its_config, lora(16), kind, 1, 1024, checkpointing="reentrant",
+                                      prepared=kind != "bfloat16")
             if plans[kind].fits(8):
                 break
         ladder.append({"model": name, "licence": licence, "gated": gated} | {
@@ -917,14 +932,18 @@ with bars.Progress("planning", total=len(MODELS)) as bar:
 plots.table(ladder)
 
 # %% [markdown]
-# (Precision, and GB needed.) On a GPU, a training of one of them begins with these lines; the Trainer that follows is
-# the one above:
+# (Precision, and GB needed.) To train one of them, take these lines: plan, load, prepare, adapt, train. Make
+# `arguments` and `rows` as above, with the batch that you planned and the new tokenizer:
 #
-# ```python name, config = "Qwen/Qwen2.5-1.5B", LoraConfig(r=16, lora_alpha=32, target_modules="all-linear",
-# task_type="CAUSAL_LM") print(memory.plan(name, config, "int8", batch_size=1, seq_len=1024,
-# checkpointing="reentrant", prepared=True)) base, tokenizer = load_base(name, precision="int8") base =
-# prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs={"use_reentrant": True}) model =
-# get_peft_model(base, config) ```
+# ```python
+# name, reentrant = "Qwen/Qwen2.5-1.5B", {"use_reentrant": True}
+# config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+# print(memory.plan(name, config, "int8", batch_size=1, seq_len=1024, checkpointing="reentrant", prepared=True))
+# base, tokenizer = load_base(name, precision="int8")
+# base = prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs=reentrant)
+# model = get_peft_model(base, config)
+# Trainer(model=model, args=arguments, train_dataset=rows, data_collator=batches.AnswerCollator(tokenizer)).train()
+# ```
 #
 # A gated model also needs your hub account and its publisher's consent. Whether the hub can be reached, the name is
 # right and you may read the model, `plan` tells you before anything is downloaded but a config. Some of its answers
@@ -939,8 +958,8 @@ for mistake in (dict(batch_size=-1), dict(optimizer="adam_w"), dict(precision="i
 # %% [markdown]
 # ## Experienced-dev note
 #
-# - Eight bits are for fitting, and they are not free: the score was equal here, perplexity was not, and on a CPU they
-#   were no faster. Where 16 bits fit, take 16 bits.
+# - Eight bits are for fitting, and they are not free: perplexity rose, and on a CPU they were no faster (on a GPU: not
+#   measured). Where 16 bits fit, take 16 bits.
 # - An adapter is trained on the *rounded* base and corrects its rounding a little, too. Evaluate it on the base that
 #   you will serve it with: next to a float32 base it meets other weights.
 # - Watch the longest row of your data, not the mean: one outlier decides whether a night's training survives.
@@ -960,8 +979,8 @@ for label, precision in (("float32", "float32"), ("4 bits", "nf4")):
 plots.table([{"the adapter on a base in": label, "exact match": str(score)} for label, score in answers.items()])
 
 # %% [markdown]
-# Read the intervals before the order: one answer more or less of these few commands shows nothing. What the table does
-# show is whether the adapter still works elsewhere.
+# Read the 95 % intervals before the order: a difference of one answer shows nothing. What the table does show is
+# whether the adapter still works elsewhere.
 
 # %%
 quiz("eight/other_base")
@@ -1019,7 +1038,8 @@ quiz("eight/absmax", absmax)
 
 # %% [markdown]
 # **2. Make it fit.** Llama-2-7B's sizes on a 16 GB GPU, at least 8,192 tokens in a step (batch times length), length at
-# least 2,048, and the highest precision that allows it. What is not quantised stays in bfloat16 (not prepared).
+# least 2,048, and the highest precision that allows it. A quantised base is prepared: the checker plans it with
+# `prepared=True`, as you should.
 
 # %%
 my_settings = dict(precision="bfloat16", batch_size=1, seq_len=2048, checkpointing=False)
@@ -1042,8 +1062,8 @@ quiz("eight/ready", ready)
 #
 # ## Recap
 #
-# - 8 bits halve the memory of 16-bit weights, cost little accuracy where outliers are kept apart, and saved no time on
-#   a CPU.
+# - 8 bits halve the memory of 16-bit weights, cost little accuracy where outliers are kept apart, and save no time on
+#   a CPU (on a GPU: not measured).
 # - Activations grow with tokens and can outweigh the weights: batch and checkpointing come first, rank last.
 # - Plan before you load, measure in a fresh process, and check that two savings add up.
 # - Checkpoints make a killed kernel cost minutes.

@@ -50,7 +50,7 @@ squares = singular_values**2
         ("weights / scales[:, None]", "weights / scales.repeat_interleave(block, 1)"),
     ],
     "fits_gpu": [
-        ('precision="bfloat16", batch_size=1', 'precision="int8", batch_size=4'),
+        ('precision="bfloat16", batch_size=1', 'precision="nf4", batch_size=4'),
         ("checkpointing=False", 'checkpointing="reentrant"'),
     ],
     "ready": [(

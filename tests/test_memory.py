@@ -251,17 +251,29 @@ def test_planning_changes_nothing():
     (dict(batch_size=True), "batch_size is True"),
     (dict(seq_len=0), "seq_len is 0"),
     (dict(optimizer="adamwx"), "Unknown optimizer 'adamwx'. Use one of: adamw, sgd"),
+    (dict(optimizer=["adamw"]), "Did you mean 'adamw'?"),
     (dict(precision="int7"), "Unknown precision 'int7'"),
+    (dict(precision="int7"), "Did you mean 'int8'?"),
+    (dict(precision=torch.bfloat16), "Unknown precision torch.bfloat16"),
+    (dict(precision=torch.bfloat16), "Did you mean 'bfloat16'?"),
+    (dict(precision=["nf4"]), "Did you mean 'nf4'?"),
     (dict(checkpointing="yes"), 'Use False, True or "reentrant"'),
     (dict(logits_to_keep=4096), "logits_to_keep is 4096"),
     (dict(lora=None, precision="nf4"), "Quantised weights cannot be trained"),
     (dict(lora="r=8"), "Expected a LoraConfig"),
     (dict(lora=lora(["query"])), "PEFT refuses this LoraConfig"),
+    (dict(lora=lora(["q_proj", "value"])), "target_modules has 'value', which matches no layer. Nearest: v_proj."),
 ])
 def test_bad_settings_are_named(options, expected):
     with pytest.raises(LabError) as error:
         memory.plan(small(2), **dict(lora=lora()) | options)
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("gpu_gb", ["16", -1, 0, float("nan"), True, None])
+def test_a_gpu_has_a_size(gpu_gb):
+    with pytest.raises(LabError, match="Give the GPU's memory in GB"):
+        memory.plan(small(2), lora()).fits(gpu_gb)
 
 
 @pytest.mark.parametrize("model, expected", [
