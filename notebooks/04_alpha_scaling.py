@@ -718,10 +718,10 @@ def slow(lr=0.01, seed=0):
 
 shutil.rmtree("runs/alpha/stopped", ignore_errors=True)
 try:
-    sweep(slow, {"lr": [0.1, 0.2, 5.0, 0.4, 0.5]}, [0], "runs/alpha/stopped")
+    sweep(slow, {"lr": [0.1, 0.2, 5.0, 0.4, 0.5]}, [0], "runs/alpha/stopped", None)
 except KeyboardInterrupt:
     print("stopped in number", len(trained_now))
-rows = sweep(slow, {"lr": [0.1, 0.2, 5.0, 0.4, 0.5]}, [0], "runs/alpha/stopped").rows
+rows = sweep(slow, {"lr": [0.1, 0.2, 5.0, 0.4, 0.5]}, [0], "runs/alpha/stopped", None).rows
 print(len(rows), "rows,", len(trained_now), "calls;", [(row["lr"], row["status"]) for row in rows])
 
 # %%
