@@ -2,22 +2,34 @@
 PYTHON ?= python3
 PY     := .venv/bin/python
 READY  := .venv/.ready
-LESSON ?= notebooks/00_first_adapter.ipynb
-ROOT   := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test setup install notebooks bench clean
+.PHONY: help lab reset class release test setup install notebooks publish site bench clean
 
 help:
-	@echo "make lab        set up, then open JupyterLab on the first lesson   (ARGS=--no-browser: options for JupyterLab)"
+	@echo "make lab        set up, then open JupyterLab on your first unfinished lesson  (LESSON=01_low_rank_math, ARGS=--no-browser)"
+	@echo "make reset      put a lesson back as handed out; asks first, keeps what you edited  (LESSON=01_low_rank_math)"
 	@echo "make test       set up, then run every test                        (ARGS='-k name': options for pytest)"
 	@echo "make setup      only set up: virtual environment, packages, model"
 	@echo "make notebooks  write the lessons from their text twins and run them  (ARGS=01_low_rank_math: only that one)"
+	@echo "make publish    write where the course is published into notebooks and README  (REPO=owner/name, or REPO= for nowhere)"
 	@echo "make bench      measure the lesson's recipe: scores by seed, and speed beside trl's SFTTrainer"
-	@echo "make clean      remove the virtual environment; the model and your files stay"
+	@echo "make class      learners' exported progress as one table  (FILES='handed-in/*.json' OUT=class.csv)"
+	@echo "make release    a zip for learners and one for teachers, in dist/"
+	@echo "make site       the executed course as a website, in _build/html, with its links checked"
+	@echo "make clean      remove the virtual environment and the site; the model and your files stay"
 
+# Lessons are worked on in my-lessons/, so that an update of the course never meets a learner's edits.
 lab: setup
-	@echo "Starting JupyterLab; stop it with Ctrl+C."
-	@$(PY) -m jupyterlab $(ROOT) --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/$(LESSON) $(ARGS)
+	@$(PY) -m lora_lab.lessons open $(if $(LESSON),--lesson '$(LESSON)') $(ARGS)
+
+reset: setup
+	@$(PY) -m lora_lab.lessons reset $(LESSON) $(if $(YES),--yes)
+
+class: setup
+	@$(PY) -m lora_lab.classroom $(FILES) $(if $(OUT),--out '$(OUT)')
+
+release: setup
+	@$(PY) tools/release.py
 
 test: setup
 	@$(PY) tools/get_browser.py
@@ -43,6 +55,10 @@ install:
 notebooks: setup
 	@$(PY) tools/build_notebooks.py $(ARGS)
 
+# The set-up cells and links of every notebook, and the README's links.
+publish: setup
+	@$(PY) tools/publish.py $(if $(filter undefined,$(origin REPO)),,'$(REPO)')
+
 bench: setup
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(PY) benchmarks/recipe_scores.py
@@ -52,6 +68,15 @@ bench: setup
 	@$(PY) benchmarks/quiz_seconds.py
 	@$(PY) benchmarks/planner_cpu.py
 	@$(PY) benchmarks/sweep_overhead.py
+	@$(PY) benchmarks/merge_latency.py
+
+# A warning is an error: most are a link that leads nowhere. Without -E a moved page could stay in an old menu.
+site: setup
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@rm -rf _build/html
+	@$(PY) -m sphinx -E -W --keep-going --quiet -b html -c docs -d _build/doctrees . _build/html
+	@$(PY) tools/check_links.py _build/html
+	@echo "Open _build/html/index.html."
 
 clean:
-	rm -rf .venv
+	rm -rf .venv _build

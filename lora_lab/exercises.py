@@ -293,6 +293,117 @@ def loud(config) -> Verdict:
     return _pocket_learns(config, r=64, use_rslora=True)
 
 
+def faults(found: dict, folder) -> Verdict:
+    """Does `found` name the fault of each deployment in `folder`?"""
+    from . import deployments
+
+    right = deployments.faults(folder)
+    if not isinstance(found, dict) or set(found) != set(right):
+        return _say(False, f"Expected a dict with the keys {', '.join(right)}.")
+    if unknown := sorted({str(fault) for fault in found.values()} - set(deployments.FAULTS)):
+        return _say(False, f"{unknown[0]!r} is none of {', '.join(deployments.FAULTS)}.")
+    count = sum(found[name] == fault for name, fault in right.items())
+    return _say(count == len(right), f"{count} of {len(right)} are right.")
+
+
+def repaired(function) -> Verdict:
+    """Does `function(folder, right_base, alpha)` give the model that should have been deployed, for each fault?"""
+    import tempfile
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from . import deployments, pocket
+
+    alpha, rank = random.choice((6, 10, 24)), random.choice((2, 4))
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    reference = get_peft_model(pocket.load()[0], config).eval()
+    ids = torch.randint(5, 150, (2, 9))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+        expected = reference(ids).logits
+        deployments.make(reference, folder)
+        for name, fault in deployments.faults(folder).items():
+            model = function(f"{folder}/{name}", pocket.load()[0], alpha)
+            if not hasattr(model, "forward"):
+                return _say(False, f"Expected a model, found {type(model).__name__}.")
+            off = (model.eval()(ids).logits - expected).abs().max().item()
+            if not off < 1e-3:
+                return _say(False, f"The deployment with the fault {fault!r}: its logits are off by up to {off:.2g}.")
+    return _say(True, "All four answer as the model that was trained.")
+
+
+def repaired_recipe(recipe: dict) -> Verdict:
+    """Can two processes train the pocket model by `recipe`, for the steps and layers that were asked for?"""
+    import tempfile
+    from pathlib import Path
+
+    from . import recipes
+    from .errors import LabError
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = str(Path(folder, "run"))  # the learner's own may have a run in it by now
+        try:
+            path = recipes.write(recipe | {"output": output}, Path(folder, "recipe.yaml"))
+            read = recipes.read(path, processes=2)
+        except LabError as error:
+            return _say(False, str(error).replace(folder, ""))
+    found = (read.model, read.training.max_steps, set(read.lora.get("target_modules") or ()))
+    if found != ("pocket", 20, {"q_proj", "o_proj"}):
+        return _say(False, f"It can be trained by, but the pocket model, 20 steps, q_proj and o_proj were asked for. "
+                           f"Found {found[0]}, {found[1]} steps, {', '.join(sorted(found[2]))}.")
+    return _say(True, f"Two processes can train by it, with {read.training.batch_size // 2} rows each in a step.")
+
+
+def smallest_fleet(chosen: dict) -> Verdict:
+    """Do `gpus` GPUs of 12 GB in `mode` fit a step on the 7B shape, and would fewer not do?"""
+    from . import fleet, memory
+
+    gpus, mode = chosen.get("gpus"), chosen.get("mode")
+    if gpus not in (1, 2, 4, 8, 16, 32, 64) or mode not in fleet.MODES:
+        return _say(False, f"Expected gpus of 1, 2, 4, ... 64 and mode ddp or fsdp, found {gpus!r} and {mode!r}.")
+    planned = _fleet_memory(gpus, mode)
+    needs = f"{gpus} GPUs, {mode}: {memory.human(planned.total_bytes)} on each"
+    if not planned.fits(12):
+        return _say(False, f"{needs}; 12 GB allow 10.8.")
+    if gpus > 1 and any(_fleet_memory(gpus // 2, other).fits(12) for other in fleet.MODES):
+        return _say(False, f"{needs}. It fits, and half as many do, too.")
+    return _say(True, f"{needs}, and half as many do not fit.")
+
+
+@functools.cache
+def _fleet_memory(gpus: int, mode: str):
+    from peft import LoraConfig
+    from transformers import LlamaConfig
+
+    from . import fleet
+
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    (share,) = fleet.plan(LlamaConfig(dtype="bfloat16"), lora, gpus=gpus, mode=mode, checkpointing=True)
+    return share.memory
+
+
+def per_process(function) -> Verdict:
+    """Does `function(batch_size, processes, most_rows)` give equal steps in as few passes as possible?"""
+    for _ in range(30):
+        processes, own, most = random.choice((1, 2, 4, 8)), random.randint(1, 48), random.randint(1, 16)
+        passes = next(n for n in range(1, own + 1) if own % n == 0 and own // n <= most)
+        asked = f"For a batch of {own * processes}, {processes} processes and at most {most} rows"
+        found = function(own * processes, processes, most)
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            return _say(False, f"Expected two numbers, rows and passes, found {found!r}.")
+        rows, times = found
+        if rows * times * processes != own * processes:
+            return _say(False, f"{asked}: {rows} rows, {times} times, makes {rows * times * processes} rows a step.")
+        if rows > most:
+            return _say(False, f"{asked}: {rows} rows are too many.")
+        if times != passes:
+            return _say(False, f"{asked}: {passes} passes are enough, and yours are {times}.")
+    return _say(True, "Thirty batches are shared out rightly.")
+
+
 def _pocket_learns(config, **kept) -> Verdict:
     for name, value in kept.items():
         if getattr(config, name, None) != value:

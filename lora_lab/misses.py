@@ -12,13 +12,15 @@ from collections.abc import Iterator
 
 import torch
 from peft import LoraConfig
-from peft.utils.error import NoMatchingPeftModuleError
 
 from .names import alternatives, matches, suggestion, with_stars
 from .skeleton import adapt
 
 # PEFT's warnings for what is a problem here anyway.
 PEFT_SAYS_TOO = ("The following rank_pattern", "The following alpha_pattern", "You have passed exclude_modules")
+# What PEFT says where nothing matched; PEFT 0.19 has no error class for it.
+NO_MATCH = ("All modules were excluded", "No `target_modules` passed", "not found in the base model",
+            "No modules were targeted")
 
 
 def problems(model, config, report, linear: list[str]) -> Iterator[str]:
@@ -139,10 +141,8 @@ def _adapts(model, config, pattern) -> bool:
     alone.target_modules = pattern
     try:
         adapt(model, alone)
-    except NoMatchingPeftModuleError:
-        return False
-    except Exception:  # it reached something, even if PEFT wants more
-        pass
+    except Exception as error:  # any other: it reached something, even if PEFT wants more
+        return type(error).__name__ != "NoMatchingPeftModuleError" and not any(text in str(error) for text in NO_MATCH)
     return True
 
 

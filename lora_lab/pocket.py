@@ -28,7 +28,7 @@ _PAD, _END = "<pad>", "<end>"
 
 def load():
     """The pretrained model, float32 on the CPU in eval mode, and its tokenizer."""
-    model = _untrained()
+    model = untrained()
     model.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()}, strict=False)
     model.tie_weights()
     return model.eval(), tokenizer()
@@ -59,7 +59,8 @@ def _words() -> list[str]:
     return sorted(found)
 
 
-def _untrained() -> LlamaForCausalLM:
+def untrained() -> LlamaForCausalLM:
+    """The same shape with random weights."""
     config = LlamaConfig(
         vocab_size=2 + len(_words()), hidden_size=64, intermediate_size=192, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True,
@@ -71,7 +72,7 @@ def _untrained() -> LlamaForCausalLM:
 def pretrain(steps: int = 1000, seed: int = 0, progress: str | None = "pretraining") -> LlamaForCausalLM:
     """Train the model from scratch on the grammar, answers alone counting; under a minute on two cores."""
     torch.manual_seed(seed)
-    model = _untrained().train()
+    model = untrained().train()
     # A strong weight decay makes it read rooms and devices apart, so that it answers held-out combinations.
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, betas=(0.9, 0.98), weight_decay=0.3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

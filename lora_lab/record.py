@@ -77,6 +77,14 @@ def export(destination: str | Path) -> Path:
     return destination
 
 
+def load(source: Path) -> tuple[dict[str, Record], str]:
+    """The good records of a file that `export` wrote, by question id, and what is wrong with it ("" if nothing is)."""
+    try:
+        return _parse(source) if source.is_file() else ({}, "there is no such file")
+    except LabError as error:
+        return {}, f"it cannot be read ({error.__cause__ or 'no permission'})"
+
+
 def reset(belongs: Callable[[str], bool]) -> Path | None:
     """Forget the records whose id `belongs`; returns where all were kept before, None if there were none."""
     with _lock():

@@ -13,6 +13,8 @@
 # %% [markdown]
 # # 0 · Your first adapter
 #
+# *Lessons:* [1 · Low-rank math: why two thin matrices are enough](01_low_rank_math.ipynb) →
+#
 # In ten minutes of reading and running you take a language model and a job, train less than two percent of the model's
 # size, and watch what becomes of it. At the end you hold a file of a few megabytes that carries the new skill.
 #
@@ -30,6 +32,22 @@
 # A general model knows a little about everything. A product needs a model that does one thing right, every time.
 # Training all weights for that is expensive: AdamW keeps a gradient and two running means for every weight it trains.
 # LoRA (*low-rank adaptation*) freezes the model and trains a small addition to it instead.
+
+# %%
+# Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
+import os
+from importlib import invalidate_caches, metadata, util
+from pathlib import Path
+
+if util.find_spec("lora_lab") is None:
+    course = os.environ.get("LORA_LAB_REPOSITORY", "")
+    assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
+    there = {d.name: d.version for d in reversed(list(metadata.distributions())) if d.name}
+    Path("installed.txt").write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
+    # %pip install -q -c installed.txt "lora-lab @ git+{course}"
+    invalidate_caches()
+    from lora_lab import machine
+    machine.report()
 
 # %%
 from pathlib import Path
@@ -513,3 +531,5 @@ quiz("first/exact_by_device", exact_by_device)
 # where the memory goes, **4** what alpha does, **5** how to merge and ship.
 #
 # LoRA was introduced in Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models* (2021), section 4.1.
+#
+# *Lessons:* [1 · Low-rank math: why two thin matrices are enough](01_low_rank_math.ipynb) →

@@ -13,6 +13,9 @@
 # %% [markdown]
 # # 1 · Low-rank math: why two thin matrices are enough
 #
+# *Lessons:* ← [0 · Your first adapter](00_first_adapter.ipynb) ·
+# [2 · LoraConfig and target modules: saying where and how much](02_config_and_targets.ipynb) →
+#
 # Lesson 0 trained less than two percent of a model's size and got the job done. Here you find out why that can work:
 # you look into weights and into what training does to them, build LoRA yourself in a dozen lines, and prove your layer
 # equal to PEFT's.
@@ -30,6 +33,22 @@
 # "Low rank" is a bet: that what fine-tuning has to change in a weight is far simpler than the weight. If the bet
 # holds for your task, you can train a tiny part of the parameters. If it does not, you need a rank so high that
 # little is saved. So you should know how to look.
+
+# %%
+# Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
+import os
+from importlib import invalidate_caches, metadata, util
+from pathlib import Path
+
+if util.find_spec("lora_lab") is None:
+    course = os.environ.get("LORA_LAB_REPOSITORY", "")
+    assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
+    there = {d.name: d.version for d in reversed(list(metadata.distributions())) if d.name}
+    Path("installed.txt").write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
+    # %pip install -q -c installed.txt "lora-lab @ git+{course}"
+    invalidate_caches()
+    from lora_lab import machine
+    machine.report()
 
 # %%
 import torch
@@ -677,3 +696,6 @@ quiz("math/merged_weight", merged)
 # Sources: Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models* (2021), sections 4.1 and 7.2; Aghajanyan et
 # al., *Intrinsic Dimensionality Explains the Effectiveness of Language Model Fine-Tuning* (2020); Eckart and Young,
 # *The approximation of one matrix by another of lower rank* (1936).
+#
+# *Lessons:* ← [0 · Your first adapter](00_first_adapter.ipynb) ·
+# [2 · LoraConfig and target modules: saying where and how much](02_config_and_targets.ipynb) →

@@ -13,6 +13,9 @@
 # %% [markdown]
 # # 2 · LoraConfig and target modules: saying where and how much
 #
+# *Lessons:* ← [1 · Low-rank math: why two thin matrices are enough](01_low_rank_math.ipynb) ·
+# [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) →
+#
 # The names and numbers in a `LoraConfig` decide what trains. Many mistakes in them raise no error. Here you change each
 # field and look at what it does to the model, make the classic mistakes on purpose, measure what they cost, and learn
 # to catch them before training.
@@ -28,6 +31,22 @@
 #
 # A model of another family calls its layers by other names. Copy a config from a tutorial, and some of its names match
 # nothing. If none match, PEFT stops you. If only *some* do, it trains what is left, the loss falls, and nobody notices.
+
+# %%
+# Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
+import os
+from importlib import invalidate_caches, metadata, util
+from pathlib import Path
+
+if util.find_spec("lora_lab") is None:
+    course = os.environ.get("LORA_LAB_REPOSITORY", "")
+    assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
+    there = {d.name: d.version for d in reversed(list(metadata.distributions())) if d.name}
+    Path("installed.txt").write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
+    # %pip install -q -c installed.txt "lora-lab @ git+{course}"
+    invalidate_caches()
+    from lora_lab import machine
+    machine.report()
 
 # %%
 import copy
@@ -588,3 +607,6 @@ quiz("targets/predicted_count", my_prediction, surprise, base)
 # Sources: Hu et al., *LoRA* (2021), section 7.1; Dettmers et al., *QLoRA* (2023), section 4; Schulman et al., *LoRA
 # Without Regret* (Thinking Machines, 2025); Kalajdzievski, *A Rank Stabilization Scaling Factor for Fine-Tuning with
 # LoRA* (2023); Liu et al., *DoRA* (2024).
+#
+# *Lessons:* ← [1 · Low-rank math: why two thin matrices are enough](01_low_rank_math.ipynb) ·
+# [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) →

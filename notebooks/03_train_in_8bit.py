@@ -13,6 +13,9 @@
 # %% [markdown]
 # # 3 · Training in 8 bits: where the memory goes
 #
+# *Lessons:* ← [2 · LoraConfig and target modules: saying where and how much](02_config_and_targets.ipynb) ·
+# [4 · The alpha experiments](04_alpha_scaling.ipynb) →
+#
 # A model that does not fit cannot be trained. This course grew from a teaching card, one page about LoRA; "the card"
 # below is that page. It has a program that trains a large model in 8 bits. You run it, see it stop at every turn, and
 # repair it line by line. You look at what 8 bits do to a weight, train on a truly 8-bit model, and account for every
@@ -32,6 +35,22 @@
 # the others must lie in memory all the same. Storing them in 8 bits halves that. It is the step that brings such a
 # model onto one ordinary GPU, and it comes with myths: that 8 bits train faster, that a lower rank cures "out of
 # memory", that the footprint is the memory you need. You measure all three.
+
+# %%
+# Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
+import os
+from importlib import invalidate_caches, metadata, util
+from pathlib import Path
+
+if util.find_spec("lora_lab") is None:
+    course = os.environ.get("LORA_LAB_REPOSITORY", "")
+    assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
+    there = {d.name: d.version for d in reversed(list(metadata.distributions())) if d.name}
+    Path("installed.txt").write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
+    # %pip install -q -c installed.txt "lora-lab @ git+{course}"
+    invalidate_caches()
+    from lora_lab import machine
+    machine.report()
 
 # %%
 import copy
@@ -1073,3 +1092,6 @@ quiz("eight/ready", ready)
 # Sources: Dettmers et al., *LLM.int8()* (2022), sections 2 and 3; Dettmers et al., *QLoRA* (2023), section 3; Chen et
 # al., *Training Deep Nets with Sublinear Memory Cost* (2016); Korthikanti et al., *Reducing Activation Recomputation
 # in Large Transformer Models* (2022), section 4.1; Hu et al., *LoRA* (2021), section 4.2.
+#
+# *Lessons:* ← [2 · LoraConfig and target modules: saying where and how much](02_config_and_targets.ipynb) ·
+# [4 · The alpha experiments](04_alpha_scaling.ipynb) →

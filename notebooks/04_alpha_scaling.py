@@ -13,6 +13,9 @@
 # %% [markdown]
 # # 4 · The alpha experiments
 #
+# *Lessons:* ← [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) ·
+# [5 · Merging and shipping](05_merge_and_ship.ipynb) →
+#
 # `lora_alpha` is one number in a config, and the least understood. You turn it on a trained adapter and watch what
 # breaks, find the places where it lives, and train two hundred tiny models to see what it has to do with the
 # learning rate, the rank and the optimiser.
@@ -30,6 +33,22 @@
 # from habit: "the contribution doubles", "it gets unstable", "set alpha to twice the rank and forget it". Each is
 # true somewhere. A wrong alpha raises no error; it shows as a model that learns nothing, explodes, or answers
 # differently in production than in your notebook.
+
+# %%
+# Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
+import os
+from importlib import invalidate_caches, metadata, util
+from pathlib import Path
+
+if util.find_spec("lora_lab") is None:
+    course = os.environ.get("LORA_LAB_REPOSITORY", "")
+    assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
+    there = {d.name: d.version for d in reversed(list(metadata.distributions())) if d.name}
+    Path("installed.txt").write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
+    # %pip install -q -c installed.txt "lora-lab @ git+{course}"
+    invalidate_caches()
+    from lora_lab import machine
+    machine.report()
 
 # %%
 import copy
@@ -798,3 +817,6 @@ quiz("alpha/loud", loud)
 # Sources: Hu et al., *LoRA* (2021), section 4.1; Kalajdzievski, *A Rank Stabilization Scaling Factor for Fine-Tuning
 # with LoRA* (2023), section 3; Hayou et al., *LoRA+* (2024), section 3; Schulman et al., *LoRA Without Regret*
 # (2025); Biderman et al., *LoRA Learns Less and Forgets Less* (2024)
+#
+# *Lessons:* ← [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) ·
+# [5 · Merging and shipping](05_merge_and_ship.ipynb) →

@@ -1,64 +1,40 @@
 """Every exercise: its cell is judged unsolved as the learner finds it, and solved with the solution in its place."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import jupytext
 import pytest
 import torch
-from lora_lab import bank, exercises, targets, tasks
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+import transformers
+from lora_lab import bank, exercises, merging, pocket, targets, tasks
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 
 # For each check of a lesson: what the solution replaces in the exercise's cell, and what by.
 SOLUTIONS = {
-    "new_alpha": [("my_rate = 0.0135", "my_rate = 0.0135 * 32 ** -0.64")],
-    "flat": [("lora_alpha=16 / 8 / 100", "lora_alpha=16")],
-    "loud": [("lora_alpha=128", "lora_alpha=16")],
-    "small_adapter": [("r=8, lora_alpha=16", "r=2, lora_alpha=4")],
-    "exact_by_device": [("    return shares", """\
-    import json
-    for command, answer in zip(commands, answers):
-        shares.setdefault(list(json.loads(command.answer))[1], []).append(answer == command.answer)
-    return {device: sum(flags) / len(flags) for device, flags in shares.items()}""")],
-    "lora_forward": [
-        ("return self.base(x)", "return self.base(x) + self.scaling * self.dropout(x) @ self.A.T @ self.B.T"),
-    ],
-    "count_for_new_model": [(
-        "my_count = 0",
-        "my_count = 16 * 24 * (2 * (2048 + 2048) + 2 * (2048 + 512) + 3 * (2048 + 8192))",
-    )],
-    "smallest_rank": [("return len(singular_values)", """\
-squares = singular_values**2
-    missing = (squares.sum() - squares.cumsum(0)).clamp(min=0).sqrt() / squares.sum().sqrt()
-    return int((missing > bound).sum()) + 1""")],
-    "merged_weight": [("return W", "return W + alpha / r * B @ A")],
-    "config_for_budget": [(
-        'r=8, lora_alpha=8, target_modules=["up_proj"]',
-        'r=10, lora_alpha=20, target_modules=["gate_proj", "up_proj", "down_proj"], '
-        "layers_to_transform=list(range(15, 30))",
-    )],
-    "repaired_configs": [
-        ('"out_proj"', '"o_proj"'), ("[1, 30]", "[0, 29]"), ("(gate|up|down)", "(gate|up|down)_proj"),
-        ('["norm"]', '["model.norm"]'),
-    ],
-    "absmax": [
-        ("weights.abs().amax(1) / 127  # one a row: not yet one a block",
-         "weights.reshape(len(weights), -1, block).abs().amax(-1) / 127"),
-        ("weights / scales[:, None]", "weights / scales.repeat_interleave(block, 1)"),
-    ],
-    "fits_gpu": [
-        ('precision="bfloat16", batch_size=1', 'precision="nf4", batch_size=4'),
-        ("checkpointing=False", 'checkpointing="reentrant"'),
-    ],
-    "ready": [(
-        "model = get_peft_model(model, config)\n    return prepare_model_for_kbit_training(model)",
-        "return get_peft_model(prepare_model_for_kbit_training(model), config)",
-    )],
-    "predicted_count": [("my_prediction = 0", "my_prediction = 10 * (4 * (576 + 576) + 16 * (1536 + 576))")],
+    check: [(part["replace"], part["by"]) for part in parts]
+    for check, parts in tomllib.loads((FOLDER.parent / "teacher/solutions.toml").read_text(encoding="utf-8")).items()
 }
+
+
+def pocket_adapter():
+    """A pocket model with an adapter that changes its answers."""
+    torch.manual_seed(0)
+    model = get_peft_model(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    return model
+
+
+def load_deployed(folder):
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(f"{folder}/base"), f"{folder}/adapter")
 
 
 def exercise_cells():
@@ -74,13 +50,17 @@ def run(source, base):
     names = {"quiz": lambda question_id, *answer: verdicts.append(bank.find(question_id).grade(answer)),
              "targets": targets, "tasks": tasks, "torch": torch, "nn": nn, "LoraConfig": LoraConfig,
              "get_peft_model": get_peft_model, "prepare_model_for_kbit_training": prepare_model_for_kbit_training,
-             "base": base, "fresh_base": base}
+             "base": base, "fresh_base": base, "merging": merging, "words": pocket.tokenizer(),
+             "transformers": transformers,
+             "PeftModel": PeftModel, "PeftConfig": PeftConfig, "fresh": pocket_adapter, "load_deployed": load_deployed,
+             "tests": {"one": tasks.commands("test combinations", n=28)}}
     exec(source, names)
     return verdicts[0]
 
 
 @pytest.mark.parametrize("source, check", list(exercise_cells()))
-def test_exercise_fails_before_and_passes_after_its_solution(source, check, base):
+def test_exercise_fails_before_and_passes_after_its_solution(source, check, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where an exercise writes files
     model = base[0]
     assert run(source, model).solved is False
     solved = source

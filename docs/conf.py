@@ -1,0 +1,49 @@
+"""The site of the course: pages are the README, the executed notebooks as they are committed, and the other texts.
+
+Built by `make site`, with the repository as source folder, so that a link which works there works here.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from sphinx.transforms import SphinxContentsFilter
+
+project = "lora-lab"
+html_title = "lora-lab"
+extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.githubpages"]
+include_patterns = ["README.md", "notebooks/*.ipynb", "docs/*.md", "benchmarks/README.md"]
+exclude_patterns = ["_build", "**/.*"]
+external_toc_path = "docs/_toc.yml"
+suppress_warnings = ["etoc.glob"]  # docs/ need not have a page
+# A heading may link to a file: its line in the table of contents keeps the words only, as of any other link.
+SphinxContentsFilter.visit_download_reference = SphinxContentsFilter.ignore_node_but_process_children
+
+nb_execution_mode = "off"
+# A question has a live form and a text: the text, which needs no kernel and no script from elsewhere.
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
+nb_ipywidgets_js = {}
+nb_merge_streams = True  # what was printed in parts is one output
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4  # a link to a section names its heading, as on code hosts
+
+# MathJax comes from a package, as one file with every TeX extension in it: the site loads nothing from elsewhere.
+_mathjax = Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations)), "static/mathjax")
+mathjax_path = "tex-svg-full.js"
+mathjax3_config = {"options": {"enableMenu": False}}  # the menu would load more
+html_static_path = ["static", str(_mathjax / mathjax_path)]
+
+html_theme = "sphinx_book_theme"
+html_css_files = ["lessons.css"]
+html_theme_options = {
+    "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2,
+    "navbar_persistent": [],  # the search stands in the side bar
+}
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is, until switched
+html_favicon = "static/icon.svg"
+html_copy_source = False
+html_use_index = False
+html_show_copyright = False
+
+
+def setup(app):
+    app.set_html_assets_policy("always")  # MathJax on every page: one may have its only formula in a question

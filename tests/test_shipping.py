@@ -1,0 +1,205 @@
+"""Saving all or nothing: what is written loads elsewhere, and a fault leaves the previous files."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lora_lab import LabError, pocket, shipping
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+IDS = torch.arange(5, 25)[None]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    small, _ = pocket.load()
+    model = get_peft_model(small, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return model
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+
+
+def test_adapter_and_merged_model_load_and_answer_alike(model, tmp_path):
+    words = pocket.tokenizer()
+    shipping.ship(model, words, tmp_path / "adapter", "# A card", base="somebody/pocket")
+    merged = copy.deepcopy(model).merge_and_unload()
+    shipping.ship(merged, words, tmp_path / "merged", "# A card")
+    adapter = PeftModel.from_pretrained(pocket.load()[0], tmp_path / "adapter")
+    assert torch.equal(logits(adapter), logits(model))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), logits(merged))
+    for folder in ("adapter", "merged"):
+        assert AutoTokenizer.from_pretrained(tmp_path / folder)("> open")["input_ids"] == words("> open")["input_ids"]
+        files = contents(tmp_path / folder)
+        assert files["README.md"] == b"# A card"
+        assert {Path(name).suffix for name in files} <= {".json", ".md", ".safetensors", ".jinja"}
+        assert not any(str(place).encode() in text for text in files.values() for place in (tmp_path, Path.home()))
+    assert json.loads(files.get("adapter_config.json", b"{}")) == {}
+    named = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == "somebody/pocket"
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == ["adapter", "merged"]
+
+
+def test_a_base_from_a_local_folder_must_be_named(model, tmp_path):
+    pocket.load()[0].save_pretrained(tmp_path / "base")
+    local = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    local = get_peft_model(local, LoraConfig(r=2, target_modules="all-linear"))
+    with pytest.raises(LabError, match="only this machine knows"):
+        shipping.ship(local, pocket.tokenizer(), tmp_path / "adapter", "card")
+    assert not (tmp_path / "adapter").exists()
+
+
+class Stopped:
+    def save_pretrained(self, folder):
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_save_leaves_the_previous_files(model, tmp_path, capsys):
+    shipping.ship(model, pocket.tokenizer(), tmp_path / "it", "first", base="a/b")
+    before = contents(tmp_path / "it")
+    with pytest.raises(KeyboardInterrupt):
+        shipping.ship(model, Stopped(), tmp_path / "it", "second", base="a/b")
+    assert contents(tmp_path / "it") == before
+    assert "previous files are as they were" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".it.lock"] == ["it"]
+
+
+PROGRAM = """
+import resource, signal, sys
+from lora_lab import LabError, pocket, shipping
+model, words = pocket.load()
+shipping.ship(model, words, "it", "first")
+if sys.argv[1] == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        shipping.ship(model, words, "it", "second")
+    except LabError as error:
+        print(error)
+else:
+    class Slow:
+        def save_pretrained(self, folder):
+            print("now", flush=True)
+            import time
+            time.sleep(60)
+    shipping.ship(model, Slow(), "it", "second")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits and signals of Unix")
+def test_a_full_disk_leaves_the_previous_files(tmp_path):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, "full"], cwd=tmp_path, capture_output=True, text=True)
+    assert "Could not save" in done.stdout and "previous files are as they were" in done.stdout, done.stderr
+    assert (tmp_path / "it" / "README.md").read_text() == "first"
+    AutoModelForCausalLM.from_pretrained(tmp_path / "it")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits and signals of Unix")
+def test_a_killed_save_leaves_the_previous_files_and_the_next_one_says_so(tmp_path, capsys):
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, "kill"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    while process.stdout.readline().strip() != "now":
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "it" / "README.md").read_text() == "first"
+    assert any("incomplete" in p.name for p in tmp_path.iterdir())
+    shipping.ship(*pocket.load(), tmp_path / "it", "third")
+    assert "was killed" in capsys.readouterr().out
+    assert (tmp_path / "it" / "README.md").read_text() == "third"
+    assert not any("incomplete" in p.name for p in tmp_path.iterdir())
+
+
+def test_killed_at_the_last_step_the_previous_files_come_back(tmp_path, capsys):
+    model, words = pocket.load()
+    shipping.ship(model, words, tmp_path / "it", "first")
+    os.replace(tmp_path / "it", tmp_path / ".it.previous")
+    with pytest.raises(KeyboardInterrupt):
+        shipping.ship(model, Stopped(), tmp_path / "it", "second")
+    assert "previous files are back" in capsys.readouterr().out
+    assert (tmp_path / "it" / "README.md").read_text() == "first"
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (lambda m, t, f: shipping.ship(m.get_base_model(), t, f, "card"), "adapter layers"),
+    (lambda m, t, f: shipping.ship(copy.deepcopy(m).unload() and m, None, f, "card"), "tokenizer"),
+    (lambda m, t, f: shipping.ship(m, t, f, " "), "model card is empty"),
+    (lambda m, t, f: shipping.ship(m.unload(), t, f, f"trained in {Path.home()}/secret"), "path of this machine"),
+    (lambda m, t, f: shipping.ship(m.unload(), t, f.parent, "card"), "other files"),
+    (lambda m, t, f: (m.merge_and_unload(), shipping.ship(m, t, f, "card")), "taken out"),
+    (lambda m, t, f: shipping.ship(t, m, f, "card"), "ship\\(model, tokenizer"),
+    (lambda m, t, f: shipping.ship(m, t, None, "card"), "name of a folder"),
+    (lambda m, t, f: shipping.ship(m, t, f, Path("card.md")), "Give its text"),
+    (lambda m, t, f: shipping.ship(m, t, f.parent / "notes.txt" / "it", "card"), "may write to"),
+])
+def test_ship_refuses(model, tmp_path, wrong, words):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(LabError, match=words):
+        wrong(model, pocket.tokenizer(), tmp_path / "it")
+    assert not (tmp_path / "it").exists() and (tmp_path / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("stranger", [".git/HEAD", "checkpoint-9/optimizer.pt", "train.py", "adapter/notes.txt"])
+def test_a_folder_with_other_files_beside_a_model_is_refused(model, tmp_path, stranger):
+    shipping.ship(model, pocket.tokenizer(), tmp_path / "it", "first", base="a/b")
+    file = tmp_path / "it" / stranger
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(LabError, match=stranger.split("/")[0]):
+        shipping.ship(model, pocket.tokenizer(), tmp_path / "it", "second", base="a/b")
+    assert file.read_text() == "mine" and (tmp_path / "it" / "README.md").read_text() == "first"
+
+
+def test_a_named_adapter_names_its_base_and_ships_twice(tmp_path):
+    named = get_peft_model(pocket.load()[0], LoraConfig(r=2, target_modules="all-linear"), adapter_name="mine")
+    named.peft_config["mine"].base_model_name_or_path = "/secret/llama"
+    for _ in range(2):
+        shipping.ship(named, pocket.tokenizer(), tmp_path / "it", "card", base="owner/name")
+    config = json.loads((tmp_path / "it" / "mine" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "owner/name"
+
+
+def test_a_link_to_a_folder_stays_a_link(model, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for _ in range(2):
+        shipping.ship(model, pocket.tokenizer(), tmp_path / "link", "card", base="a/b")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / ".link.previous").exists()
+
+
+@pytest.mark.parametrize("added", [0, 8])
+def test_a_resized_embedding_travels_with_the_adapter(tmp_path, added):
+    pocket.load()[0].save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(base.config.vocab_size + added)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    shipping.ship(model, pocket.tokenizer(), tmp_path / "it", "card", base="a/b")
+    saved = load_file(tmp_path / "it" / "adapter_model.safetensors")
+    assert any("embed_tokens" in name for name in saved) is bool(added)
+
+
+def test_a_card_in_any_script_and_an_address_that_looks_like_a_path(model, tmp_path, monkeypatch):
+    monkeypatch.chdir("/usr" if sys.platform != "win32" else tmp_path)
+    card = "naïve 模型, see https://example.org/usr/model"
+    shipping.ship(model, pocket.tokenizer(), tmp_path / "it", card, base="a/b")
+    assert (tmp_path / "it" / "README.md").read_bytes() == card.encode()

@@ -1,0 +1,134 @@
+"""Tell notebooks and README where the course is published: `python tools/publish.py owner/name`, or "" for nowhere.
+
+The address is kept in pyproject.toml and nowhere else. Every notebook and its text twin gets from it the set-up cell, a
+link that opens it in Colab, and its links to the lessons before and after; the README gets the links to Colab and
+Binder. What is written replaces what was written before, so a second run changes nothing. Without an argument, the
+address of before is written again, into new lessons too.
+"""
+
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import jupytext
+import nbformat
+from lora_lab import LabError
+
+ROOT = Path(__file__).parents[1]
+LINKS = "*Lessons:* "
+COLAB = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}
+SET_UP = '''\
+# Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
+import os
+from importlib import invalidate_caches, util
+
+if util.find_spec("lora_lab") is None:
+    course = os.environ.get("LORA_LAB_REPOSITORY", "{address}")
+    assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
+    %pip install -q --no-deps git+{{course}}
+    invalidate_caches()
+    from lora_lab import machine
+    machine.complete()
+    machine.report()'''
+
+
+def address(repository: str) -> str:
+    """The address that git clones from; raises LabError for what cannot be one."""
+    if not repository or re.fullmatch(r"(https|file)://[\w.~/-]+", repository):
+        return repository
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9_.-]+", repository):
+        return f"https://github.com/{repository.removesuffix('.git')}"
+    raise LabError(f"REPO is {repository!r}. Expected owner/name of a GitHub repository, the https:// address of "
+                   "another, or nothing.")
+
+
+def on_github(course: str) -> str:
+    """owner/name; empty for another host, from which Colab and the links to Binder cannot open notebooks."""
+    return course.removeprefix("https://github.com/") if course.startswith("https://github.com/") else ""
+
+
+def title(notebook) -> str:
+    return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+
+
+def links(lessons: list[tuple[str, str]], place: int, course: str) -> str:
+    """The line with the lessons before and after, and the way to Colab. `lessons` has (file name, title)."""
+    parts = []
+    if place:
+        parts.append("← [{1}]({0})".format(*lessons[place - 1]))
+    if place + 1 < len(lessons):
+        parts.append("[{1}]({0}) →".format(*lessons[place + 1]))
+    if here := on_github(course):
+        parts.append(f"[Open in Colab](https://colab.research.google.com/github/{here}/blob/main/notebooks/"
+                     f"{lessons[place][0]})")
+    return LINKS + " ·\n".join(parts)
+
+
+def dress(notebook, line: str, course: str):
+    """`notebook` with the links under its title and at its end, and the set-up as its first code cell."""
+    for cell, end in ((notebook.cells[0], False), (notebook.cells[-1], True)):
+        paragraphs = [p for p in cell.source.split("\n\n") if not p.startswith(LINKS)]
+        paragraphs.insert(len(paragraphs) if end else 1, line)
+        cell.source = "\n\n".join(paragraphs)
+    first = next(place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    source = SET_UP.format(address=course)
+    if notebook.cells[first].source.startswith(SET_UP.split(":")[0]):
+        notebook.cells[first].source = source
+    else:
+        notebook.cells.insert(first, nbformat.v4.new_code_cell(source))
+    return notebook
+
+
+def write(repository: str, root: Path = ROOT) -> None:
+    course = address(repository)
+    replace(root / "pyproject.toml", r'(?m)^repository = ".*"$', f'repository = "{course}"')
+    replace(root / "README.md", r"(?s)(<!-- published -->\n).*?(<!-- /published -->)", rf"\1{readme(course)}\2")
+    twins = sorted((root / "notebooks").glob("[0-9]*.py"))
+    lessons = [(twin.with_suffix(".ipynb").name, title(jupytext.read(twin))) for twin in twins]
+    for place, twin in enumerate(twins):
+        line, file = links(lessons, place, course), twin.with_suffix(".ipynb")
+        text = jupytext.writes(dress(jupytext.read(twin), line, course), fmt="py:percent")
+        save(twin, re.sub(r"(?m)^#       (format|jupytext)_version: .*\n", "", text))
+        if file.exists():
+            notebook = dress(nbformat.read(file, 4), line, course)
+            notebook.metadata.update(COLAB)
+            ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
+            for count, cell in enumerate(ran, 1):  # the set-up cell did nothing in the run that is kept
+                cell.execution_count = count
+            save(file, nbformat.writes(notebook) + "\n")
+
+
+def readme(course: str) -> str:
+    here = on_github(course)
+    if not here:
+        return ""
+    return (f"[Open Lesson 0 in Colab](https://colab.research.google.com/github/{here}/blob/main/notebooks/"
+            f"00_first_adapter.ipynb) · [open the course on Binder](https://mybinder.org/v2/gh/{here}/HEAD?urlpath="
+            "lab/tree/notebooks/00_first_adapter.ipynb)\n")
+
+
+def replace(file: Path, pattern: str, by: str) -> None:
+    text, found = re.subn(pattern, by, file.read_text(encoding="utf-8"))
+    if found != 1:
+        raise LabError(f"{file.name} has {found} places for the repository's address. Expected one: {pattern}")
+    save(file, text)
+
+
+def save(file: Path, text: str) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def kept(root: Path = ROOT) -> str:
+    """The address of now."""
+    return tomllib.loads((root / "pyproject.toml").read_text())["tool"]["lora-lab"]["repository"]
+
+
+if __name__ == "__main__":
+    try:
+        write(sys.argv[1] if len(sys.argv) > 1 else kept())
+    except LabError as error:
+        sys.exit(str(error))
