@@ -36,17 +36,15 @@
 # %%
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
 import os
-from importlib import invalidate_caches, metadata, util
-from pathlib import Path
+from importlib import invalidate_caches, util
 
 if util.find_spec("lora_lab") is None:
     course = os.environ.get("LORA_LAB_REPOSITORY", "")
     assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
-    there = {d.name: d.version for d in reversed(list(metadata.distributions())) if d.name}
-    Path("installed.txt").write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
-    # %pip install -q -c installed.txt "lora-lab @ git+{course}"
+    # %pip install -q --no-deps git+{course}
     invalidate_caches()
     from lora_lab import machine
+    machine.complete()
     machine.report()
 
 # %%
