@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY     := .venv/bin/python
 READY  := .venv/.ready
 
-.PHONY: help lab reset class release test setup install notebooks publish site bench clean
+.PHONY: help lab reset class release test setup install notebooks publish site bench drift clean
 
 help:
 	@echo "make lab        set up, then open JupyterLab on your first unfinished lesson  (LESSON=01_low_rank_math, ARGS=--no-browser)"
@@ -13,6 +13,7 @@ help:
 	@echo "make notebooks  write the lessons from their text twins and run them  (ARGS=01_low_rank_math: only that one)"
 	@echo "make publish    write where the course is published into notebooks and README  (REPO=owner/name, or REPO= for nowhere)"
 	@echo "make bench      measure the lesson's recipe: scores by seed, and speed beside trl's SFTTrainer"
+	@echo "make drift      which lessons break under newer, older and Colab's packages  (ARGS='00 01 --in newest')"
 	@echo "make class      learners' exported progress as one table  (FILES='handed-in/*.json' OUT=class.csv)"
 	@echo "make release    a zip for learners and one for teachers, in dist/"
 	@echo "make site       the executed course as a website, in _build/html, with its links checked"
@@ -69,6 +70,9 @@ bench: setup
 	@$(PY) benchmarks/planner_cpu.py
 	@$(PY) benchmarks/sweep_overhead.py
 	@$(PY) benchmarks/merge_latency.py
+
+drift: setup
+	@$(PY) tools/drift.py $(ARGS)
 
 # A warning is an error: most are a link that leads nowhere. Without -E a moved page could stay in an old menu.
 site: setup

@@ -6,12 +6,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from lone_run import execute
 
 ROOT = Path(__file__).parents[1]
 # Colab's published list at the last look (about June 2026). Its torch 2.11 comes with CUDA; here it is what is tested.
@@ -66,33 +65,13 @@ def versions(python):
     return json.loads(subprocess.run([python, "-I", "-c", ask], check=True, capture_output=True, text=True).stdout)
 
 
-def run(python, notebook, folder, monkeypatch, **environment):
-    """Execute in an empty folder by a kernel of `python`; returns the seconds of each cell."""
-    kernels = folder.parent / "jupyter" / "kernels" / "python3"
-    kernels.mkdir(parents=True, exist_ok=True)
-    (kernels / "kernel.json").write_text(json.dumps({
-        "argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Colab",
-        "language": "python"}))
-    for name, value in {"JUPYTER_PATH": str(kernels.parents[1]), **environment}.items():
-        monkeypatch.setenv(name, value)
-    folder.mkdir()
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}})
-    client.kernel_name = "python3"
-    seconds = []
-    with client.setup_kernel():
-        for place, cell in enumerate(notebook.cells):
-            started = time.perf_counter()
-            client.execute_cell(cell, place)
-            seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def test_lesson_0_sets_itself_up_and_runs(colab, remote, tmp_path, monkeypatch):
+def test_lesson_0_sets_itself_up_and_runs(colab, remote, tmp_path):
     notebook = nbformat.read(ROOT / "notebooks" / "00_first_adapter.ipynb", 4)
     before = versions(colab)
     assert "lora-lab" not in before and before["ipywidgets"] == "7.7.1"
-    seconds = run(colab, notebook, tmp_path / "content", monkeypatch, LORA_LAB_REPOSITORY=remote,
-                  LORA_LAB_PROGRESS=str(tmp_path / "progress.json"), LORA_LAB_CACHE=str(tmp_path / "cache"))
+    seconds = execute(colab, notebook, tmp_path / "content", {
+        "LORA_LAB_REPOSITORY": remote, "LORA_LAB_PROGRESS": str(tmp_path / "progress.json"),
+        "LORA_LAB_CACHE": str(tmp_path / "cache")})
     after = versions(colab)
     first = next(place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code")
     said = "".join(output.get("text", "") for output in notebook.cells[first].outputs)
@@ -113,5 +92,5 @@ def test_without_an_address_the_cell_says_what_to_do(colab, tmp_path, monkeypatc
         .replace("https://", "")
     monkeypatch.delenv("LORA_LAB_REPOSITORY", raising=False)
     with pytest.raises(Exception, match="make lab"):
-        run(colab, notebook, tmp_path / "content", monkeypatch)
+        execute(colab, notebook, tmp_path / "content")
     assert list(os.scandir(tmp_path / "content")) == []

@@ -1,0 +1,73 @@
+"""From commands to training batches: token ids, and a collator that wastes no work.
+
+Knows nothing of models or training loops; `transformers.Trainer` calls the collator.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from transformers import BatchEncoding
+
+from . import tasks
+
+IGNORED = -100  # the label that the loss of every transformers model skips
+
+
+def encode(commands: list[tasks.Command], tokenizer) -> list[dict[str, list[int]]]:
+    """One dict a command: `input_ids` (prompt, answer, end of text) and `answer_length`."""
+    rows = []
+    for command in commands:
+        prompt = tokenizer(tasks.prompt(command.text), add_special_tokens=False)["input_ids"]
+        answer = tokenizer(command.answer, add_special_tokens=False)["input_ids"]
+        answer = answer + [tokenizer.eos_token_id]
+        rows.append({"input_ids": prompt + answer, "answer_length": len(answer)})
+    return rows
+
+
+def similar_lengths(rows: list[dict], batch_size: int, seed: int = 0, pool: int = 4) -> list[dict]:
+    """`rows` in a random order whose consecutive batches hold rows of similar length: little padding.
+
+    Sorts only within pools of a few batches, and shuffles the batches of each pool. Sorting more
+    widely (`train_sampling_strategy="group_by_length"`) pads less still, but fills each batch with
+    sentences of one kind, and needs more steps for the same score: see benchmarks/README.md.
+    """
+    rng = random.Random(seed)
+    rows = rng.sample(rows, len(rows))
+    ordered = []
+    for start in range(0, len(rows), pool * batch_size):
+        chosen = sorted(rows[start : start + pool * batch_size], key=lambda row: len(row["input_ids"]))
+        batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+        rng.shuffle(batches)
+        ordered.extend(row for batch in batches for row in batch)
+    return ordered
+
+
+class AnswerCollator:
+    """Batches for which the model computes logits only where there are answers.
+
+    Rows are padded on the left, so that the answers, which come last, line up on the right. Then
+    the last K columns hold every answer token and the column before the first; `logits_to_keep=K`
+    makes the model skip the vocabulary-wide projection everywhere else, and `labels` (batch, K)
+    cover those columns alone. The loss is the one that full logits would give.
+    """
+
+    def __init__(self, tokenizer):
+        self.pad_id = tokenizer.pad_token_id
+
+    def __call__(self, rows: list[dict]) -> BatchEncoding:
+        width = max(len(row["input_ids"]) for row in rows)
+        keep = max(row["answer_length"] for row in rows) + 1
+        input_ids = torch.full((len(rows), width), self.pad_id)
+        attention_mask = torch.zeros_like(input_ids)
+        labels = torch.full((len(rows), keep), IGNORED)
+        for i, row in enumerate(rows):
+            ids = torch.tensor(row["input_ids"])
+            input_ids[i, -len(ids):] = ids
+            attention_mask[i, -len(ids):] = 1
+            labels[i, -row["answer_length"]:] = ids[-row["answer_length"]:]
+        return BatchEncoding({
+            "input_ids": input_ids, "attention_mask": attention_mask,
+            "labels": labels, "logits_to_keep": keep,
+        })

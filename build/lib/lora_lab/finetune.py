@@ -1,0 +1,242 @@
+"""A recipe trained on any number of processes: `accelerate launch -m lora_lab.finetune recipe.yaml [--resume]`.
+
+The training of the notebooks, with the same Trainer, collator and order of rows. The recipe fixes the batch of all
+processes together, so that one process, two or sixty-four take the same steps; PyTorch's DDP or FSDP, chosen by
+accelerate's config, share the work. (lora_dropout above 0 is the exception: each process drops entries of its own.)
+What a recipe may say is in `recipes`, what is in the output folder in `outputs`.
+
+    output/metrics.jsonl    one entry of `trainer.state.log_history` on each line
+    output/checkpoint-20/   adapter, optimizer, schedule and random numbers, every save_steps
+    output/adapter/         what `PeftModel.from_pretrained` loads, there when the training is complete
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import io
+import itertools
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from . import recipes
+from .errors import LabError
+
+_SECONDS = 600  # a process that waits longer than this for another gives up
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="lora_lab.finetune", description="Train an adapter by a recipe.")
+    parser.add_argument("recipe", help="the recipe's YAML file, such as launch/home_commands.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
+    options = parser.parse_args(arguments)
+    _choose_devices()
+    try:
+        recipe = recipes.read(options.recipe, int(os.environ.get("WORLD_SIZE", 1)), options.resume)
+        trainer = train(recipe, resume=options.resume)
+        # Left to the interpreter's end, gloo's threads sometimes abort a process whose work is done.
+        trainer.accelerator.state.destroy_process_group()
+    except LabError as error:
+        if int(os.environ.get("LOCAL_RANK", 0)):
+            time.sleep(3)  # most faults are found by all: the first process says it, and the launcher ends the others
+        print(f"LabError: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def _choose_devices() -> None:
+    """Before torch looks: no GPU if accelerate was told so, and one GPU for one process, not a share on each."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif "LOCAL_RANK" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
+def train(recipe: recipes.Recipe, resume: bool = False, callbacks: tuple = ()):
+    """Train by `recipe` in this process and those it was launched with; returns the Trainer.
+
+    Raises LabError for what the launch cannot do, an output folder in use, and a loss that is no number any more.
+    """
+    from transformers import PrinterCallback, Trainer
+
+    from . import batches, outputs
+
+    _check_launch(recipe)
+    arguments = _arguments(recipe)
+    with _alone(recipe.output, arguments):
+        checkpoint = _prepare(recipe, resume, arguments)
+        model, tokenizer = _load(recipe, arguments)
+        model = _with_adapter(model, recipe)
+        ordered = order(batches.encode(recipe.commands(), tokenizer), recipe.training)
+        collate = batches.AnswerCollator(tokenizer)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        arguments.ddp_find_unused_parameters = any("expert" in name for name in trained)  # a batch may miss some
+        trainer = Trainer(model=model, args=arguments, train_dataset=ordered, data_collator=collate,
+                          callbacks=[outputs.Metrics(), outputs.Seal(), *callbacks])
+        trainer.remove_callback(PrinterCallback)
+        _say_who(trainer)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        _save_adapter(trainer, recipe)
+    return trainer
+
+
+def order(rows: list[dict], training) -> list[dict]:
+    """Exactly the rows of all steps, `batch_size` for each, as `similar_lengths` orders them pass by pass.
+
+    A pass that does not fill its last batch leaves those rows to the next pass.
+    """
+    from . import batches
+
+    size, wanted, endless = training.batch_size, training.max_steps * training.batch_size, itertools.cycle(rows)
+    whole, ordered = len(rows) // size * size, []
+    for number in itertools.count():
+        if len(ordered) >= wanted:
+            return ordered[:wanted]
+        ordered += batches.similar_lengths(list(itertools.islice(endless, whole)), size, training.seed + number)
+
+
+def _check_launch(recipe) -> None:
+    import torch
+
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if fsdp and not torch.cuda.is_available():
+        raise LabError("The launch asks for FSDP, which accelerate does on GPUs alone: here it would be DDP and say "
+                       "nothing. Launch with launch/cpu2.yaml, or on a machine with GPUs.")
+    if fsdp and recipe.precision in ("int8", "nf4"):
+        raise LabError(f"precision: found {recipe.precision} under FSDP, which cannot share out quantised weights. "
+                       "Expected bfloat16, or DDP (launch/ddp.yaml), where each process has the whole model.")
+    if recipe.precision == "float16" and not torch.cuda.is_available():
+        raise LabError("precision: found float16 on a machine without an NVIDIA GPU, which cannot train in it. "
+                       "Expected auto, float32 or bfloat16.")
+
+
+def _arguments(recipe):
+    """The Trainer's arguments. Making them joins the processes."""
+    import torch
+    from transformers import TrainingArguments
+
+    from . import models
+
+    device = models.pick_device()
+    precision = "float32" if recipe.model == recipes.POCKET else recipe.precision
+    computes = precision in ("float32", "bfloat16", "float16")  # else `load_base` picks what it computes in
+    dtype = getattr(torch, precision) if computes else models.pick_dtype(device)
+    settings, launched = dict(vars(recipe.training)), int(os.environ.get("WORLD_SIZE", 1))
+    batch = settings.pop("batch_size")
+    arguments = TrainingArguments(
+        output_dir=recipe.output, **settings,
+        train_sampling_strategy="sequential",  # `order` has shuffled the rows; each process takes its share of a batch
+        average_tokens_across_devices=True,  # a mean over all answer tokens, and no mean of the processes' means
+        save_strategy="steps", remove_unused_columns=False, disable_tqdm=True, report_to="none",
+        logging_nan_inf_filter=False,  # a loss that is no number is not hidden
+        dataloader_pin_memory=torch.cuda.is_available(), ddp_timeout=_SECONDS,
+        bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
+        use_cpu=device.type == "cpu",  # without it, processes without GPUs would not find one another
+    )
+    if arguments.world_size != launched:
+        raise LabError(f"{launched} processes were launched and {arguments.world_size} found one another. Expected "
+                       "processes with a GPU each, or without any: see the files in launch/.")
+    arguments.per_device_train_batch_size = batch // arguments.world_size
+    if batch % arguments.world_size:
+        raise LabError(f"training.batch_size: found {batch}, expected a multiple of the {arguments.world_size} "
+                       "processes, which share each batch.")
+    return arguments
+
+
+@contextlib.contextmanager
+def _alone(output: str, arguments):
+    """No other training writes to the folder meanwhile, such as one whose launcher alone was killed."""
+    arguments.distributed_state.wait_for_everyone()  # all have looked at the folder by now
+    if arguments.process_index:
+        yield
+        return
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(Path(output, ".lock"), timeout=0).acquire()
+    except OSError as error:
+        reason = "another training still writes to" if isinstance(error, Timeout) else f"{error.strerror}:"
+        raise LabError(f"output: {reason} {output}. Expected a folder of this training's own.") from None
+    with lock:
+        yield
+
+
+def _prepare(recipe, resume: bool, arguments) -> str | None:
+    """The output folder made ready by the first process; the checkpoint to go on from."""
+    from accelerate.utils import broadcast_object_list
+
+    from . import outputs
+
+    chosen = [None]
+    if arguments.process_index == 0:
+        checkpoint = outputs.last_checkpoint(recipe.output) if resume else None
+        step = outputs.step_of(checkpoint) if checkpoint else 0
+        recipes.write(recipe, Path(recipe.output, recipes.COPY))
+        for name in outputs.clean(recipe.output, step):
+            print(f"{name} was not complete when its training ended; it is removed.", flush=True)
+        if resume:
+            print(f"Going on after step {step}." if step else "No complete checkpoint: starting anew.", flush=True)
+        chosen = [str(checkpoint) if checkpoint else None]
+    if arguments.world_size > 1:
+        broadcast_object_list(chosen)
+    return chosen[0]
+
+
+def _load(recipe, arguments):
+    """Model and tokenizer; the first process of a machine builds the packaged model, and alone speaks."""
+    from transformers import set_seed
+
+    from . import cache, models, pocket
+
+    if recipe.model == models.DEFAULT:
+        with arguments.main_process_first():
+            cache.model_folder()
+    set_seed(recipe.training.seed)  # from here on as in the notebooks, and every process makes the same adapter
+    if recipe.model == recipes.POCKET:
+        return pocket.load()
+    with contextlib.nullcontext() if arguments.process_index == 0 else contextlib.redirect_stdout(io.StringIO()):
+        name = recipe.model if recipe.model == models.DEFAULT else str(Path(recipe.model).absolute())
+        return models.load_base(name, None if recipe.precision == "auto" else recipe.precision)
+
+
+def _with_adapter(model, recipe):
+    from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = get_peft_model(model, recipe.lora_config())
+    # Left to itself, PEFT asks the model hub about the embeddings at each checkpoint.
+    trained = isinstance(model.get_input_embeddings(), BaseTunerLayer)
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=trained)
+    return model
+
+
+def _say_who(trainer) -> None:
+    """Launchers may start fewer processes than they were asked for, and say nothing."""
+    arguments, state = trainer.args, trainer.accelerator.state
+    if arguments.process_index == 0:
+        shared = "1 process takes" if arguments.world_size == 1 else f"{arguments.world_size} processes share"
+        kind = "FSDP" if trainer.is_fsdp_enabled else "DDP"
+        how = "" if arguments.world_size == 1 else f" ({kind}, {state.backend})"
+        print(f"{shared} each batch of {arguments.train_batch_size * arguments.world_size}{how}.", flush=True)
+
+
+def _save_adapter(trainer, recipe) -> None:
+    """`output/adapter`, which appears whole; all processes take part, as FSDP needs it."""
+    work, folder = Path(recipe.output, ".adapter.incomplete"), Path(recipe.output, "adapter")
+    trainer.save_model(str(work))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.process_index == 0:
+        (work / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to load
+        if folder.exists():  # of a training that was complete before
+            shutil.rmtree(folder)
+        os.replace(work, folder)
+        print(f"The adapter is in {folder}.", flush=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main()

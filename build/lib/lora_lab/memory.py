@@ -1,0 +1,291 @@
+"""Where the memory of a fine-tuning goes: planned from a config alone, and measured around a block of code.
+
+`plan` counts parameters on a model without weights (`skeleton`) and lets it rehearse one training step
+(`rehearsal`). Pictures are in `plots`, sliders in `widgets`.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+import re
+import threading
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from . import models, names, rehearsal, skeleton
+from .errors import LabError
+
+# Bytes of optimizer state for each trained parameter of `size` bytes. AdamW: Loshchilov & Hutter 2019, two running
+# means; in 8 bits: Dettmers et al. 2022b, two bytes and two float32 scales for each block of 256.
+OPTIMIZERS = {"adamw": lambda size: 2 * size, "sgd": lambda size: 0, "adamw_8bit": lambda size: 2 + 2 * 4 / 256}
+NAMES = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_bnb_8bit": "adamw_8bit"}  # the Trainer's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of GPU memory at the fullest moment of a training step, by part.
+
+    weights_bytes: the base's parameters, as `get_memory_footprint()` counts them.
+    quantization_bytes: the scales of quantised weights, which the footprint leaves out.
+    adapter_bytes, gradient_bytes, optimizer_bytes: parameters added to train, and what training them takes.
+    activation_bytes: what the forward pass holds for the backward pass, and its work space.
+    logits_bytes: the scores of all tokens of the vocabulary, and the loss's copies of them.
+    """
+
+    weights_bytes: int
+    quantization_bytes: int
+    adapter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    logits_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        return asdict(self)
+
+    def fits(self, gpu_gb: float) -> bool:
+        """Whether this fits a GPU of `gpu_gb` GB (10^9 bytes), with 10 % kept for CUDA and its fragments."""
+        if isinstance(gpu_gb, bool) or not isinstance(gpu_gb, (int, float)) or not gpu_gb > 0:
+            raise LabError(f"gpu_gb is {gpu_gb!r}. Give the GPU's memory in GB, a number above 0.")
+        return self.total_bytes <= 0.9 * gpu_gb * 1e9
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name.removesuffix('_bytes')} {human(size)}" for name, size in self.parts().items() if size)
+        return f"{human(self.total_bytes)} = {parts}"
+
+
+def human(size_bytes: float) -> str:
+    """`size_bytes` in MB or GB (powers of ten)."""
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
+
+
+def plan(model_or_config_or_hub_id, lora: LoraConfig | None = None, precision: str | None = None, batch_size: int = 1,
+         seq_len: int = 512, optimizer: str = "adamw", checkpointing: bool | str = False, *, logits_to_keep: int = 0,
+         prepared: bool = False) -> Plan:
+    """Bytes that fine-tuning takes on one GPU, by part; loads no weights, and from a hub the config alone.
+
+    The model: a PreTrainedModel, its config, a folder, or a hub id. `lora=None` plans what a PeftModel has,
+    and full fine-tuning of any other. `precision` is that of `load_base` (default: the model's own);
+    quantised models keep the rest in their own dtype, or in float32 when `prepared`
+    (`prepare_model_for_kbit_training`). `logits_to_keep` is the model's argument of that name (0: all).
+
+    - weights: parameters x bytes each: 4 float32, 2 bfloat16 and float16, 1 int8, 1/2 nf4 (linear layers without
+      the output head). Scales: 4 bytes a row (LLM.int8(), Dettmers et al. 2022, section 2.1), 4 bytes for 64
+      weights (QLoRA, Dettmers et al. 2023, section 3, without double quantisation).
+    - adapter: r x (in + out) parameters for each adapted layer (LoRA, Hu et al. 2021, section 4.1), in float32
+      as PEFT makes them. Gradients: as many bytes again, counted as present all the time, as they are with
+      gradient accumulation. AdamW: twice as many.
+    - activations and logits: rehearsed with the model's own code, linear in batch_size, at fused attention,
+      without padding. 16-bit models run under autocast, as in the Trainer. For what to expect of a
+      transformer see Korthikanti et al. 2022, section 4.1; checkpointing: Chen et al. 2016. True is what
+      transformers does by default, "reentrant" torch's older kind, the only one that frees what int8 layers keep.
+
+    Raises LabError for what cannot be planned.
+    """
+    _check_numbers(batch_size=batch_size, seq_len=seq_len)
+    if not isinstance(logits_to_keep, int) or not 0 <= logits_to_keep <= seq_len:
+        raise LabError(f"logits_to_keep is {logits_to_keep!r}. Give 0 for all, or at most seq_len ({seq_len}).")
+    kind = NAMES.get(optimizer, optimizer) if isinstance(optimizer, str) else None
+    if kind not in OPTIMIZERS:
+        known = [*OPTIMIZERS, *NAMES]
+        raise LabError(f"Unknown optimizer {optimizer!r}. Use one of: {', '.join(known)}.{_meant(optimizer, known)}")
+    if precision not in (None, *models.PRECISIONS):
+        raise LabError(f"Unknown precision {precision!r}. Use one of: {', '.join(models.PRECISIONS)}, or leave it out."
+                       f"{_meant(precision, models.PRECISIONS)}")
+    if checkpointing not in (False, True, "reentrant"):
+        raise LabError(f'checkpointing is {checkpointing!r}. Use False, True or "reentrant".')
+    if lora is not None and not isinstance(lora, LoraConfig):
+        raise LabError(f"Expected a LoraConfig as `lora`, found {type(lora).__name__}.")
+    if lora is None and isinstance(model_or_config_or_hub_id, PeftModel):
+        lora = model_or_config_or_hub_id.active_peft_config
+    model, own_precision, dtype = _without_weights(model_or_config_or_hub_id)
+    precision = precision or own_precision
+    quantised = precision if precision in ("int8", "nf4") else None
+    if quantised and lora is None:
+        raise LabError(f"Quantised weights cannot be trained. Give a LoraConfig as `lora`, or a precision without "
+                       f"quantisation instead of {precision!r}.")
+    if precision and not quantised:
+        dtype = getattr(torch, precision)
+    elif dtype is None:  # a config alone: what transformers makes of it
+        dtype = torch.bfloat16 if quantised else torch.float32
+    autocast = None if dtype == torch.float32 else dtype
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.float32 if quantised and prepared else dtype)
+    _check_positions(model, seq_len)
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+    if not linear:
+        raise LabError(f"{type(model).__name__} has no linear layers: there is nothing for LoRA to adapt, nor to "
+                       "quantise. Give a transformer language model.")
+    keep = get_keys_to_not_convert(model)
+    skip = {name for name, m in linear.items() if not should_convert_module(name, keep)}
+    quantised_layers = [m for name, m in linear.items() if name not in skip] if quantised else []
+    weights, scales = _weights(model, quantised_layers, quantised)
+    own = sum(p.nbytes for p in model.parameters())
+    adapted = model if lora is None else _adapt(model, lora)
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    gradients = sum(p.nbytes for p in trained)
+    step = _rehearse(adapted, quantised=quantised, skip=skip, autocast=autocast, batch_size=batch_size,
+                     seq_len=seq_len, logits_to_keep=logits_to_keep, checkpointing=checkpointing)
+    logits = round(step.head - step.held)
+    return Plan(
+        weights_bytes=weights,
+        quantization_bytes=scales,
+        adapter_bytes=sum(p.nbytes for p in adapted.parameters()) - own,
+        gradient_bytes=gradients,
+        optimizer_bytes=math.ceil(sum(p.numel() * OPTIMIZERS[kind](p.itemsize) for p in trained)),
+        activation_bytes=round(step.peak) - logits,
+        logits_bytes=logits,
+    )
+
+
+def _check_numbers(**numbers) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise LabError(f"{name} is {value!r}. Give a whole number of at least 1.")
+
+
+def _meant(found, known) -> str:
+    """` Did you mean ...?` for the word in `found` (a list's, or a dtype's) that resembles a known one."""
+    word = re.sub(r"\W", "", str(found).removeprefix("torch."))
+    close = difflib.get_close_matches(word, known, 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _check_positions(model, seq_len: int) -> None:
+    """A table of learned positions has an end; rotary positions go on."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not positions or seq_len <= positions:
+        return
+    tables = (m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    if any(positions <= size <= positions + 2 for size in tables):  # some keep two more for padding
+        raise LabError(f"seq_len is {seq_len}, but {model.config.model_type} has {positions} positions. Give at most "
+                       f"{positions}.")
+
+
+def _without_weights(source) -> tuple[PreTrainedModel, str | None, torch.dtype | None]:
+    """A model on the meta device; its quantisation, if any; and the dtype of what is not quantised, if it is known."""
+    if isinstance(source, PeftModel):
+        source = source.get_base_model()
+    model_class = None
+    if isinstance(source, str):
+        config = models.read_config(source)
+    elif isinstance(source, PreTrainedModel):
+        config, model_class = source.config, type(source)
+    elif isinstance(source, PreTrainedConfig):
+        config = source
+    else:
+        raise LabError(f"Expected a transformers model, its config, a folder or a hub id, found "
+                       f"{type(source).__name__}.")
+    config = copy.deepcopy(config)
+    quantisation = getattr(config, "quantization_config", None) or {}
+    if not isinstance(quantisation, dict):  # as in a loaded model
+        quantisation = quantisation.to_dict()
+    if quantisation:
+        del config.quantization_config
+    own = "int8" if quantisation.get("load_in_8bit") else "nf4" if quantisation.get("load_in_4bit") else None
+    dtype = next(p.dtype for p in source.parameters() if p.is_floating_point()) if model_class else config.dtype
+    config.dtype = None
+    try:
+        with torch.device("meta"):
+            build = model_class or AutoModelForCausalLM.from_config
+            model = build(config).float()
+    except ValueError as error:
+        raise LabError(f"Cannot plan for {config.model_type!r}: {str(error).splitlines()[0][:200]} Give the config of "
+                       "a causal language model.") from None
+    return model, own, dtype
+
+
+def _adapt(model, lora: LoraConfig):
+    try:
+        adapted, _ = skeleton.adapt(model, lora)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LabError(f"PEFT refuses this LoraConfig: {reason} `targets.check` says more.") from None
+    paths = [path for path, _ in model.named_modules()]
+    for entry in sorted(lora.target_modules) if isinstance(lora.target_modules, set) else ():
+        if not any(names.matches(entry, path) for path in paths):
+            raise LabError(f"target_modules has {entry!r}, which matches no layer.{names.suggestion(entry, paths)}")
+    return adapted
+
+
+def _weights(model, quantised_layers: list, kind: str | None) -> tuple[int, int]:
+    """Bytes of the parameters and buffers, and of the quantised layers' scales."""
+    total = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
+    scales = 0
+    for layer in quantised_layers:
+        count, (_, rows) = layer.weight.numel(), rehearsal.linear_shape(layer)
+        total += (count if kind == "int8" else (count + 1) // 2) - layer.weight.nbytes
+        scales += 4 * (rows if kind == "int8" else math.ceil(count / rehearsal.BLOCK))
+    return total, scales
+
+
+def _rehearse(adapted, **shape) -> rehearsal.Step:
+    try:
+        return rehearsal.rehearse(adapted, **shape)
+    except Exception as error:  # whatever a model's own code cannot do without values
+        reason = " ".join(str(error).split())[:200]
+        raise LabError(f"Cannot rehearse a training step of {adapted.config.model_type!r} without its weights: "
+                       f"{type(error).__name__}: {reason}") from error
+
+
+class measure:
+    """Around a block, the peak of memory in it: `with measure(model) as used: ...`, then `used.peak_rss_bytes`.
+
+    rss: the resident set of this process, read every few milliseconds, so a shorter spike may be missed. Freed
+    memory may stay resident, and then hides what the block needs: compare in fresh processes.
+    cuda: torch's allocations on the current GPU (`torch.cuda.max_memory_allocated`), None without one.
+    tensors: with a `model`, its tensors' bytes above its parameters and gradients, what `plan` calls activations
+    and logits. On a GPU the growth of torch's allocations; on a CPU what torch's operations return, counted one
+    by one, which slows the block by a few percent.
+    """
+
+    def __init__(self, model=None, seconds_between_reads: float = 0.005):
+        self._model, self._seconds = model, seconds_between_reads
+        self.peak_cuda_bytes = self.cuda_before_bytes = self.peak_tensor_bytes = self._ledger = None
+
+    def __enter__(self):
+        self._process, self._done = psutil.Process(), threading.Event()
+        self.rss_before_bytes = self.peak_rss_bytes = self._process.memory_info().rss
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.cuda_before_bytes = torch.cuda.memory_allocated()
+        elif self._model is not None:
+            self._ledger = rehearsal.Ledger()
+            self._ledger.add_model(self._model)
+            self._ledger.__enter__()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def _read(self):
+        while not self._done.wait(self._seconds):
+            self._note()
+
+    def _note(self):
+        self.peak_rss_bytes = max(self.peak_rss_bytes, self._process.memory_info().rss)
+
+    def __exit__(self, *error):
+        if self._ledger:
+            self._ledger.__exit__(*error)
+            self.peak_tensor_bytes = self._ledger.peak - self._ledger.resting
+        self._done.set()
+        self._reader.join()
+        self._note()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            self.peak_cuda_bytes = torch.cuda.max_memory_allocated()
+            self.peak_tensor_bytes = self.peak_cuda_bytes - self.cuda_before_bytes

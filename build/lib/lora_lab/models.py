@@ -1,0 +1,152 @@
+"""Loading a base model and its tokenizer, on whatever device and precision suits this machine.
+
+Where the default model's files come from is in `cache`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.utils import get_session
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
+
+from . import cache
+from .errors import LabError
+
+DEFAULT = cache.SMOLLM2.name
+HUB_NAME = f"HuggingFaceTB/{DEFAULT}"  # what a saved adapter names as its base: no machine's path
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "nf4")
+
+
+def load_base(name: str = DEFAULT, precision: str | None = None):
+    """Load a causal language model and its tokenizer; returns `(model, tokenizer)`.
+
+    `name` is the default model, a hub id ("owner/name") or a local folder. `precision` is one of
+    "float32", "bfloat16", "float16", "int8" (LLM.int8(), Dettmers et al. 2022) or "nf4" (QLoRA,
+    Dettmers et al. 2023); without it the device decides. The model comes back in eval mode on the
+    device that was picked, and one printed line says what that was. Raises LabError.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise LabError(f"Unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}, or leave it out.")
+    device = pick_device()
+    quantised = precision in ("int8", "nf4")
+    if quantised:
+        _require_bitsandbytes(precision)
+        device = torch.device("cpu") if device.type == "mps" else device
+    dtype = pick_dtype(device) if precision is None or quantised else getattr(torch, precision)
+    options = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
+    if precision == "int8":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif precision == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    source = cache.model_folder() if name == DEFAULT else _check_folder(name)
+    with cache.no_progress_bars() if name == DEFAULT else contextlib.nullcontext():
+        tokenizer, model = _from_pretrained(source, options, AutoTokenizer, AutoModelForCausalLM)
+    if name == DEFAULT:
+        model.name_or_path = model.config._name_or_path = HUB_NAME
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    where = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device).upper()
+    print(
+        f"{name}: {model.num_parameters():,} parameters in {_stored(model) or str(dtype).removeprefix('torch.')}, "
+        f"{model.get_memory_footprint() / 1e6:.0f} MB, on {where}"
+    )
+    return model.eval(), tokenizer
+
+
+def pick_device() -> torch.device:
+    """This process's NVIDIA GPU, else Apple's GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # `accelerate launch`: one GPU a process
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """The dtype a model trains well in on `device`.
+
+    CUDA: bfloat16 where the GPU computes in it, else float16 (a T4 only emulates bfloat16). CPU:
+    float32, or bfloat16 where the CPU has matrix units for it (AMX); bfloat16 vector instructions
+    alone did not pay (benchmarks/cpu_dtype.py). Apple: float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _stored(model) -> str | None:
+    """How bitsandbytes stores the weights, if it does: a folder may hold a quantised model."""
+    if getattr(model, "is_loaded_in_8bit", False):
+        return "int8"
+    return "nf4" if getattr(model, "is_loaded_in_4bit", False) else None
+
+
+def _require_bitsandbytes(precision: str) -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise LabError(
+            f'precision="{precision}" needs the bitsandbytes package, which is not installed here. Run '
+            "`pip install bitsandbytes`, restart the kernel and try again, or leave precision out."
+        ) from None
+
+
+def _check_folder(name: str) -> str:
+    folder = Path(name).expanduser()
+    if not name or not folder.is_dir():
+        if not name or name.startswith((".", "~", "/")) or name.count("/") > 1:
+            raise LabError(f"There is no folder {name!r}. Give a model's folder, a hub id, or {DEFAULT!r}.")
+        return name
+    if (folder / "config.json").exists():
+        return str(folder)
+    if (folder / "adapter_config.json").exists():
+        raise LabError(
+            f"{name} is an adapter, not a base model. Load its base with load_base(), then attach it with "
+            f'PeftModel.from_pretrained(model, "{name}").'
+        )
+    raise LabError(
+        f"{name} is a folder without a config.json, so not a model. Give a folder that save_pretrained wrote."
+    )
+
+
+def read_config(name: str):
+    """The config of a model alone: `name` as in `load_base`. Raises LabError."""
+    return _from_pretrained(cache.model_folder() if name == DEFAULT else _check_folder(name), {}, AutoConfig)[0]
+
+
+def _from_pretrained(source, options: dict, *kinds) -> list:
+    """What `from_pretrained` of each of `kinds` gives; `options` are for the last."""
+    offline = not Path(source).is_dir() and not _hub_answers()
+    try:
+        return [
+            kind.from_pretrained(
+                source, trust_remote_code=False, local_files_only=offline, **(options if kind is kinds[-1] else {})
+            )
+            for kind in kinds
+        ]
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if offline:
+            reason = "it is not on this machine, and the model hub cannot be reached."
+        raise LabError(
+            f"Cannot load {str(source)!r}: {reason} Give {DEFAULT!r} (needs no network), a folder with a model saved "
+            f"as safetensors, or a hub id such as {HUB_NAME!r} (needs the network, and your access if it is gated)."
+        ) from None
+
+
+def _hub_answers() -> bool:
+    """Asked once up front: the hub's client retries for most of a minute when there is no network."""
+    try:
+        get_session().head(ENDPOINT, timeout=10)
+        return True
+    except Exception:  # whichever way a network can fail
+        return False

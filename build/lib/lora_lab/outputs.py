@@ -1,0 +1,94 @@
+"""The output folder of a training: its metrics line by line, and checkpoints that are known to be complete.
+
+Says what is in the folder and writes to it as the Trainer goes on; the training itself is in `finetune`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from .errors import LabError
+
+METRICS = "metrics.jsonl"
+_COMPLETE = "complete.json"  # written last into a checkpoint: its files and their sizes
+
+
+def read_metrics(output) -> list[dict]:
+    """The lines of `metrics.jsonl` in an output folder; one that a killed process left unfinished is not a line."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (Path(output) / METRICS).read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
+def last_checkpoint(output) -> Path | None:
+    """The newest checkpoint in an output folder whose files are all there with their sizes."""
+    return max(filter(_is_complete, _checkpoints(output)), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
+
+
+def clean(output, step: int) -> list[str]:
+    """Remove what a killed training left unfinished, and the metrics after `step`; returns the removed folders."""
+    output = Path(output)
+    broken = [folder for folder in _checkpoints(output) if not _is_complete(folder) or step_of(folder) > step]
+    for folder in [*broken, *output.glob(".adapter.*")]:
+        shutil.rmtree(folder)
+    lines = [json.dumps(line) + "\n" for line in read_metrics(output) if line["step"] <= step]
+    work = output / f".{METRICS}"
+    work.write_text("".join(lines))
+    os.replace(work, output / METRICS)
+    return [folder.name for folder in broken]
+
+
+def _checkpoints(output) -> list[Path]:
+    return [folder for folder in Path(output).glob("checkpoint-*") if folder.name.partition("-")[2].isdecimal()]
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / _COMPLETE).read_text())
+        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+class Metrics(TrainerCallback):
+    """Appends each logged step to `metrics.jsonl`; stops a training whose loss is no number any more."""
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" not in (logs or {}):
+            return
+        if not math.isfinite(logs["loss"]):
+            raise LabError(f"The loss is {logs['loss']} at step {state.global_step}: the training diverged. Lower "
+                           "training.learning_rate or lora.lora_alpha, and give a new output folder.")
+        if state.is_world_process_zero:
+            with open(Path(args.output_dir, METRICS), "a") as file:
+                file.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+class Seal(TrainerCallback):
+    """Marks a checkpoint as complete once every process has written its part."""
+
+    def on_save(self, args, state, control, **_):
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+        files = [file for file in folder.rglob("*") if file.is_file() and file.name != _COMPLETE]
+        work = folder / f".{_COMPLETE}"
+        work.write_text(json.dumps({str(file.relative_to(folder)): file.stat().st_size for file in files}))
+        os.replace(work, folder / _COMPLETE)

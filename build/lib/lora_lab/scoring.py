@@ -1,0 +1,156 @@
+"""How good a model is: greedy answers, exact match with its interval, perplexity of ordinary text.
+
+Takes any causal language model and tokenizer; the commands to score come from `tasks`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import torch
+
+from . import batches, tasks
+from .bars import Progress
+
+# Written for this course: ordinary prose, far from smart homes, to see what training forgets.
+GENERAL_TEXT = """\
+The ferry leaves the old harbour at seven, when the bakers are already on their second tray. On most
+mornings the captain is the only person on deck who has slept well. She drinks her coffee standing
+up, looks at the sky in the west and decides whether to take the long way round the island. The long
+way is slower by a quarter of an hour, but it passes the cliffs where the seals lie in the sun, and
+the children on their way to school have never once complained about being late for that reason.
+
+In winter the crossing is a different matter. The wind comes straight down the sound, the benches are
+wet, and everybody crowds into the little cabin behind the bridge, where an electric heater glows
+under the window. People who have not spoken to each other since the summer begin to talk. They talk
+about the price of wood, about a cousin who has moved to the city, about the bridge that has been
+promised for thirty years and will surely never be built. By the time the boat touches the pier,
+somebody has usually agreed to help somebody else with a roof.
+
+A historian once tried to find out when the service began. The oldest record is a bill from a
+carpenter, who asked to be paid for a mast and two oars, and who complained that the previous owner
+had drowned without settling his debts. After that the papers are silent for a century. What we know
+about those years comes from songs, and songs are not much interested in dates. They agree that the
+water was cold, that the fare was too high, and that on clear nights you could see the lamps of the
+other shore long before you could hear its dogs.
+"""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Share of exact answers (with its 95 % interval) and of valid JSON among `n` answers.
+
+    `quick_score` gives the loss (nats per answer token) instead of the share of valid JSON.
+    """
+
+    exact: float
+    valid_json: float | None
+    n: int
+    loss: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson score interval of `exact` (Wilson 1927), which stays honest near 0 and 1."""
+        z, p, n = 1.96, self.exact, self.n
+        middle = p + z * z / (2 * n)
+        spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        other = f"valid JSON {self.valid_json:.1%}" if self.loss is None else f"loss {self.loss:.3f}"
+        return f"exact {self.exact:.1%} (95 % interval {low:.1%} to {high:.1%}, n={self.n}), {other}"
+
+
+def answer(model, tokenizer, texts: list[str], progress: str | None = None) -> list[str]:
+    """What the model answers to each command, by greedy generation."""
+    return generate(model, tokenizer, [tasks.prompt(text) for text in texts], progress=progress)
+
+
+def chat(model, tokenizer, question: str, max_new_tokens: int = 40) -> str:
+    """The model's greedy answer to an ordinary question, through its chat template."""
+    message = [{"role": "user", "content": question}]
+    prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return generate(model, tokenizer, [prompt], max_new_tokens)[0].strip()
+
+
+@torch.inference_mode()
+def generate(
+    model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch_size: int = 50, progress: str | None = None
+) -> list[str]:
+    """Greedy continuations of `prompts`, in their order, without special tokens.
+
+    Prompts of similar length share a batch and are padded on the left, so that all continue at the
+    same column. `progress` names a progress bar.
+    """
+    was_training = model.training
+    model.eval()
+    rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    continuations = [""] * len(rows)
+    with Progress(progress, total=len(rows)) as bar:
+        for start in range(0, len(rows), batch_size):
+            chosen = by_length[start : start + batch_size]
+            batch = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, padding_side="left", return_tensors="pt")
+            output = model.generate(
+                **batch.to(model.device), do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            new_tokens = output[:, batch["input_ids"].shape[1] :]
+            for i, text in zip(chosen, tokenizer.batch_decode(new_tokens, skip_special_tokens=True)):
+                continuations[i] = text
+            bar.update(len(chosen))
+    model.train(was_training)
+    return continuations
+
+
+def score(commands: list[tasks.Command], answers: list[str]) -> Score:
+    """Compare answers with the commands they answer. Spacing and key order do not count, all else does."""
+    parsed = [_parse(text) for text in answers]
+    exact = sum(action == json.loads(command.answer) for command, action in zip(commands, parsed, strict=True))
+    return Score(exact / len(commands), sum(action is not None for action in parsed) / len(commands), len(commands))
+
+
+@torch.inference_mode()
+def quick_score(model, tokenizer, commands: list[tasks.Command], progress: str | None = None) -> Score:
+    """The score by one forward pass over commands with their right answers, many times faster than `answer`.
+
+    If the model's first choice is right at every token of an answer, greedy generation writes that
+    answer; so `exact` is the same. Right answers spelled otherwise do not count here.
+    """
+    was_training = model.training
+    model.eval()
+    rows = sorted(batches.encode(commands, tokenizer), key=lambda row: len(row["input_ids"]))
+    collate, right, loss, tokens = batches.AnswerCollator(tokenizer), 0, 0.0, 0
+    with Progress(progress, total=len(rows)) as bar:
+        for start in range(0, len(rows), 50):
+            batch = collate(rows[start : start + 50]).to(model.device)
+            labels = batch.pop("labels")[:, 1:]
+            counted = labels != batches.IGNORED
+            logits = model(**batch).logits[:, :-1].float()
+            right += ((logits.argmax(-1) == labels) | ~counted).all(-1).sum().item()
+            loss += torch.nn.functional.cross_entropy(logits[counted], labels[counted], reduction="sum").item()
+            tokens += counted.sum().item()
+            bar.update(len(labels))
+    model.train(was_training)
+    return Score(right / len(rows), None, len(rows), loss / tokens)
+
+
+def _parse(text: str):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+@torch.inference_mode()
+def perplexity(model, tokenizer, text: str = GENERAL_TEXT) -> float:
+    """exp of the mean negative log-likelihood per token of `text` (Jelinek et al. 1977)."""
+    was_training = model.training
+    model.eval()
+    ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
+    loss = model(input_ids=ids, labels=ids).loss.item()
+    model.train(was_training)
+    return math.exp(loss)

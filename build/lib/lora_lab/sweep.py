@@ -1,0 +1,277 @@
+"""Many trainings in one call: a grid of settings by seeds, every finished run kept on disk, none trained twice.
+
+`sweep` runs the learner's own training function and knows nothing of models. `Runs` holds what came out, as rows, means
+with their spread, a table or a heat map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from . import plots
+from .bars import Progress
+from .errors import LabError
+from .tables import Page, table
+
+Setting = int | float | str | bool | None
+
+
+def sweep(
+    run: Callable,
+    grid: dict[str, Iterable[Setting]] | list[dict[str, Setting]],
+    seeds: Iterable[int] = (0, 1, 2),
+    store: str | Path | None = None,
+    progress: str | None = "sweep",
+    measure: Callable[..., dict[str, float]] | None = None,
+) -> Runs:
+    """Call `run(seed=..., **settings)` for every combination of `grid` and every seed; returns all `Runs`.
+
+    `run` trains once and returns its figures, such as `{"loss": 0.02}`; or it returns what `measure`, if given, makes
+    figures of, such as a model. A figure that is not finite, or a FloatingPointError or OverflowError, makes the run
+    diverged: kept, and marked so. `grid` has a list of values for each setting, or is a list of settings.
+
+    With `store`, a folder, every finished run is written there at once: a sweep that was killed goes on where it
+    stopped, and two sweeps may share a folder and the work. A run is known by its settings, its seed and the source
+    text of `run` and `measure`: edit one, and the runs are made anew (what they call is not looked at).
+
+    Raises LabError for settings that `run` does not take, before any training.
+    """
+    jobs = [settings | {"seed": seed} for settings in _combinations(grid) for seed in _checked_seeds(seeds)]
+    _check_settings(run, jobs)
+    folder = _folder(store)
+    keyed = {_key((run, measure), job): job for job in jobs}  # the same settings twice are one run
+    rows: dict[str, dict] = {}
+    with Progress(progress, total=len(keyed)) as bar:
+        while waiting := [key for key in keyed if key not in rows]:
+            found = {key: row for key in waiting if (row := _one(run, measure, keyed[key], folder, key, bar))}
+            rows |= found
+            if not found:
+                time.sleep(0.2)  # all that is left is being trained by another sweep
+    return Runs([rows[key] for key in keyed])
+
+
+class Runs:
+    """What a sweep found: `rows`, one dict a run with its settings, seed, status and figures."""
+
+    def __init__(self, rows: list[dict]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __add__(self, other: Runs) -> Runs:
+        return Runs(self.rows + other.rows)
+
+    @property
+    def diverged(self) -> list[dict]:
+        return [row for row in self.rows if row["status"] == "diverged"]
+
+    def where(self, **settings) -> Runs:
+        """The runs with these settings."""
+        self._check(settings)
+        return Runs([row for row in self.rows if all(row.get(name) == value for name, value in settings.items())])
+
+    def values(self, name: str) -> list:
+        """The different values of a setting, in order."""
+        self._check([name])
+        found = {row[name] for row in self.rows if name in row}
+        return sorted(found, key=lambda value: (value is None, isinstance(value, str), value))
+
+    def mean(self, figure: str, **settings) -> float:
+        """The mean of `figure` over all runs with these settings; NaN if one of them diverged or there is none."""
+        found = self.where(**settings).figures(figure)
+        return statistics.fmean(found) if found else math.nan
+
+    def spread(self, figure: str, **settings) -> tuple[float, float]:
+        """The smallest and the largest `figure` of the runs with these settings; diverged ones left out."""
+        found = [value for value in self.where(**settings).figures(figure) if math.isfinite(value)]
+        return (min(found), max(found)) if found else (math.nan, math.nan)
+
+    def table(self, figure: str, *by: str) -> Page:
+        """Mean and spread of `figure` for each combination of the settings `by`, and how many runs diverged."""
+        rows = []
+        for values in itertools.product(*(self.values(name) for name in by)):
+            chosen = dict(zip(by, values))
+            if not (runs := self.where(**chosen)).rows:
+                continue
+            finite = [value for value in runs.figures(figure) if math.isfinite(value)]
+            low, high = runs.spread(figure)
+            rows.append(chosen | {
+                f"mean {figure}": f"{statistics.fmean(finite):.3g}" if finite else "diverged",
+                "smallest to largest": f"{low:.3g} to {high:.3g}" if finite else "",
+                "runs": len(runs), "diverged": len(runs.diverged),
+            })
+        return table(rows)
+
+    def heat(self, figure: str, x: str, y: str) -> plots.Picture:
+        """The mean of `figure` by two settings as a heat map: diverged is crossed out, what was not run is empty."""
+        xs, ys = self.values(x), self.values(y)
+        cells = [[self.where(**{x: a, y: b}) for a in xs] for b in ys]
+        means = [[runs.mean(figure) if runs.rows else None for runs in row] for row in cells]
+        return plots.heat(means, xs, ys, x, y, figure)
+
+    def figures(self, figure: str) -> list[float]:
+        """`figure` of every run, in order; NaN where a run diverged before it had one."""
+        known = dict.fromkeys(name for row in self.rows for name in row)
+        if self.rows and figure not in known and len(self.diverged) < len(self.rows):
+            raise LabError(f"These runs have no figure {figure!r}. Use one of: {', '.join(known)}.")
+        return [row.get(figure, math.nan) for row in self.rows]
+
+    def _check(self, names) -> None:
+        known = dict.fromkeys(name for row in self.rows for name in row)
+        for name in names:
+            if self.rows and name not in known:
+                raise LabError(f"These runs have no setting {name!r}. Use one of: {', '.join(known)}.")
+
+
+def _combinations(grid) -> list[dict]:
+    if isinstance(grid, list) and all(isinstance(settings, dict) for settings in grid) and grid:
+        return [{name: _plain(value) for name, value in settings.items()} for settings in grid]
+    if not isinstance(grid, dict):
+        raise LabError(
+            f'A grid is a dict such as {{"alpha": [8, 16], "lr": [0.01]}}, or a list of dicts; found {grid!r}.'
+        )
+    for name, values in grid.items():
+        if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
+            raise LabError(f"The grid gives {name} as {values!r}. Give a list of values: {{{name!r}: [{values!r}]}}.")
+    lists = {name: [_plain(value) for value in values] for name, values in grid.items()}
+    if taken := {"seed", "status"} & lists.keys():
+        raise LabError(f"A grid cannot hold {min(taken)!r}: seeds are an argument of their own, status is a column.")
+    if empty := [name for name, values in lists.items() if not values]:
+        raise LabError(f"The grid has no value for {empty[0]}. Give at least one, or leave {empty[0]} out.")
+    return [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
+
+
+def _plain(value):
+    """numpy's numbers as Python's, and 1.0 as 1: the same setting has to look the same."""
+    value = value.item() if hasattr(value, "item") else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _checked_seeds(seeds) -> list[int]:
+    seeds = [_plain(seed) for seed in seeds] if isinstance(seeds, Iterable) and not isinstance(seeds, str) else [seeds]
+    if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise LabError(f"Seeds are whole numbers, at least one, such as (0, 1, 2); found {seeds!r}.")
+    return list(dict.fromkeys(seeds))
+
+
+def _check_settings(run, jobs: list[dict]) -> None:
+    try:
+        parameters = inspect.signature(run).parameters
+    except (TypeError, ValueError):
+        raise LabError(f"A sweep calls a function of yours that trains once; found {run!r}.") from None
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    needed = {name for name, p in parameters.items() if p.default is p.empty and p.kind in (
+        p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    known = ", ".join(parameters)
+    for job in jobs:
+        if (unknown := [name for name in job if name not in parameters]) and not anything:
+            raise LabError(f"Unknown setting {unknown[0]!r}: {_name(run)} takes {known}. Rename it in the grid.")
+        if missing := sorted(needed - job.keys()):
+            raise LabError(f"{_name(run)} needs {missing[0]!r}: add it to the grid, or give it a default.")
+        for name, value in job.items():
+            if not isinstance(value, Setting):
+                raise LabError(
+                    f"{name}={value!r} cannot be stored: settings are numbers, text, True, False or None. Pass a name, "
+                    f"and let {_name(run)} build the object."
+                )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise LabError(f"{name} is {value!r} in the grid. Give a finite number.")
+
+
+def _name(run) -> str:
+    return getattr(run, "__name__", "your function")
+
+
+def _key(functions, job: dict) -> str:
+    """What tells a run from all others: settings, seed and the functions' text, as a file name."""
+    sources = [_source(function) for function in functions if function is not None]
+    return hashlib.sha256(json.dumps([sources, sorted(job.items())]).encode()).hexdigest()[:24]
+
+
+def _source(function) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # typed into a plain interpreter, or built in
+        return _name(function)
+
+
+def _folder(store) -> Path | None:
+    if store is None:
+        return None
+    folder = Path(store).expanduser()
+    try:
+        (folder / "locks").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"Cannot keep runs in {store}: {error.strerror}. Give a folder that you may write to.") from None
+    return folder
+
+
+def _one(run, measure, job: dict, folder: Path | None, key: str, bar: Progress) -> dict | None:
+    """The row of one run, from the store or trained now; None while another sweep is at it."""
+    if folder is None:
+        row = _train(run, measure, job)
+    elif not (row := _read(folder / f"{key}.json")):
+        try:
+            with FileLock(folder / "locks" / key, timeout=0):
+                if not (row := _read(folder / f"{key}.json")):  # finished by another between the two looks
+                    row = _train(run, measure, job)
+                    _write(folder / f"{key}.json", row)
+        except Timeout:
+            return None
+    bar.update(1)
+    return row
+
+
+def _train(run, measure, job: dict) -> dict:
+    try:
+        figures = run(**job) if measure is None else measure(run(**job))
+    except (FloatingPointError, OverflowError):
+        return job | {"status": "diverged"}
+    if not isinstance(figures, dict) or not figures:
+        name = _name(measure or run)
+        raise LabError(f'{name} has to return figures, such as {{"loss": 0.02}}; it returned {str(figures)[:80]!r}.')
+    for name, value in figures.items():
+        if name in job or name == "status":
+            raise LabError(f"{_name(run)} returns {name!r}, which is a setting as well. Give the figure another name.")
+        try:
+            figures[name] = float(value)
+        except (TypeError, ValueError):
+            raise LabError(f"{_name(run)} returns {name}={value!r}. Figures are numbers.") from None
+    finite = all(map(math.isfinite, figures.values()))
+    return job | {"status": "ok" if finite else "diverged"} | figures
+
+
+def _read(file: Path) -> dict | None:
+    """A stored row; None where there is none, or one that a fault of the disk has damaged."""
+    try:
+        row = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return row if isinstance(row, dict) and "status" in row else None
+
+
+def _write(file: Path, row: dict) -> None:
+    """All at once, so that a killed kernel leaves a whole row or none."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as stream:
+            json.dump(row, stream)
+        os.replace(temporary, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise LabError(f"Cannot keep a run in {file.parent}: {error.strerror}. Free space, then sweep again.") from None

@@ -1,0 +1,177 @@
+"""Do the lessons still run under other versions? `python tools/drift.py [00 01 ...] [--in colab ...] [--save]`.
+
+Makes a throwaway environment for each set of versions, executes the lessons in it and prints a table of lesson by
+environment, with the first cell that breaks and why:
+
+pinned   constraints.txt, what the tests run with
+newest   the newest releases that pyproject.toml allows
+colab    Colab's versions of what the course shares with it, from tools/colab.txt
+oldest   the oldest releases that pyproject.toml allows
+
+torch stays the pinned one, because another build of it may be several GB; --torch lets it follow the set.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from datetime import date
+from pathlib import Path
+
+import nbformat
+from lone_run import execute
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "drift.json"
+SHOWN = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "ipywidgets", "ipykernel", "matplotlib")
+
+
+def pins(file: Path) -> dict[str, str]:
+    lines = [line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    return dict(line.split("==") for line in lines if line)
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [Requirement(line) for line in project["dependencies"]]
+
+
+def constraints(name: str, free_torch: bool) -> dict[str, str]:
+    """The versions that pip must keep to, by package, for the set of this name."""
+    pinned = pins(ROOT / "constraints.txt")
+    found = {
+        "pinned": lambda: pinned, "newest": dict, "colab": lambda: pins(ROOT / "tools" / "colab.txt"),
+        "oldest": lambda: {needed.name: next(s.version for s in needed.specifier if s.operator == ">=")
+                           for needed in requirements()},
+    }[name]()
+    found = {canonicalize_name(package): version for package, version in found.items()}
+    return found if free_torch else {**found, "torch": pinned["torch"]}
+
+
+class DoesNotInstall(Exception):
+    """What pip said, in its last line of error."""
+
+
+def make_environment(folder: Path, keep_to: dict[str, str]) -> Path:
+    """A virtual environment with the course in it; returns its Python. Raises DoesNotInstall."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    file = folder / "keep_to.txt"
+    file.write_text("".join(f"{package}=={version}\n" for package, version in keep_to.items()), encoding="utf-8")
+    # torch first: with it there, pip looks at no other build of it.
+    torch = [f"torch=={keep_to['torch']}"] if "torch" in keep_to else []
+    for wanted in filter(None, (torch, [str(ROOT), "ipykernel"])):
+        pip = subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", file,
+                              *wanted], capture_output=True, text=True)
+        if pip.returncode:
+            errors = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")]
+            raise DoesNotInstall((errors or [pip.stderr.strip() or "pip failed without a word"])[0])
+    return python
+
+
+def installed(python: Path) -> dict[str, str]:
+    ask = "from importlib import metadata; import json; print(json.dumps({d.name: d.version for d in " \
+          "reversed(list(metadata.distributions()))}))"
+    return json.loads(subprocess.run([python, "-I", "-c", ask], check=True, capture_output=True, text=True).stdout)
+
+
+def attempt(python: Path, lesson: Path, folder: Path) -> dict:
+    """Runs one lesson; returns `minutes` and, where it broke, `cell` (counting code cells from 1) and `why`."""
+    notebook = nbformat.read(lesson, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    started, why = time.perf_counter(), None
+    try:
+        execute(python, notebook, folder, {"LORA_LAB_PROGRESS": str(folder.parent / "progress.json")})
+    except CellExecutionError as error:
+        why = f"{error.ename}: {error.evalue.strip().splitlines()[0] if error.evalue.strip() else ''}".strip(": ")
+    except (CellTimeoutError, DeadKernelError) as error:
+        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    except RuntimeError as error:  # the kernel did not start
+        why = f"no kernel: {str(error).strip().splitlines()[0]}"
+    result = {"minutes": round((time.perf_counter() - started) / 60, 1)}
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if why:
+        ran = [place for place, cell in enumerate(code, 1) if cell.execution_count or cell.outputs]
+        result |= {"cell": max(ran, default=1), "why": why}
+    elif said := [output.text.strip() for cell in code for output in cell.outputs if output.get("name") == "stderr"]:
+        result["warns"] = said[0].splitlines()[0]
+    return result
+
+
+def shown(result: dict | None) -> str:
+    """One place of the table."""
+    if result is None:
+        return "not run"
+    if "why" in result:
+        return f"cell {result['cell']}: {result['why']}" if "cell" in result else result["why"]
+    return f"runs ({result['minutes']} min)" + (f", but warns: {result['warns']}" if "warns" in result else "")
+
+
+def table(report: dict) -> str:
+    """Markdown: a row for each lesson, a column for each environment, then what the environments had."""
+    names = list(report["environments"])
+    lessons = sorted({lesson for name in names for lesson in report["environments"][name]["lessons"]})
+    rows = [["lesson", *names], ["---"] * (len(names) + 1)]
+    for lesson in lessons:
+        rows.append([lesson, *(shown(report["environments"][name]["lessons"].get(lesson)) for name in names)])
+    for package in SHOWN:
+        rows.append([package, *(report["environments"][name]["versions"].get(package, "") for name in names)])
+    return "\n".join("| " + " | ".join(place.replace("|", "\\|") for place in row) + " |" for row in rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("lessons", nargs="*", help="beginnings of their names, as 00 or 01_low; all if none")
+    parser.add_argument("--in", dest="names", nargs="+", choices=("pinned", "newest", "colab", "oldest"),
+                        default=["pinned", "newest", "colab", "oldest"])
+    parser.add_argument("--torch", action="store_true", help="torch too follows the set of versions")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
+    asked = parser.parse_args(argv)
+    every = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    lessons = [file for file in every if not asked.lessons or file.name.startswith(tuple(asked.lessons))]
+    if not lessons:
+        parser.error(f"no lesson begins with {', '.join(asked.lessons)}; there are {', '.join(f.stem for f in every)}")
+
+    report = {"date": date.today().isoformat(), "python": sys.version.split()[0], "threads": os.cpu_count(),
+              "environments": {}}
+    for name in asked.names:
+        with tempfile.TemporaryDirectory(prefix="lora-lab-drift-") as folder:
+            report["environments"][name] = column(Path(folder), name, lessons, asked.torch)
+    print(table(report))
+    if asked.save:
+        temporary = RESULT.with_suffix(".tmp")
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, RESULT)
+    broken = [place for one in report["environments"].values() for place in one["lessons"].values() if "why" in place]
+    return 1 if broken else 0
+
+
+def column(folder: Path, name: str, lessons: list[Path], free_torch: bool) -> dict:
+    """One environment: its versions, and what became of each lesson in it."""
+    print(f"{name}: installing ...", file=sys.stderr, flush=True)
+    try:
+        python = make_environment(folder / "env", constraints(name, free_torch))
+    except DoesNotInstall as error:
+        return {"versions": {}, "lessons": {lesson.stem: {"why": f"does not install: {error}"} for lesson in lessons}}
+    found = {"versions": installed(python), "lessons": {}}
+    for lesson in lessons:
+        print(f"{name}: {lesson.stem} ...", file=sys.stderr, flush=True)
+        # pip has put the course in the environment: the notebook is alone, as a learner's copy is.
+        found["lessons"][lesson.stem] = attempt(python, lesson, folder / lesson.stem)
+        print(f"{name}: {lesson.stem} {shown(found['lessons'][lesson.stem])}", file=sys.stderr, flush=True)
+        shutil.rmtree(folder / lesson.stem, ignore_errors=True)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
