@@ -1,10 +1,11 @@
-"""Peak memory of every lesson's kernel: `python benchmarks/lesson_memory.py [01_low_rank_math ...]`. Linux only.
+"""Peak memory of every lesson's kernel: `python benchmarks/lesson_memory.py [01_low_rank_math ...] [-v]`. Linux only.
 
-Runs a copy of each notebook in an empty folder and samples what its kernel holds. Anonymous memory is what a limit
-bites on: pages of files, such as torch's libraries, can be dropped and read again.
+Runs a copy of each notebook in an empty folder and samples what its kernel holds; -v tells it cell by cell. Anonymous
+memory is what a limit bites on: pages of files, such as torch's libraries, can be dropped and read again.
 """
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 from nbclient import NotebookClient
 from recipe import write_results
 
@@ -20,23 +22,39 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 class Watch(threading.Thread):
-    """Samples a process twenty times a second; `peak` has bytes and the number of the cell that ran."""
+    """Samples a process with all its children ten times a second, until it ends.
 
-    def __init__(self, pid: int):
+    `peaks` has the bytes of anonymous memory by `cell`, which the owner sets. Without `itself`: the children alone.
+    """
+
+    def __init__(self, pid: int, itself: bool = True):
         super().__init__(daemon=True)
-        self.pid, self.cell, self.peak, self.peak_cell = pid, 0, {"anonymous": 0, "resident": 0}, 0
+        self.process, self.itself = psutil.Process(pid), itself
+        self.cell, self.peaks = 0, {}
 
     def run(self):
-        while True:
-            try:
-                status = dict(line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines())
-            except OSError:
-                return
-            anonymous, resident = (int(status[key].split()[0]) * 1024 for key in ("RssAnon", "VmHWM"))
-            if anonymous > self.peak["anonymous"]:
-                self.peak_cell = self.cell
-            self.peak = {"anonymous": max(anonymous, self.peak["anonymous"]), "resident": resident}
-            time.sleep(0.05)
+        while (now := self.anonymous()) is not None:
+            self.peaks[self.cell] = max(now, self.peaks.get(self.cell, 0))
+            time.sleep(0.1)
+
+    def anonymous(self) -> int | None:
+        """None once the process has ended."""
+        try:
+            if self.process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            watched = self.process.children(recursive=True) + [self.process] * self.itself
+        except psutil.NoSuchProcess:
+            return None
+        return sum(anonymous(process.pid) for process in watched)
+
+
+def anonymous(pid: int) -> int:
+    """Bytes; 0 for a process that has ended."""
+    try:
+        found = re.search(r"RssAnon:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
 
 
 def measure(path: Path) -> dict:
@@ -52,18 +70,23 @@ def measure(path: Path) -> dict:
             for place, cell in enumerate(notebook.cells):
                 watch.cell = place
                 client.execute_cell(cell, place)
-            found = {f"{name} MB": round(size / 1e6) for name, size in watch.peak.items()}
-    source = notebook.cells[watch.peak_cell].source.splitlines()
-    return found | {"seconds": round(time.perf_counter() - started), "peak in cell": f"{watch.peak_cell}: {source[0]}"}
+                if cell.cell_type == "code" and "-v" in sys.argv:
+                    left = watch.anonymous() or 0
+                    print(f"{watch.peaks.get(place, left) / 1e6:6.0f} {left / 1e6:6.0f}  {cell.source.splitlines()[0]}"
+                          f" ... {cell.source.splitlines()[-1]}", flush=True)
+    peak = max(watch.peaks, key=watch.peaks.get)
+    return {"peak MB": round(watch.peaks[peak] / 1e6), "seconds": round(time.perf_counter() - started),
+            "peak in cell": f"{peak}: {notebook.cells[peak].source.splitlines()[0]}"}
 
 
 def main() -> None:
     results = {}
+    asked = [argument for argument in sys.argv[1:] if argument != "-v"]
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        if len(sys.argv) == 1 or path.stem in sys.argv[1:]:
+        if not asked or path.stem in asked:
             results[path.stem] = measure(path)
             print(path.stem, results[path.stem], flush=True)
-    if len(sys.argv) == 1:
+    if not asked:
         write_results("lesson_memory", results)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib import invalidate_caches, metadata
 from pathlib import Path
 
+import psutil
 from packaging.requirements import Requirement
 
 from .errors import LabError
@@ -61,6 +64,36 @@ def report() -> None:
         where = f"on the CPU with {torch.get_num_threads()} threads, in {precision}{hint}"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in SHOWN)
     print(f"Ready: Python {'.'.join(map(str, sys.version_info[:2]))}, {versions}; models run {where}.")
+
+
+def has_memory(gb: float, otherwise: str) -> bool:
+    """Whether this process may hold `gb` GB (10⁹ bytes); if not, prints that the lesson does something else."""
+    there = memory_limit() / 1e9
+    if there < gb:
+        print(f"This part takes up to {gb:g} GB of memory and there is {there:.1f} GB. The smaller path: {otherwise}.")
+    return there >= gb
+
+
+def memory_limit() -> int:
+    """Bytes that this process may hold: the machine's memory, or less where a container, JupyterHub or ulimit says so.
+
+    The environment variable LORA_LAB_MEMORY_GB stands for all of them.
+    """
+    if said := os.environ.get("LORA_LAB_MEMORY_GB"):
+        return int(float(said) * 1e9)
+    limits = [psutil.virtual_memory().total]
+    for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with suppress(OSError, ValueError):  # no such container; "max" for no limit
+            limits.append(int(file.read_text()))
+    with suppress(KeyError, ValueError):
+        limits.append(int(float(os.environ["MEM_LIMIT"])))  # JupyterHub, and so Binder
+    with suppress(ImportError):  # Windows has no such limits
+        import resource
+
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+            limit = resource.getrlimit(kind)[0]
+            limits += [limit] if limit != resource.RLIM_INFINITY else []
+    return min(limits)
 
 
 def misfits() -> list[str]:

@@ -6,6 +6,8 @@ Where the default model's files come from is in `cache`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 from pathlib import Path
 
@@ -24,16 +26,20 @@ HUB_NAME = f"HuggingFaceTB/{DEFAULT}"  # what a saved adapter names as its base:
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "nf4")
 
 
-def load_base(name: str = DEFAULT, precision: str | None = None):
+def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = False):
     """Load a causal language model and its tokenizer; returns `(model, tokenizer)`.
 
     `name` is the default model, a hub id ("owner/name") or a local folder. `precision` is one of
     "float32", "bfloat16", "float16", "int8" (LLM.int8(), Dettmers et al. 2022) or "nf4" (QLoRA,
     Dettmers et al. 2023); without it the device decides. The model comes back in eval mode on the
-    device that was picked, and one printed line says what that was. Raises LabError.
+    device that was picked, and one printed line says what that was, unless `quiet`. Raises LabError.
+
+    On a CPU, float32 weights are read from their file where they lie: loading the model again costs no memory until
+    they are changed, a copy.deepcopy of it costs all of it.
     """
     if precision is not None and precision not in PRECISIONS:
         raise LabError(f"Unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}, or leave it out.")
+    _give_memory_back()
     device = pick_device()
     quantised = precision in ("int8", "nf4")
     if quantised:
@@ -54,12 +60,21 @@ def load_base(name: str = DEFAULT, precision: str | None = None):
         model.name_or_path = model.config._name_or_path = HUB_NAME
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if quiet:
+        return model.eval(), tokenizer
     where = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device).upper()
     print(
         f"{name}: {model.num_parameters():,} parameters in {_stored(model) or str(dtype).removeprefix('torch.')}, "
         f"{model.get_memory_footprint() / 1e6:.0f} MB, on {where}"
     )
     return model.eval(), tokenizer
+
+
+def _give_memory_back() -> None:
+    """What earlier cells no longer use goes to the system now: trained models refer to themselves and wait for gc."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps freed memory otherwise; other systems have none of this
 
 
 def pick_device() -> torch.device:

@@ -60,9 +60,9 @@ set_seed(SEED)
 base, tokenizer = load_base(precision="float32")
 
 def adapt(**options):
-    """A fresh copy of the base with an adapter: these defaults, unless the options say otherwise."""
+    """The base, loaded again, with an adapter: these defaults, unless the options say otherwise."""
     defaults = dict(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    return get_peft_model(copy.deepcopy(base), LoraConfig(**defaults | options))
+    return get_peft_model(load_base(precision="float32", quiet=True)[0], LoraConfig(**defaults | options))
 
 # %% [markdown]
 # ## Explanation: a config is a set of names and a set of numbers
@@ -404,7 +404,7 @@ for options in (dict(target_modules=["q_proj"], layers_to_transform=[0, 99]),
                 dict(target_modules=["q_proj"], modules_to_save=["score"]),
                 dict(target_modules="all-linear", exclude_modules=["o_proj", "gate"]),
                 dict(target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 4, "layers.0.self_attn.v_proj": 64})):
-    get_peft_model(copy.deepcopy(base), LoraConfig(**options))
+    adapt(**options)
     print(options)
     for problem in targets.inspect(base, LoraConfig(**options)).problems:
         print("   ", problem)

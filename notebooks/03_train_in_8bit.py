@@ -77,6 +77,10 @@ transformers.utils.logging.disable_progress_bar()
 transformers.set_seed(SEED)
 base, tokenizer = load_base(precision="float32")
 
+def fresh_base():
+    """The base loaded again: its weights are read from the file where they lie, so this costs no memory."""
+    return load_base(precision="float32", quiet=True)[0]
+
 # %% [markdown]
 # ## The card's code, error by error
 #
@@ -339,7 +343,7 @@ for name in ("model.layers.5.self_attn.q_proj", "model.layers.11.mlp.down_proj")
 # what rounding the weights alone costs.
 
 # %%
-rounded = copy.deepcopy(base)  # the 8-bit weights, restored, and exact inputs
+rounded = fresh_base()  # the 8-bit weights, restored, and exact inputs
 for name, layer in loaded.named_modules():
     if hasattr(layer, "state"):
         rounded.get_submodule(name).weight.data = restored(layer).to(base.device)
@@ -422,7 +426,7 @@ test = {"combinations": tasks.commands("test combinations", n=100, seed=SEED),
         "phrasings": tasks.commands("test phrasings", n=60, seed=SEED)}
 candidates = {"8 bits": model}
 if Path("adapters/first/adapter_model.safetensors").exists():
-    candidates["float32 (Lesson 0)"] = PeftModel.from_pretrained(copy.deepcopy(base), "adapters/first")
+    candidates["float32 (Lesson 0)"] = PeftModel.from_pretrained(fresh_base(), "adapters/first")
 scores = {label: {} for label in candidates}
 for label, candidate in candidates.items():
     for kind, commands in test.items():
@@ -451,7 +455,7 @@ if recorded.exists():
 quiz("eight/speed")
 
 # %%
-racers = {"float32": get_peft_model(copy.deepcopy(base), lora()), "int8": model,
+racers = {"float32": get_peft_model(fresh_base(), lora()), "int8": model,
           "nf4": get_peft_model(load_base(precision="nf4")[0], lora())}
 if dtype != torch.float32:
     racers |= {str(dtype).removeprefix("torch."): get_peft_model(load_base()[0], lora())}
@@ -671,7 +675,7 @@ climbed = {}
 
 def climb(r=64, lora_dropout=0.05, batch_size=2, checkpointing=False, on="float32"):
     """The parts of one step, in bytes: activations measured, with the logits of the last 16 places only."""
-    model = copy.deepcopy(base) if on == "float32" else load_base("./runs/int8")[0]
+    model = fresh_base() if on == "float32" else load_base("./runs/int8")[0]
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
     weights = model.get_memory_footprint()

@@ -65,7 +65,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 transformers.set_seed(0)
 SEEDS = (0, 1)  # more of them narrow every spread below, and cost as much again each
-base, tokenizer = load_base(precision="float32")
+tokenizer = load_base(precision="float32")[1]
 
 # %% [markdown]
 # ## Explanation and analogy: a volume knob
@@ -86,7 +86,7 @@ base, tokenizer = load_base(precision="float32")
 def train_smollm(steps, lr=2e-3, alpha=16, start=None):
     transformers.set_seed(0)
     config = LoraConfig(r=8, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = start or get_peft_model(copy.deepcopy(base), config)
+    model = start or get_peft_model(load_base(precision="float32", quiet=True)[0], config)
     rows = batches.encode(tasks.commands("train", n=8 * steps, seed=0 if start is None else 1), tokenizer)
     arguments = transformers.TrainingArguments(
         output_dir="runs/alpha", max_steps=steps, per_device_train_batch_size=8, learning_rate=lr, warmup_steps=3,
@@ -101,7 +101,7 @@ def train_smollm(steps, lr=2e-3, alpha=16, start=None):
 # %%
 if Path("adapters/first/adapter_model.safetensors").exists():
     folder = checks.adapter_folder("adapters/first", r=8)
-    trained = PeftModel.from_pretrained(copy.deepcopy(base), folder, is_trainable=True)
+    trained = PeftModel.from_pretrained(load_base(precision="float32", quiet=True)[0], folder, is_trainable=True)
     print("loaded your adapter of Lesson 0")
 else:
     trained = train_smollm(32)

@@ -64,6 +64,10 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 base, tokenizer = load_base(precision="float32")
 
+def fresh_base():
+    """The base loaded again: merging changes weights in place, and reading a file costs less than a deep copy."""
+    return load_base(precision="float32", quiet=True)[0]
+
 # %% [markdown]
 # Lesson 0's adapter, if it is on your disk; otherwise a shorter training of the same kind:
 
@@ -74,7 +78,7 @@ print("The adapter to be merged:", adapter)
 # %%
 if not Path(adapter, "adapter_model.safetensors").exists():
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(copy.deepcopy(base), config)
+    model = get_peft_model(fresh_base(), config)
     rows = batches.encode(tasks.commands("train", n=8 * 32, seed=0), tokenizer)
     arguments = transformers.TrainingArguments(
         output_dir="runs/merging", max_steps=32, per_device_train_batch_size=8, learning_rate=2e-3, warmup_steps=3,
@@ -87,7 +91,7 @@ if not Path(adapter, "adapter_model.safetensors").exists():
     model.save_pretrained(adapter, save_embedding_layers=False)
 
 # %%
-trained = PeftModel.from_pretrained(copy.deepcopy(base), checks.adapter_folder(adapter, r=8)).eval()
+trained = PeftModel.from_pretrained(fresh_base(), checks.adapter_folder(adapter, r=8)).eval()
 commands = tasks.commands("test combinations", n=42, seed=0)  # each kind of action three times
 print("with the adapter:", scoring.quick_score(trained, tokenizer, commands))
 
@@ -199,8 +203,8 @@ rows = []
 for what, settings in {"8, q and v": dict(r=8, target_modules=["q_proj", "v_proj"]),
                        "8, all linear": dict(r=8, target_modules="all-linear"),
                        "64, all linear": dict(r=64, target_modules="all-linear")}.items():
-    untrained = get_peft_model(copy.deepcopy(base), LoraConfig(**settings)).eval()  # untrained takes as long
-    found = ratios_to_base({"base": base, "unmerged": untrained, "merged": copy.deepcopy(untrained).merge_and_unload()})
+    untrained, merged_too = (get_peft_model(fresh_base(), LoraConfig(**settings)).eval() for _ in range(2))
+    found = ratios_to_base({"base": base, "unmerged": untrained, "merged": merged_too.merge_and_unload()})
     rows.append({"rank and layers": what} | {f"{name}, {part}": f"{found[name][k]:.2f}"
                 for k, part in enumerate(("one token", "128 tokens")) for name in ("unmerged", "merged")})
     if what == "8, all linear":
@@ -245,7 +249,7 @@ def judge(name, model):
 judge("base, no adapter", base)
 judge("float32, merged", merged)
 for dtype in (torch.bfloat16, torch.float16):
-    rounded = PeftModel.from_pretrained(copy.deepcopy(base).to(dtype), adapter).merge_and_unload()
+    rounded = PeftModel.from_pretrained(fresh_base().to(dtype), adapter).merge_and_unload()
     judge(f"{str(dtype).removeprefix('torch.')}, merged", rounded.float())  # what was rounded off stays off
 
 # %% [markdown]

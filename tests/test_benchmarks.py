@@ -1,8 +1,9 @@
 """The benchmarks measure the lesson's recipe, not a relative of it."""
 
 import ast
-import sys
 from pathlib import Path
+
+import recipe
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -18,10 +19,7 @@ def keywords(function):
     return {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
 
 
-def test_recipe_is_the_lessons(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    import recipe
-
+def test_recipe_is_the_lessons():
     assert keywords("LoraConfig") == recipe.LORA
     lesson = keywords("TrainingArguments")
     ours = recipe.SCHEDULE | recipe.SAMPLING
@@ -30,4 +28,3 @@ def test_recipe_is_the_lessons(monkeypatch):
     }
     text = (REPOSITORY / "notebooks/00_first_adapter.py").read_text()
     assert f"SEED, STEPS, BATCH = 0, {recipe.STEPS}, {recipe.BATCH}" in text
-    del sys.modules["recipe"]

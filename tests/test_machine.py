@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from lora_lab import LabError, machine
 from packaging.requirements import Requirement
@@ -29,3 +32,29 @@ def test_an_install_that_fails_shows_what_pip_said(monkeypatch):
     monkeypatch.setattr(machine, "requirements", lambda: [(Requirement("lora-lab-not-a-package>=1"), None)])
     with pytest.raises(LabError, match="(?s)could not add lora-lab-not-a-package>=1.*No matching distribution"):
         machine.complete()
+
+
+def test_the_least_of_all_limits_counts(monkeypatch):
+    monkeypatch.delenv("LORA_LAB_MEMORY_GB", raising=False)
+    monkeypatch.delenv("MEM_LIMIT", raising=False)
+    whole = machine.memory_limit()
+    assert 0 < whole <= machine.psutil.virtual_memory().total
+    monkeypatch.setenv("MEM_LIMIT", str(2 * 2**30))  # as JupyterHub says it
+    assert machine.memory_limit() == min(whole, 2 * 2**30)
+    monkeypatch.setenv("LORA_LAB_MEMORY_GB", "1.5")
+    assert machine.memory_limit() == 1_500_000_000
+
+
+def test_a_limit_set_by_ulimit_counts():
+    resource = pytest.importorskip("resource")
+    code = "from lora_lab import machine; print(machine.memory_limit())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, preexec_fn=lambda:
+                          resource.setrlimit(resource.RLIMIT_DATA, (3 * 10**9, resource.RLIM_INFINITY)))
+    assert int(done.stdout) == 3 * 10**9
+
+
+def test_the_smaller_path_is_said(monkeypatch, capsys):
+    monkeypatch.setenv("LORA_LAB_MEMORY_GB", "2")
+    assert machine.has_memory(1.5, "nothing") and not capsys.readouterr().out
+    assert not machine.has_memory(5, "it trains less")
+    assert "up to 5 GB of memory and there is 2.0 GB. The smaller path: it trains less." in capsys.readouterr().out

@@ -1,7 +1,9 @@
+import os
 import sys
 
 import pytest
 import torch
+from lesson_memory import anonymous
 from lora_lab import LabError, load_base, models
 
 
@@ -16,6 +18,16 @@ def test_one_line_says_what_was_picked(capsys):
     load_base()
     (line,) = capsys.readouterr().out.splitlines()
     assert "134,515,008" in line and "MB" in line
+
+
+def test_loaded_again_quietly_and_for_no_memory(base, capsys):
+    if sys.platform != "linux" or models.pick_device().type != "cpu":
+        pytest.skip("anonymous memory of a CPU's models is told by Linux alone")
+    kept, before = [], anonymous(os.getpid())
+    for _ in range(4):
+        kept.append(load_base(precision="float32", quiet=True)[0])
+    assert anonymous(os.getpid()) - before < 100e6 < kept[0].get_memory_footprint()
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("precision", "megabytes"), [("bfloat16", 269), ("int8", 220), ("nf4", 167)])
