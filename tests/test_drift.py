@@ -45,8 +45,10 @@ def test_the_table_says_where_each_lesson_breaks_and_why(course, monkeypatch, ca
     assert "| cell 2: ValueError: no field \\| of this name |" in rows["01_breaks"]
     assert "but warns: old argument" in rows["02_warns"]
     assert "DeadKernelError" in rows["03_dies"]
-    saved = json.loads(drift.RESULT.read_text())["environments"]["pinned"]
+    saved = json.loads(drift.RESULT.read_text())["pinned"]
     assert saved["lessons"]["01_breaks"]["cell"] == 2 and saved["versions"]["torch"]
+    drift.main(["00", "--in", "newest", "--save"])
+    assert json.loads(drift.RESULT.read_text())["pinned"] == saved, "another run keeps this one's column"
 
 
 def test_only_the_lessons_that_were_asked_for(course, monkeypatch, capsys):

@@ -117,15 +117,14 @@ def shown(result: dict | None) -> str:
     return f"runs ({result['minutes']} min)" + (f", but warns: {result['warns']}" if "warns" in result else "")
 
 
-def table(report: dict) -> str:
+def table(columns: dict) -> str:
     """Markdown: a row for each lesson, a column for each environment, then what the environments had."""
-    names = list(report["environments"])
-    lessons = sorted({lesson for name in names for lesson in report["environments"][name]["lessons"]})
-    rows = [["lesson", *names], ["---"] * (len(names) + 1)]
+    lessons = sorted({lesson for column in columns.values() for lesson in column["lessons"]})
+    rows = [["lesson", *columns], ["---"] * (len(columns) + 1)]
     for lesson in lessons:
-        rows.append([lesson, *(shown(report["environments"][name]["lessons"].get(lesson)) for name in names)])
+        rows.append([lesson, *(shown(column["lessons"].get(lesson)) for column in columns.values())])
     for package in SHOWN:
-        rows.append([package, *(report["environments"][name]["versions"].get(package, "") for name in names)])
+        rows.append([package, *(column["versions"].get(package, "") for column in columns.values())])
     return "\n".join("| " + " | ".join(place.replace("|", "\\|") for place in row) + " |" for row in rows)
 
 
@@ -142,18 +141,23 @@ def main(argv: list[str] | None = None) -> int:
     if not lessons:
         parser.error(f"no lesson begins with {', '.join(asked.lessons)}; there are {', '.join(f.stem for f in every)}")
 
-    report = {"date": date.today().isoformat(), "python": sys.version.split()[0], "threads": os.cpu_count(),
-              "environments": {}}
+    columns = {}
     for name in asked.names:
         with tempfile.TemporaryDirectory(prefix="lora-lab-drift-") as folder:
-            report["environments"][name] = column(Path(folder), name, lessons, asked.torch)
-    print(table(report))
-    if asked.save:
-        temporary = RESULT.with_suffix(".tmp")
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, RESULT)
-    broken = [place for one in report["environments"].values() for place in one["lessons"].values() if "why" in place]
-    return 1 if broken else 0
+            columns[name] = column(Path(folder), name, lessons, asked.torch)
+            columns[name] |= {"date": date.today().isoformat(), "python": sys.version.split()[0]}
+        if asked.save:
+            save(columns)
+    print(table(columns))
+    return 1 if any("why" in place for one in columns.values() for place in one["lessons"].values()) else 0
+
+
+def save(columns: dict) -> None:
+    """Into RESULT, beside the columns of other runs."""
+    kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    temporary = RESULT.with_suffix(".tmp")
+    temporary.write_text(json.dumps(kept | columns, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, RESULT)
 
 
 def column(folder: Path, name: str, lessons: list[Path], free_torch: bool) -> dict:
