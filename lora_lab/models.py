@@ -18,11 +18,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
 
-from . import cache
+from . import cache, machine
 from .errors import LabError
 
 DEFAULT = cache.SMOLLM2.name
 HUB_NAME = f"HuggingFaceTB/{DEFAULT}"  # what a saved adapter names as its base: no machine's path
+LITTLE_MEMORY, M_MMAP_THRESHOLD = 4e9, -3  # bytes; glibc's name for one of its settings
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "nf4")
 
 
@@ -73,8 +74,11 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
 def _give_memory_back() -> None:
     """What earlier cells no longer use goes to the system now: trained models refer to themselves and wait for gc."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps freed memory otherwise; other systems have none of this
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps freed memory, and has these calls
+        glibc = ctypes.CDLL("libc.so.6")
+        if machine.memory_limit() < LITTLE_MEMORY:
+            glibc.mallopt(M_MMAP_THRESHOLD, 2**20)  # large tensors leave no holes in the heap then
+        glibc.malloc_trim(0)
 
 
 def pick_device() -> torch.device:

@@ -124,7 +124,7 @@ print(f"largest difference between layer and merged weight: {difference:.1e}")
 
 # %% [markdown]
 # `merge_and_unload()` does that for all layers and takes the LoRA layers out. It works on the model it is called on,
-# and what you want is its *return value*. A deep copy keeps `trained` as it is, also if you stop the cell half-way.
+# and what you want is its *return value*. Another load of base and adapter keeps `trained` as it is.
 #
 # **Predict.** After all 210 layers are merged: how far will any of the 49,152 logits move, at any position?
 
@@ -132,7 +132,8 @@ print(f"largest difference between layer and merged weight: {difference:.1e}")
 quiz("merge/float32_change")
 
 # %%
-merged = copy.deepcopy(trained).merge_and_unload(safe_merge=True)  # safe_merge looks for NaN before it writes
+merged = PeftModel.from_pretrained(fresh_base(), adapter).eval()
+merged = merged.merge_and_unload(safe_merge=True)  # safe_merge looks for NaN before it writes
 print(type(trained).__name__, "->", type(merged).__name__)
 held_out = {kind: tasks.commands(f"test {kind}", n=42, seed=0) for kind in ("combinations", "phrasings")}
 answers = {}
@@ -147,12 +148,14 @@ READ = [tokenizer(tasks.prompt(c.text) + c.answer, return_tensors="pt") for c in
 
 @torch.no_grad()
 def logits(model):
-    """Logits at every position of fourteen commands with their answers."""
-    return torch.cat([model(**text.to(model.device)).logits[0].float() for text in READ])
+    """Logits at every position, for each of fourteen commands with their answers: one after the other."""
+    for text in READ:
+        yield model(**text.to(model.device)).logits[0].float()
 
-reference, of_base = logits(trained), logits(base)
-change = (logits(merged) - reference).abs().max().item()
-print(f"largest change of a logit: merging {change:.1e}, the adapter itself {(of_base - reference).abs().max():.1f}")
+reference = list(logits(trained))
+change, of_adapter = (max((a - b).abs().max().item() for a, b in zip(logits(model), reference))
+                      for model in (merged, base))
+print(f"largest change of a logit: merging {change:.1e}, the adapter itself {of_adapter:.1f}")
 compare("merge/float32_change", change)
 
 # %% [markdown]
@@ -209,6 +212,7 @@ for what, settings in {"8, q and v": dict(r=8, target_modules=["q_proj", "v_proj
                 for k, part in enumerate(("one token", "128 tokens")) for name in ("unmerged", "merged")})
     if what == "8, all linear":
         compare_unmerged = found["unmerged"][0]
+    del untrained, merged_too  # before the next two are loaded
 plots.table(rows)
 
 # %%
@@ -237,24 +241,30 @@ quiz("merge/nf4_left")
 table, losses = [], {}
 
 def judge(name, model):
-    found = logits(model)
-    p, q = reference.log_softmax(-1), found.log_softmax(-1)
+    worst, changed, kl = [], [], []
+    for a, b in zip(reference, logits(model)):
+        p, q = a.log_softmax(-1), b.log_softmax(-1)
+        worst.append((a - b).abs().max().item())
+        changed.append(a.argmax(-1) != b.argmax(-1))
+        kl.append((p.exp() * (p - q)).sum(-1))
     score = scoring.quick_score(model, tokenizer, commands, progress=name)
-    losses[name] = {"KL": (p.exp() * (p - q)).sum(-1).mean().item(), "loss": score.loss}
-    table.append({"model": name, "worst logit": f"{(found - reference).abs().max():.2g}",
-                  "next tokens changed": f"{(found.argmax(-1) != reference.argmax(-1)).float().mean():.1%}",
+    losses[name] = {"KL": torch.cat(kl).mean().item(), "loss": score.loss}
+    table.append({"model": name, "worst logit": f"{max(worst):.2g}",
+                  "next tokens changed": f"{torch.cat(changed).float().mean():.1%}",
                   "KL": f"{losses[name]['KL']:.1e}", "exact": f"{score.exact:.1%}", "loss": f"{score.loss:.3f}",
                   "perplexity": f"{scoring.perplexity(model, tokenizer):.4g}"})
 
+# %%
 judge("base, no adapter", base)
 judge("float32, merged", merged)
 for dtype in (torch.bfloat16, torch.float16):
-    rounded = PeftModel.from_pretrained(fresh_base().to(dtype), adapter).merge_and_unload()
-    judge(f"{str(dtype).removeprefix('torch.')}, merged", rounded.float())  # what was rounded off stays off
+    judge(f"{str(dtype).removeprefix('torch.')}, merged",
+          PeftModel.from_pretrained(fresh_base().to(dtype), adapter).merge_and_unload().float())
 
 # %% [markdown]
-# The last line computes in float32 with the rounded weights: 16-bit arithmetic is slow on most CPUs, and the question
-# is what the *weights* lost. Now the quantised bases. PEFT's warnings are collected instead of shown 210 times.
+# The last line computes in float32 with the rounded weights (what was rounded off stays off): 16-bit arithmetic is slow
+# on most CPUs, and the question is what the *weights* lost. Now the quantised bases. PEFT's warnings are collected
+# instead of shown 210 times.
 
 # %%
 merged.save_pretrained("adapters/merged-float32")
@@ -264,18 +274,18 @@ print("saved:", sorted(file.name for file in Path("adapters/merged-float32").ite
 # %%
 said = {}
 for precision in ("int8", "nf4"):
-    on_quantised = PeftModel.from_pretrained(load_base(precision=precision)[0], adapter).eval()
-    in_place = copy.deepcopy(on_quantised)
+    def quantised():
+        return load_base(precision=precision, quiet=True)[0]
+    judge(f"{precision} base, unmerged", PeftModel.from_pretrained(quantised(), adapter).eval())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        in_place = in_place.merge_and_unload()
+        in_place = PeftModel.from_pretrained(quantised(), adapter).merge_and_unload()
     said[precision] = [str(w.message) for w in caught if "erge" in str(w.message)]
-    judge(f"{precision} base, unmerged", on_quantised)
     judge(f"{precision} base, merged in place", in_place)
-    del on_quantised, in_place
-    back = load_base(precision=precision)[0].dequantize()
-    judge(f"{precision} base back in float32, merged", PeftModel.from_pretrained(back, adapter).merge_and_unload())
-    judge(f"merged in float32, then {precision}", load_base("adapters/merged-float32", precision=precision)[0])
+    del in_place
+    judge(f"{precision} base back in float32, merged",
+          PeftModel.from_pretrained(quantised().dequantize(), adapter).merge_and_unload())
+    judge(f"merged in float32, then {precision}", load_base("adapters/merged-float32", precision, quiet=True)[0])
 
 # %%
 for precision, messages in said.items():
