@@ -543,7 +543,7 @@ plots.table(costs)
 # at all. The **activations** shrink little: the backward pass still travels through every layer. (A frozen layer
 # without an adapter need not keep its input, hence the smaller figure for q and v.) The **forward** pass even does a
 # little more work. The **backward** pass saves about half: it still computes the gradients of the activations, but
-# not those of the frozen weights.
+# not those of the frozen weights. (On the smaller path the first row freezes most weights too, and the gap is smaller.)
 #
 # So a LoRA run that goes out of memory is rarely cured by a lower rank. Lesson 3 does that accounting on a GPU.
 #

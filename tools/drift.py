@@ -66,9 +66,13 @@ def make_environment(folder: Path, keep_to: dict[str, str]) -> Path:
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     file = folder / "keep_to.txt"
     file.write_text("".join(f"{package}=={version}\n" for package, version in keep_to.items()), encoding="utf-8")
+    course = folder / "course"  # a copy: setuptools would leave a build folder in the checkout, and use it again
+    course.mkdir()
+    for name in ("lora_lab", "pyproject.toml", "README.md", "LICENSE"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, course / name)
     # torch first: with it there, pip looks at no other build of it.
     torch = [f"torch=={keep_to['torch']}"] if "torch" in keep_to else []
-    for wanted in filter(None, (torch, [str(ROOT), "ipykernel"])):
+    for wanted in filter(None, (torch, [str(course), "ipykernel"])):
         pip = subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", file,
                               *wanted], capture_output=True, text=True)
         if pip.returncode:
