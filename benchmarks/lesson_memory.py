@@ -4,6 +4,7 @@ Runs a copy of each notebook in an empty folder and samples what its kernel hold
 memory is what a limit bites on: pages of files, such as torch's libraries, can be dropped and read again.
 """
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from nbclient import NotebookClient
 from recipe import write_results
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+RESULT = Path(__file__).parent / "results" / "lesson_memory.json"
 
 
 class Watch(threading.Thread):
@@ -80,14 +82,15 @@ def measure(path: Path) -> dict:
 
 
 def main() -> None:
-    results = {}
+    """Saves after each lesson, beside what other runs found."""
+    os.environ.setdefault("LORA_LAB_MEMORY_GB", "2")  # as on Binder
     asked = [argument for argument in sys.argv[1:] if argument != "-v"]
+    lessons = json.loads(RESULT.read_text())["lessons"] if RESULT.exists() else {}
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         if not asked or path.stem in asked:
-            results[path.stem] = measure(path)
-            print(path.stem, results[path.stem], flush=True)
-    if not asked:
-        write_results("lesson_memory", results)
+            lessons[path.stem] = measure(path)
+            print(path.stem, lessons[path.stem], flush=True)
+            write_results(RESULT.stem, {"lessons": dict(sorted(lessons.items()))})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,29 @@
+import lesson_runs
 import pytest
 from browser import chromium, jupyterlab, page  # noqa: F401
+
+LESSON = "test_notebook_runs"
+
+
+def pytest_collection_modifyitems(items):
+    """Pages first, on quiet cores. Lessons last, and backwards: they run forwards beside the tests before them."""
+    items.sort(key=lambda item: 0 if "page" in item.fixturenames else 1)
+    lessons = lessons_of(items)
+    items[:] = [item for item in items if item not in lessons] + lessons[::-1]
+
+
+def pytest_runtest_setup(item):
+    if "page" not in item.fixturenames:
+        chosen = [lesson.callspec.params for lesson in reversed(lessons_of(item.session.items))]
+        lesson_runs.start([(params["path"], params["gigabytes"]) for params in chosen])
+
+
+def lessons_of(items):
+    return [item for item in items if getattr(item, "originalname", None) == LESSON]
+
+
+def pytest_sessionfinish():
+    lesson_runs.stop()
 
 
 @pytest.fixture(autouse=True, scope="session")

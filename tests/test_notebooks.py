@@ -1,17 +1,14 @@
 """Every lesson: agrees with its text twin, is safe to publish, and runs from top to bottom."""
 
 import dataclasses
-import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import jupytext
+import lesson_runs
 import nbformat
 import pytest
-from lesson_memory import Watch
 from peft import LoraConfig
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -81,20 +78,10 @@ PATHS = [pytest.param(path, "2", id=path.stem) for path in LESSONS] + [
 
 
 @pytest.mark.parametrize("path, gigabytes", PATHS)
-def test_notebook_runs(path, gigabytes, tmp_path):
-    """Under nbval, on a copy: the run writes adapters, and the learner's own must stay as they are."""
-    copy = shutil.copy(path, tmp_path)
-    with subprocess.Popen(
-        [sys.executable, "-m", "pytest", copy, "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300",
-         "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", "/dev/null" if sys.platform != "win32" else "NUL"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-        env={**os.environ, "LORA_LAB_MEMORY_GB": gigabytes},
-    ) as run:
-        watch = Watch(run.pid, itself=False)  # the kernel and what it starts
-        watch.start()
-        said = run.communicate()[0]
-    assert run.returncode == 0, said[-6000:]
-    passed = int(re.search(r"(\d+) passed", said)[1])
-    assert passed == sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), said[-2000:]
+def test_notebook_runs(path, gigabytes):
+    run = lesson_runs.result(path, gigabytes)
+    assert run.returncode == 0, run.said[-6000:]
+    passed = int(re.search(r"(\d+) passed", run.said)[1])
+    assert passed == sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), run.said[-2000:]
     if sys.platform == "linux" and gigabytes == "2":
-        assert 0 < watch.peaks[0] < BINDER, f"{watch.peaks[0] / 1e9:.2f} GB"
+        assert 0 < run.peak < BINDER, f"{run.peak / 1e9:.2f} GB"

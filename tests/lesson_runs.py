@@ -1,0 +1,63 @@
+"""Lessons run under nbval one after the other beside the other tests, on half of the cores."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lesson_memory import Watch
+
+THREADS = str(max(1, (os.cpu_count() or 2) // 2))
+_pool = ThreadPoolExecutor(1)
+_futures, _processes = {}, set()
+
+
+@dataclass
+class Run:
+    returncode: int
+    said: str
+    peak: int  # bytes of anonymous memory
+
+
+def start(chosen: list[tuple[Path, str]]) -> None:
+    """Begin with the first of `chosen`; what else the tests compute keeps to the other half of the cores."""
+    if not chosen or _futures:
+        return
+    torch.set_num_threads(int(THREADS))
+    os.environ["OMP_NUM_THREADS"] = THREADS
+    _futures.update({lesson: _pool.submit(run, *lesson) for lesson in chosen})
+
+
+def result(path: Path, gigabytes: str) -> Run:
+    """That of the run beside the tests; where it has not begun, the lesson runs now."""
+    future = _futures.get((path, gigabytes))
+    return run(path, gigabytes) if future is None or future.cancel() else future.result()
+
+
+def stop() -> None:
+    """For a session that ends early."""
+    _pool.shutdown(wait=False, cancel_futures=True)
+    for process in list(_processes):
+        process.terminate()
+
+
+def run(path: Path, gigabytes: str) -> Run:
+    """On a copy in an empty folder: the run writes adapters, and the learner's own must stay as they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pytest", shutil.copy(path, folder), "--nbval-lax", "--nbval-current-env",
+                   "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "--rootdir", folder, "-c", os.devnull]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env={
+                **os.environ, "OMP_NUM_THREADS": THREADS, "LORA_LAB_MEMORY_GB": gigabytes,
+                "LORA_LAB_PROGRESS": f"{folder}/progress.json"})
+        _processes.add(process)
+        watch = Watch(process.pid, itself=False)  # the kernel and what it starts
+        watch.start()
+        said = process.communicate()[0]
+        _processes.discard(process)
+    return Run(process.returncode, said, max(watch.peaks.values(), default=0))
