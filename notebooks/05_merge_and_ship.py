@@ -64,6 +64,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 base, tokenizer = load_base(precision="float32")
 
+# %%
 def fresh_base():
     """The base loaded again: merging changes weights in place, and reading a file costs less than a deep copy."""
     return load_base(precision="float32", quiet=True)[0]

@@ -334,7 +334,8 @@ try:
 except LabError as error:
     print("LabError", error)
 """
-    environment = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    environment = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+                   "HF_HUB_OFFLINE": "0"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment,
                          timeout=200)
     server.shutdown()
