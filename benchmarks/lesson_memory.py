@@ -86,11 +86,10 @@ def main() -> None:
     os.environ.setdefault("LORA_LAB_MEMORY_GB", "2")  # as on Binder
     asked = [argument for argument in sys.argv[1:] if argument != "-v"]
     lessons = json.loads(RESULT.read_text())["lessons"] if RESULT.exists() else {}
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        if not asked or path.stem in asked:
-            lessons[path.stem] = measure(path)
-            print(path.stem, lessons[path.stem], flush=True)
-            write_results(RESULT.stem, {"lessons": dict(sorted(lessons.items()))})
+    for path in [NOTEBOOKS / f"{name}.ipynb" for name in asked] or sorted(NOTEBOOKS.glob("*.ipynb")):
+        lessons[path.stem] = measure(path)
+        print(path.stem, lessons[path.stem], flush=True)
+        write_results(RESULT.stem, {"lessons": dict(sorted(lessons.items()))})
 
 
 if __name__ == "__main__":
