@@ -6,13 +6,18 @@ Compares weights alone; what they do to logits and answers is in `merging`.
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.integrations import dequantize_module_weight
+
+HALVES = torch.bfloat16, torch.float16
 
 
 def packed(model) -> bool:
@@ -34,45 +39,115 @@ def tied_targets(model) -> list[str]:
     ]
 
 
-def compare(model, deployed) -> tuple[float | None, list[str]]:
-    """How many times the update is in `deployed`, and the faults that its weights show."""
+@dataclass(frozen=True)
+class Comparison:
+    """What the weights of a deployed model say.
+
+    `update`: how many times the adapter's update is in them (1 is right), None where no layer is plain LoRA. `faults`
+    are wrong whatever the answers are; `hints` may explain why answers differ.
+    """
+
+    update: float | None
+    faults: list[str]
+    hints: list[str]
+
+
+NOTHING = Comparison(None, [], [])
+
+
+def compare(model, deployed) -> Comparison:
+    """The weights of `deployed` against those of a PEFT model with its adapter unmerged."""
     reference, found = _underlying(model), _underlying(deployed)
     layers = dict(found.named_modules())
-    along, before, size, scalings, touched = 0.0, 0.0, 0.0, set(), set()
+    along, before, size, rest, rounding = 0.0, 0.0, 0.0, 0.0, 0.0
+    scalings, touched, unlike = set(), set(), []
     for path, layer in _adapted(reference):
         touched.add(path)
         there = layers.get(path)
-        if there is None or not _plain(layer):
+        own, stored = _stored(layer.get_base_layer()), _stored(_base_layer(there))
+        if own is not None and (stored is None or stored.shape != own.shape):
+            unlike.append(path)
             continue
-        own, delta = _stored(layer.get_base_layer()), _delta(layer)
-        stored, added = _stored(_base_layer(there)), 0.0
+        if own is None or not _plain(layer):
+            continue
+        delta, added = _delta(layer), 0.0
         if isinstance(there, LoraLayer) and not there.merged:
             if not _plain(there):
                 continue
             added = _delta(there)
             scalings |= {(_scaling(layer), _scaling(there))}
-        if stored is None or own is None or stored.shape != own.shape:
-            continue
+        change = stored + added - own
+        times, of = (change * delta).sum().item(), delta.square().sum().item()
         before += ((stored - own) * delta).sum().item()
-        along += ((stored + added - own) * delta).sum().item()
-        size += delta.square().sum().item()
-    findings = []
+        along += times
+        size += of
+        rest += (change - (times / of if of else 0.0) * delta).square().sum().item()
+        rounding += (_grain(layer.get_base_layer(), _base_layer(there)) * stored.norm().item()) ** 2
+    update = along / size if size else None
+    faults, hints = [], []
     others, differ = _untouched(reference, found, touched)
     if differ:
-        findings.append(f"Another base: {differ} of the {others} tensors that the adapter does not touch differ from "
-                        "those of the model it was compared with.")
-    if any(abs(here - there) > 1e-6 * abs(here) for here, there in scalings):
-        here, there = next((a, b) for a, b in sorted(scalings) if a != b)
-        findings.append(f"Another scaling (alpha/r): {there:g} in the deployed model, {here:g} in the one it was "
-                        "compared with. Compare lora_alpha in the two configs.")
-    if not size:
-        return None, findings
-    if not differ and scalings and before / size > 0.5:
-        findings.append(f"The base under the adapter holds the update {before / size:.2f} times already: it had been "
-                        "merged before the adapter was loaded onto it.")
-    elif not differ and not scalings and along / size > 1.5:
-        findings.append(f"The update is in it {along / size:.2f} times: merged more than once, or with another alpha.")
-    return along / size, findings
+        faults.append(f"Another base: {differ} of the {others} tensors that the adapter does not touch differ from "
+                      "those of the model it was compared with.")
+    rescaled = [pair for pair in sorted(scalings) if abs(pair[0] - pair[1]) > 1e-6 * abs(pair[0])]
+    if rescaled:
+        faults.append(f"Another scaling (alpha/r): {rescaled[0][1]:g} in the deployed model, {rescaled[0][0]:g} in the "
+                      "one it was compared with. Compare lora_alpha in the two configs.")
+    if size and not differ and scalings and before / size > 0.5:
+        faults.append(f"The base under the adapter holds the update {before / size:.2f} times already: it had been "
+                      "merged before the adapter was loaded onto it.")
+    elif size and not differ and not scalings and update > 1.5:
+        faults.append(f"The update is in it {update:.2f} times: merged more than once, or with another alpha.")
+    elif size and not rescaled and abs(update - 1) > 0.05:
+        hints.append(_SHARE["adapter" if scalings else "merged"])
+    if unlike:
+        hints.append(f"Another architecture: {len(unlike)} of the adapted layers are missing in the deployed model or "
+                     f"of another shape, such as {unlike[0]}.")
+    if not differ and rest > rounding:
+        hints.append("The adapted weights differ by more than the update and its rounding: another base, or other "
+                     "training, or weights that were quantised in between.")
+    hints += [f"{path} was trained as a whole (modules_to_save), and is another one in the deployed model."
+              for path in _retrained(reference, layers)]
+    return Comparison(update, faults, hints)
+
+
+_SHARE = {
+    "merged": "The update's share is off: rounded away (merge into 16 or 32 bits and quantise afterwards), never merged, "
+              "or merged with another alpha.",
+    "adapter": "The update's share is off: the deployed adapter is another one.",
+}
+
+
+def _grain(*layers) -> float:
+    """The most that rounding changes a weight by, as a share of it; infinite for quantised weights."""
+    weights = [layer.weight for layer in layers]
+    if not all(weight.is_floating_point() for weight in weights):
+        return math.inf
+    rounded = [dtype for dtype in HALVES if torch.equal(weights[1].to(dtype).to(weights[1].dtype), weights[1])]
+    return 8 * max(torch.finfo(dtype).eps for dtype in [*rounded, *(weight.dtype for weight in weights)])
+
+
+def _retrained(reference, layers) -> Iterator[str]:
+    """Modules that the adapter brings along whole, and whose weights are others in `layers`."""
+    for path, module in reference.named_modules():
+        if not isinstance(module, ModulesToSaveWrapper):
+            continue
+        own, there = _in_use(module), _in_use(layers.get(path))
+        if any(_is_another(weight, getattr(there, name, None)) for name, weight in own.named_parameters(recurse=False)):
+            yield path
+
+
+def _is_another(weight: torch.Tensor, other: torch.Tensor | None) -> bool:
+    if other is None or other.shape != weight.shape:
+        return True
+    return other.is_floating_point() and not _same(weight, other.to(weight.device))
+
+
+def _in_use(module):
+    if not isinstance(module, ModulesToSaveWrapper):
+        return module
+    active = next((name for name in module.active_adapters if name in module.modules_to_save), None)
+    return module.modules_to_save[active] if active else module.original_module
 
 
 def _underlying(model):
@@ -110,7 +185,7 @@ def _scaling(layer) -> float:
 
 
 def _stored(layer) -> torch.Tensor | None:
-    """The layer's weight in float32, dequantised."""
+    """The layer's weight in float32, dequantised; None for a layer without one, or without a layer."""
     with torch.no_grad():
         weight = dequantize_module_weight(layer) if hasattr(layer, "weight") else None
     return None if weight is None else weight.detach().float()
@@ -135,10 +210,11 @@ def _untouched(reference, found, touched: set[str]) -> tuple[int, int]:
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal, once both are in the coarser of their two precisions."""
-    if {one.dtype, other.dtype} == {torch.bfloat16, torch.float16}:  # neither holds the other's numbers
+    if {one.dtype, other.dtype} == set(HALVES):  # neither holds the other's numbers
         return torch.allclose(one.float(), other.float(), rtol=2**-8, atol=1e-7)
     coarser = min(one.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).bits)
-    return torch.equal(one.to(coarser), other.to(coarser))
+    return torch.equal(one.to(coarser), other.to(coarser)) or any(  # or rounded on the way, and held in more bits again
+        torch.equal(one.to(dtype).to(other.dtype), other) for dtype in HALVES)
 
 
 def _plain_name(name: str) -> str:

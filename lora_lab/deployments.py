@@ -10,9 +10,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .cache import no_progress_bars
+from .errors import LabError
 
 FAULTS = ("sound", "base", "merged", "alpha")
 
@@ -22,8 +24,17 @@ def make(model, folder, seed: int | None = None) -> None:
 
     Without a `seed` their order depends on the adapter's weights, so that the same adapter gives the same order again.
     "base": another revision of the base. "merged": the adapter was merged into the base beforehand. "alpha":
-    `lora_alpha` was doubled in the config. Files of an earlier call are replaced.
+    `lora_alpha` was doubled in the config. Files of an earlier call are replaced. Raises LabError.
     """
+    try:
+        _write(model, Path(folder), seed)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise LabError(f"Could not write the deployments to {folder}: {reason}. Make room, and make them again: what "
+                       "is there is replaced.") from error
+
+
+def _write(model, folder: Path, seed: int | None) -> None:
     plain = copy.deepcopy(model).unload()
     with tempfile.TemporaryDirectory() as scratch, no_progress_bars():
         model.save_pretrained(scratch)
@@ -37,8 +48,8 @@ def make(model, folder, seed: int | None = None) -> None:
         elif fault == "merged":
             base = copy.deepcopy(model).merge_and_unload()
         with no_progress_bars():
-            base.save_pretrained(Path(folder, name, "base"))
-        there = Path(folder, name, "adapter")
+            base.save_pretrained(folder / name / "base")
+        there = folder / name / "adapter"
         there.mkdir(exist_ok=True)
         edited = config | {"lora_alpha": 2 * config["lora_alpha"]} if fault == "alpha" else config
         (there / "adapter_model.safetensors").write_bytes(adapter["adapter_model.safetensors"])

@@ -6,6 +6,7 @@ Merges nothing that you gave it: without a `deployed` model it merges a deep cop
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import math
 import reprlib
@@ -70,11 +71,13 @@ def audit(model, prompts, tokenizer=None, deployed=None, max_new_tokens: int = 1
     `prompts` is a list of texts (give the tokenizer as well) or of lists of token ids. `deployed` is the model that
     production loads, merged or not; without it, a deep copy of `model` is merged with `merge_and_unload` (as much
     memory again). The verdict is "safe" if every greedy answer of up to `max_new_tokens` tokens is the same and the
-    logits move by under 1 % of what the adapter does (in KL divergence), "broken" from a tenth of the answers or of
-    the effect on, or if the weights show why; "look" between. Changes neither model. Raises LabError.
+    logits move by under 1 % of what the adapter does (in KL divergence), "broken" if more than a tenth of the answers
+    or of the effect is lost, or if the weights show why; "look" between. Changes neither model. Raises LabError.
     """
     _check(model)
     _check_deployed(deployed)
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise LabError(f"max_new_tokens is {max_new_tokens!r}. Give a whole number above 0.")
     rows = _rows(prompts, tokenizer, model)
     packed, said, faults = deltas.packed(model), collections.Counter(), []
     explanations = [_TIED.format(path) for path in deltas.tied_targets(model)]
@@ -84,12 +87,10 @@ def audit(model, prompts, tokenizer=None, deployed=None, max_new_tokens: int = 1
             faults.append(_PACKED)
     elif any(isinstance(module, BaseTunerLayer) for module in deployed.modules()):
         explanations = []
-    update, differ = (None, []) if packed or deltas.packed(deployed) else deltas.compare(model, deployed)
-    faults += differ
-    if update is not None and update < 0.5:
-        explanations.append(_NOT_IN_IT)
+    weights = deltas.NOTHING if packed or deltas.packed(deployed) else deltas.compare(model, deployed)
+    faults += weights.faults
     asked = _to_evaluate(model), _to_evaluate(deployed)
-    with _evaluating(asked[0]), _evaluating(asked[1]), torch.no_grad():
+    with _evaluating(asked[0]), _evaluating(asked[1]), _within_positions(asked, rows, max_new_tokens), torch.no_grad():
         worst, changed_tokens, lost, effect = _compare_logits(*asked, rows)
         answers = [_answers(one, rows, max_new_tokens) for one in asked]
     changed = tuple(
@@ -104,11 +105,13 @@ def audit(model, prompts, tokenizer=None, deployed=None, max_new_tokens: int = 1
         verdict = "look"
     if faults or not lost <= BROKEN or len(changed) > BROKEN * len(rows):
         verdict = "broken"
+    if verdict != "safe" and effect:
+        faults += weights.hints
     if left_behind := sorted(set(model.peft_config) - set(model.active_adapters)):
         faults.append(f"Inactive adapters are not in the merged model: {', '.join(left_behind)}.")
     if not effect and not faults:
         faults.append("On these prompts the adapter does nothing: it is not trained, or disabled.")
-    return Audit(verdict, len(rows), worst, changed_tokens, lost, changed, update, tuple(faults),
+    return Audit(verdict, len(rows), worst, changed_tokens, lost, changed, weights.update, tuple(faults),
                  tuple(f"{count} times: {text}" for text, count in said.items()))
 
 
@@ -120,13 +123,10 @@ _TIED = (
     "{} is tied: the same weight is used elsewhere in the model, and a merge changes it there, too. Load the base with "
     "tie_word_embeddings=False and its own copy of the weight, or do not merge."
 )
-_NOT_IN_IT = (
-    "Most of the update is not in the merged weights: rounded away (merge into 16 or 32 bits and quantise afterwards), "
-    "or never merged."
-)
-
-
 def _check(model) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise LabError(f"model is {reprlib.repr(model)}. Load base and adapter with PeftModel.from_pretrained, and "
+                       "give that model.")
     if not isinstance(model, PeftModel):
         raise LabError(
             f"audit needs the unmerged PEFT model, and got a {type(model).__name__}. merge_and_unload and unload take "
@@ -135,8 +135,12 @@ def _check(model) -> None:
         )
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if not layers:
-        kind = next(iter(model.peft_config.values())).peft_type
-        raise LabError(f"{getattr(kind, 'value', kind)} changes no weights, or they were unloaded: nothing to merge.")
+        config = next(iter(model.peft_config.values()))
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise LabError(f"{kind} changes no weights: nothing to merge." if config.is_prompt_learning else (
+            "The adapter's layers were taken out of this model, by merge_and_unload() or unload(): load base and "
+            "adapter again, and give what that call returned as deployed=."
+        ))
     if not hasattr(model.config, "is_encoder_decoder"):
         raise LabError("audit compares models of transformers, whose answers have tokens; this one has no such config.")
     if any(layer.merged for layer in layers):
@@ -144,9 +148,9 @@ def _check(model) -> None:
 
 
 def _check_deployed(deployed) -> None:
-    if deployed is not None and not isinstance(deployed, torch.nn.Module):
+    if deployed is not None and not hasattr(getattr(deployed, "config", None), "is_encoder_decoder"):
         raise LabError(f"deployed is {reprlib.repr(deployed)}. Load it first, the way production does, and give the "
-                       "model.")
+                       "model of transformers.")
 
 
 def _rows(prompts, tokenizer, model) -> list[list[int]]:
@@ -156,6 +160,9 @@ def _rows(prompts, tokenizer, model) -> list[list[int]]:
     if all(isinstance(prompt, str) for prompt in prompts):
         if tokenizer is None:
             raise LabError("The prompts are texts: give the tokenizer as well, audit(model, prompts, tokenizer).")
+        if not callable(tokenizer):
+            raise LabError(f"tokenizer is {reprlib.repr(tokenizer)}. Load it with AutoTokenizer.from_pretrained, and "
+                           "give that.")
         rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     else:
         rows = [_ids(prompt) for prompt in prompts]
@@ -171,7 +178,8 @@ def _rows(prompts, tokenizer, model) -> list[list[int]]:
 def _ids(prompt) -> list[int]:
     try:
         ids = torch.as_tensor(prompt)
-        if ids.numel() == max(ids.shape, default=-1) and (not ids.is_floating_point() or not ids.numel()):
+        whole = not ids.is_floating_point() and ids.dtype != torch.bool
+        if ids.numel() == max(ids.shape, default=-1) and (whole or not ids.numel()):
             return ids.flatten().tolist()
     except (TypeError, ValueError, RuntimeError):  # what torch says of texts, dicts and ragged lists
         pass
@@ -234,6 +242,20 @@ class _evaluating:
             module.training = training
 
 
+@contextlib.contextmanager
+def _within_positions(models, rows, max_new_tokens: int):
+    """Learned positions end somewhere, and torch says no more than "index out of range"."""
+    try:
+        yield
+    except IndexError as error:
+        needed = max(len(row) for row in rows) + max_new_tokens
+        known = min(getattr(model.config, "max_position_embeddings", needed) for model in models)
+        if needed <= known:
+            raise
+        raise LabError(f"The longest prompt and its answer take up to {needed} tokens, and the model has {known} "
+                       "positions. Leave long prompts out, or lower max_new_tokens.") from error
+
+
 def _compare_logits(model, deployed, rows) -> tuple[float, float, float, bool]:
     """Worst change of a logit, share of changed first choices, KL as a share of the adapter's, and if it has any."""
     worst, changed, positions, apart, effect = 0.0, 0, 0, 0.0, 0.0
@@ -273,7 +295,7 @@ def _kl(expected: torch.Tensor, found: torch.Tensor) -> float:
 
 
 def _answers(model, rows, max_new_tokens: int) -> list[list[int]]:
-    """Greedy answers as token ids; rows of equal length share a batch, so that nothing is padded."""
+    """Greedy answers as token ids; rows of equal length share a batch, so that no prompt is padded."""
     if not model.can_generate():
         return [[] for _ in rows]
     answers: list[list[int]] = [[]] * len(rows)
@@ -281,14 +303,16 @@ def _answers(model, rows, max_new_tokens: int) -> list[list[int]]:
     for place, row in enumerate(rows):
         by_length[len(row)].append(place)
     end = model.generation_config.eos_token_id
+    ends = [] if end is None else end if isinstance(end, list) else [end]
     for places in by_length.values():
         ids = torch.tensor([rows[place] for place in places], device=next(model.parameters()).device)
         output = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1,
             max_new_tokens=max_new_tokens,
-            pad_token_id=(end[0] if isinstance(end, list) else end) or 0,
+            pad_token_id=ends[0] if ends else 0,
         )
-        start = 0 if model.config.is_encoder_decoder else ids.shape[1]
+        start = 1 if model.config.is_encoder_decoder else ids.shape[1]
         for place, row in zip(places, output[:, start:].tolist()):
-            answers[place] = row
+            length = next((at for at, token in enumerate(row, 1) if token in ends), len(row))
+            answers[place] = row[:length]  # what follows the end is padding, as long as the batch's longest answer
     return answers

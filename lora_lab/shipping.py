@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import os
 import re
 import reprlib
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
@@ -38,7 +40,7 @@ def ship(model, tokenizer, folder, card: str, base: str | None = None) -> Path:
     path means nothing elsewhere. Weights are safetensors. An adapter that is not called "default" lies in a folder of
     its name, as PEFT has it. A folder with anything else in it than such files is refused. Raises LabError.
     """
-    _check(model, tokenizer, folder, card)
+    _check(model, tokenizer, folder, card, base)
     folder = Path(folder).expanduser().resolve()
     with _locked(folder):
         _recover(folder)
@@ -56,8 +58,9 @@ def ship(model, tokenizer, folder, card: str, base: str | None = None) -> Path:
             _take_place(work, folder)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+            needed = math.ceil(_bytes(model) / 1e6)
             raise LabError(
-                f"Could not save to {folder}: {reason}. {_state(folder)} It needs {_bytes(model) / 1e6:,.0f} MB; "
+                f"Could not save to {folder}: {reason}. {_state(folder)} It needs {needed:,} MB; "
                 f"{shutil.disk_usage(folder.parent).free / 1e6:,.0f} MB are free there."
             ) from None
         except KeyboardInterrupt:
@@ -68,7 +71,7 @@ def ship(model, tokenizer, folder, card: str, base: str | None = None) -> Path:
     return folder
 
 
-def _check(model, tokenizer, folder, card: str) -> None:
+def _check(model, tokenizer, folder, card: str, base: str | None) -> None:
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "save_pretrained"):
         raise LabError(f"model is {reprlib.repr(model)}. Give a PEFT model, or the merged model: ship(model, "
                        "tokenizer, folder, card).")
@@ -92,6 +95,23 @@ def _check(model, tokenizer, folder, card: str) -> None:
         raise LabError(f"card is {reprlib.repr(card)}. Give its text, such as Path(\"card.md\").read_text().")
     if not card.strip():
         raise LabError("The model card is empty. Say what base, data, licence, scores and settings this model has.")
+    if base is not None and not _may_be_a_repository(base):
+        raise LabError(f"base is {base!r}. Give the name by which others find the base: \"owner/name\".")
+    if spoilt := [name for name, weight in model.named_parameters() if _is_spoilt(weight)]:
+        raise LabError(f"{len(spoilt)} of the weights hold NaN or infinity, such as {spoilt[0]}: such a model answers "
+                       "nothing of use. Train again with a smaller learning rate, or load the last sound adapter.")
+
+
+def _may_be_a_repository(name) -> bool:
+    try:
+        validate_repo_id(name)
+    except (HFValidationError, TypeError):
+        return False
+    return True
+
+
+def _is_spoilt(weight: torch.Tensor) -> bool:
+    return weight.is_floating_point() and not weight.is_meta and not weight.isfinite().all().item()
 
 
 def _locked(folder: Path):

@@ -1,13 +1,15 @@
 """The merge audit: against brute force on many adapters, and on deployments with a known fault."""
 
 import copy
+import re
 import warnings
 
 import pytest
 import torch
 from lora_lab import LabError, deployments, merging, pocket, tasks
 from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, PeftModel, PromptTuningConfig, VeraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from peft.tuners.lora.layer import LoraLayer
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 PROMPTS = [tasks.prompt(c.text) for c in tasks.commands("test combinations", n=14, seed=0)]
 IDS = [pocket.tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
@@ -160,6 +162,12 @@ def test_int8_in_place_keeps_more_than_nf4(quantised):
     assert four < eight
 
 
+def _taken_out():
+    model = adapted(r=2)
+    model.merge_and_unload()
+    return model
+
+
 @pytest.mark.parametrize("call, words", [
     (lambda: merging.audit(pocket.load()[0], IDS), "unmerged PEFT model"),
     (lambda: merging.audit(adapted(r=2), PROMPTS[0], pocket.tokenizer()), "list of texts"),
@@ -175,6 +183,13 @@ def test_int8_in_place_keeps_more_than_nf4(quantised):
     (lambda: merging.audit(adapted(r=2), IDS, deployed="folder"), "Load it first"),
     (lambda: merging.audit(get_peft_model(pocket.load()[0], PromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=2)), IDS), "changes no weights"),
+    (lambda: merging.audit("adapters/first", IDS), "give that model"),
+    (lambda: merging.audit(_taken_out(), IDS), "taken out of this model"),
+    (lambda: merging.audit(adapted(r=2), IDS, max_new_tokens=0), "whole number above 0"),
+    (lambda: merging.audit(adapted(r=2), IDS, max_new_tokens="16"), "whole number above 0"),
+    (lambda: merging.audit(adapted(r=2), PROMPTS, "tokenizer"), "AutoTokenizer"),
+    (lambda: merging.audit(adapted(r=2), [[True]]), "list of token ids"),
+    (lambda: merging.audit(adapted(r=2), IDS, deployed=torch.nn.Linear(2, 2)), "Load it first"),
 ])
 def test_audit_says_what_it_needs(call, words):
     with pytest.raises(LabError, match=words):
@@ -223,6 +238,86 @@ def test_another_base_is_seen_through_another_precision(dtype):
     assert "Another base" in str(merging.audit(model, IDS, deployed=other.to(dtype)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_merge_held_in_float32_has_the_same_base(dtype):
+    model = adapted(r=4)
+    merged = copy.deepcopy(model).to(dtype).merge_and_unload().float()
+    found = merging.audit(model, IDS, deployed=merged)
+    assert found.verdict != "broken" and "Another base" not in str(found)
+
+
+def test_an_answer_ends_where_the_model_ended_it():
+    model = adapted(r=4)
+    merged = copy.deepcopy(model).merge_and_unload()
+    first = min(map(len, IDS))
+    batch = [ids[:first] for ids in IDS]
+    answers = [model.generate(input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=16, pad_token_id=0)
+               [0, first:].tolist() for ids in batch]
+    early = next(token for token in answers[0][:8] if any(token not in answer for answer in answers[1:]))
+    model.generation_config.eos_token_id = early  # ends the first answer before the others
+    merged.generation_config.eos_token_id = None
+    changed = {row: expected for row, expected, _ in merging.audit(model, batch, deployed=merged).changed_answers}
+    alone = merging.audit(model, batch[:1], deployed=merged).changed_answers[0]
+    assert changed[alone[0]] == alone[1]
+
+
+def _change(layer, how):
+    with torch.no_grad():
+        how(layer.weight)
+
+
+def _another_layer(model, merged):
+    _change(merged.model.layers[1].mlp.up_proj, lambda weight: weight.mul_(1.2))
+
+
+def _another_alpha(model, merged):
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_scale("default", 1.5)
+
+
+def _fewer_layers(model, merged):
+    merged.model.layers = merged.model.layers[:-1]
+
+
+def _another_head(model, merged):
+    _change(merged.lm_head, lambda weight: weight.add_(0.2 * torch.randn_like(weight)))
+
+
+@pytest.mark.parametrize("spoil, settings, words", [
+    (_another_layer, {}, "differ by more than the update"),
+    (_another_alpha, {}, "another alpha"),
+    (_fewer_layers, {}, "Another architecture: 7 of the adapted layers"),
+    (_another_head, dict(modules_to_save=["lm_head"], target_modules=["q_proj"]), "lm_head was trained as a whole"),
+], ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.filterwarnings("ignore")
+def test_a_difference_is_explained(spoil, settings, words):
+    model = adapted(r=4, std=0.2, **settings)
+    merged = copy.deepcopy(model).merge_and_unload()
+    assert merging.audit(model, IDS, deployed=merged).findings == ()
+    spoil(model, merged)
+    found = merging.audit(model, IDS, deployed=merged)
+    assert not found.safe and re.search(words, str(found)), str(found)
+
+
+def test_another_alpha_of_an_unmerged_adapter_is_not_called_rounding():
+    model = adapted(r=4, std=0.2)
+    other = copy.deepcopy(model)
+    for layer in other.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_scale("default", 0.5)
+    found = merging.audit(model, IDS, deployed=other)
+    assert "Another scaling" in str(found) and "rounded away" not in str(found)
+
+
+def test_a_prompt_beyond_the_last_position_is_named():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    model = get_peft_model(GPT2LMHeadModel(config), LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)).eval()
+    with pytest.raises(LabError, match="take up to 20 tokens, and the model has 16 positions"):
+        merging.audit(model, [[5] * 12], max_new_tokens=8)
+
+
 @pytest.mark.parametrize("idle", ["untrained", "disabled"])
 def test_an_adapter_that_does_nothing_is_said_to(idle):
     model = adapted(r=4) if idle == "disabled" else get_peft_model(
@@ -243,3 +338,9 @@ def test_the_same_adapter_is_deployed_in_the_same_order(tmp_path):
     for folder in ("first", "second"):
         deployments.make(adapted(r=4), tmp_path / folder)
     assert deployments.faults(tmp_path / "first") == deployments.faults(tmp_path / "second")
+
+
+def test_deployments_on_a_full_disk(tmp_path):
+    (tmp_path / "b").write_text("in the way")
+    with pytest.raises(LabError, match="Make room"):
+        deployments.make(adapted(r=4), tmp_path)

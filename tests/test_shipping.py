@@ -139,6 +139,12 @@ def test_killed_at_the_last_step_the_previous_files_come_back(tmp_path, capsys):
     assert (tmp_path / "it" / "README.md").read_text() == "first"
 
 
+def _with_nan(model):
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    return model
+
+
 @pytest.mark.parametrize("wrong, words", [
     (lambda m, t, f: shipping.ship(m.get_base_model(), t, f, "card"), "adapter layers"),
     (lambda m, t, f: shipping.ship(copy.deepcopy(m).unload() and m, None, f, "card"), "tokenizer"),
@@ -150,6 +156,9 @@ def test_killed_at_the_last_step_the_previous_files_come_back(tmp_path, capsys):
     (lambda m, t, f: shipping.ship(m, t, None, "card"), "name of a folder"),
     (lambda m, t, f: shipping.ship(m, t, f, Path("card.md")), "Give its text"),
     (lambda m, t, f: shipping.ship(m, t, f.parent / "notes.txt" / "it", "card"), "may write to"),
+    (lambda m, t, f: shipping.ship(m, t, f, "card", base=5), "owner/name"),
+    (lambda m, t, f: shipping.ship(m, t, f, "card", base="my base"), "owner/name"),
+    (lambda m, t, f: shipping.ship(_with_nan(m.unload()), t, f, "card"), "1 of the weights hold NaN"),
 ])
 def test_ship_refuses(model, tmp_path, wrong, words):
     (tmp_path / "notes.txt").write_text("mine")
