@@ -112,8 +112,8 @@ def compare(model, deployed) -> Comparison:
 
 
 _SHARE = {
-    "merged": "The update's share is off: rounded away (merge into 16 or 32 bits and quantise afterwards), never merged, "
-              "or merged with another alpha.",
+    "merged": "The update's share is off: rounded away (merge into 16 or 32 bits and quantise afterwards), never "
+              "merged, or merged with another alpha.",
     "adapter": "The update's share is off: the deployed adapter is another one.",
 }
 

@@ -340,16 +340,18 @@ def repaired_recipe(recipe: dict) -> Verdict:
     import tempfile
     from pathlib import Path
 
-    from . import recipes
+    import yaml
+
+    from . import recipes, yaml_files
     from .errors import LabError
 
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder, "run"))  # the learner's own may have a run in it by now
         try:
-            path = recipes.write(recipe | {"output": output}, Path(folder, "recipe.yaml"))
+            path = yaml_files.write(recipe | {"output": output}, Path(folder, "recipe.yaml"))
             read = recipes.read(path, processes=2)
-        except LabError as error:
-            return _say(False, str(error).replace(folder, ""))
+        except (LabError, yaml.YAMLError) as error:
+            return _say(False, str(error).replace(f"{folder}/", ""))
     found = (read.model, read.training.max_steps, set(read.lora.get("target_modules") or ()))
     if found != ("pocket", 20, {"q_proj", "o_proj"}):
         return _say(False, f"It can be trained by, but the pocket model, 20 steps, q_proj and o_proj were asked for. "

@@ -6,6 +6,7 @@ accelerate's config, share the work. (lora_dropout above 0 is the exception: eac
 What a recipe may say is in `recipes`, what is in the output folder in `outputs`.
 
     output/metrics.jsonl    one entry of `trainer.state.log_history` on each line
+    output/rows.sha256      of the rows, so that a resumed run goes on with the same
     output/checkpoint-20/   adapter, optimizer, schedule and random numbers, every save_steps
     output/adapter/         what `PeftModel.from_pretrained` loads, there when the training is complete
 """
@@ -42,6 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
         trainer = train(recipe, resume=options.resume)
         # Left to the interpreter's end, gloo's threads sometimes abort a process whose work is done.
         trainer.accelerator.state.destroy_process_group()
+    except KeyboardInterrupt:
+        print("Interrupted. Launch again with --resume: it goes on from the last complete checkpoint.",
+              file=sys.stderr, flush=True)
+        sys.exit(130)
     except LabError as error:
         if int(os.environ.get("LOCAL_RANK", 0)):
             time.sleep(3)  # most faults are found by all: the first process says it, and the launcher ends the others
@@ -69,15 +74,16 @@ def train(recipe: recipes.Recipe, resume: bool = False, callbacks: tuple = ()):
     _check_launch(recipe)
     arguments = _arguments(recipe)
     with _alone(recipe.output, arguments):
-        checkpoint = _prepare(recipe, resume, arguments)
+        commands = recipe.commands()
+        checkpoint = _prepare(recipe, commands, resume, arguments)
         model, tokenizer = _load(recipe, arguments)
         model = _with_adapter(model, recipe)
-        ordered = order(batches.encode(recipe.commands(), tokenizer), recipe.training)
+        ordered = order(batches.encode(commands, tokenizer), recipe.training)
         collate = batches.AnswerCollator(tokenizer)
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         arguments.ddp_find_unused_parameters = any("expert" in name for name in trained)  # a batch may miss some
         trainer = Trainer(model=model, args=arguments, train_dataset=ordered, data_collator=collate,
-                          callbacks=[outputs.Metrics(), outputs.Seal(), *callbacks])
+                          callbacks=[outputs.Metrics(), outputs.Report(), outputs.Seal(), *callbacks])
         trainer.remove_callback(PrinterCallback)
         _say_who(trainer)
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -128,6 +134,8 @@ def _arguments(recipe):
     dtype = getattr(torch, precision) if computes else models.pick_dtype(device)
     settings, launched = dict(vars(recipe.training)), int(os.environ.get("WORLD_SIZE", 1))
     batch = settings.pop("batch_size")
+    if settings.pop("gradient_checkpointing"):
+        settings |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     arguments = TrainingArguments(
         output_dir=recipe.output, **settings,
         train_sampling_strategy="sequential",  # `order` has shuffled the rows; each process takes its share of a batch
@@ -141,10 +149,11 @@ def _arguments(recipe):
     if arguments.world_size != launched:
         raise LabError(f"{launched} processes were launched and {arguments.world_size} found one another. Expected "
                        "processes with a GPU each, or without any: see the files in launch/.")
-    arguments.per_device_train_batch_size = batch // arguments.world_size
-    if batch % arguments.world_size:
-        raise LabError(f"training.batch_size: found {batch}, expected a multiple of the {arguments.world_size} "
-                       "processes, which share each batch.")
+    passes = arguments.gradient_accumulation_steps
+    arguments.per_device_train_batch_size = batch // (arguments.world_size * passes)
+    if batch % (arguments.world_size * passes):
+        raise LabError(f"training.batch_size: found {batch}, expected a multiple of "
+                       f"{recipes.shares(arguments.world_size, passes)}.")
     return arguments
 
 
@@ -165,7 +174,7 @@ def _alone(output: str, arguments):
         yield
 
 
-def _prepare(recipe, resume: bool, arguments) -> str | None:
+def _prepare(recipe, commands: list, resume: bool, arguments) -> str | None:
     """The output folder made ready by the first process; the checkpoint to go on from."""
     from accelerate.utils import broadcast_object_list
 
@@ -175,6 +184,7 @@ def _prepare(recipe, resume: bool, arguments) -> str | None:
     if arguments.process_index == 0:
         checkpoint = outputs.last_checkpoint(recipe.output) if resume else None
         step = outputs.step_of(checkpoint) if checkpoint else 0
+        outputs.keep_rows(recipe.output, commands, resume and step > 0)
         recipes.write(recipe, Path(recipe.output, recipes.COPY))
         for name in outputs.clean(recipe.output, step):
             print(f"{name} was not complete when its training ended; it is removed.", flush=True)
@@ -221,7 +231,10 @@ def _say_who(trainer) -> None:
         shared = "1 process takes" if arguments.world_size == 1 else f"{arguments.world_size} processes share"
         kind = "FSDP" if trainer.is_fsdp_enabled else "DDP"
         how = "" if arguments.world_size == 1 else f" ({kind}, {state.backend})"
-        print(f"{shared} each batch of {arguments.train_batch_size * arguments.world_size}{how}.", flush=True)
+        passes = arguments.gradient_accumulation_steps
+        each = f" in {passes} passes" if passes > 1 else ""
+        print(f"{shared} each batch of {arguments.train_batch_size * arguments.world_size * passes}{each}{how}.",
+              flush=True)
 
 
 def _save_adapter(trainer, recipe) -> None:

@@ -6,6 +6,8 @@ Says what is in the folder and writes to it as the Trainer goes on; the training
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -17,7 +19,7 @@ from transformers import TrainerCallback
 
 from .errors import LabError
 
-METRICS = "metrics.jsonl"
+METRICS, ROWS = "metrics.jsonl", "rows.sha256"
 _COMPLETE = "complete.json"  # written last into a checkpoint: its files and their sizes
 
 
@@ -53,6 +55,16 @@ def clean(output, step: int) -> list[str]:
     return [folder.name for folder in broken]
 
 
+def keep_rows(output, rows: list, compare: bool) -> None:
+    """Note what is trained on, or compare with what was. Raises LabError if that was something else."""
+    found = hashlib.sha256(json.dumps([dataclasses.astuple(row) for row in rows]).encode()).hexdigest()
+    noted = Path(output, ROWS)
+    if compare and noted.exists() and noted.read_text() != found:
+        raise LabError(f"data: found other rows than those that the run in {output} began with. Expected the same rows "
+                       "to resume, or another output folder.")
+    noted.write_text(found)
+
+
 def _checkpoints(output) -> list[Path]:
     return [folder for folder in Path(output).glob("checkpoint-*") if folder.name.partition("-")[2].isdecimal()]
 
@@ -77,6 +89,18 @@ class Metrics(TrainerCallback):
         if state.is_world_process_zero:
             with open(Path(args.output_dir, METRICS), "a") as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+class Report(TrainerCallback):
+    """Prints the loss about ten times in a training."""
+
+    def on_log(self, args, state, control, logs=None, **_):
+        due = max(1, state.max_steps // 10)
+        if "loss" in (logs or {}) and state.is_world_process_zero and state.global_step // due > self.printed:
+            self.printed = state.global_step // due
+            print(f"Step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}", flush=True)
+
+    printed = 0
 
 
 class Seal(TrainerCallback):

@@ -46,7 +46,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Training:
-    """The Trainer's settings under its own names; `batch_size` counts the rows of all processes together."""
+    """The Trainer's settings under its own names; `batch_size` counts the rows of a step.
+
+    All processes share them, and take them in `gradient_accumulation_steps` passes.
+    """
 
     max_steps: int = _number(low=1)
     batch_size: int = _number(low=1)
@@ -58,6 +61,9 @@ class Training:
     lr_scheduler_type: str = "linear"
     max_grad_norm: float = _number(1.0, above=0)
     weight_decay: float = _number(0.0, low=0)
+    gradient_accumulation_steps: int = _number(1, low=1)
+    gradient_checkpointing: bool = False
+    save_total_limit: int | None = _number(None, low=2)  # of one, a kill in the middle of a save would leave none
 
 
 @dataclass(frozen=True)
@@ -250,10 +256,16 @@ def _find_unknown(given: dict, prefix: str, known: list[str], faults: list[str])
 
 
 def _check_batch(training: dict, processes: int, faults: list[str]) -> None:
-    size = training.get("batch_size", processes)
-    if size % processes:
-        faults.append(f"training.batch_size: found {size}, expected a multiple of the {processes} processes, which "
-                      "share each batch.")
+    passes = training.get("gradient_accumulation_steps", 1)
+    size = training.get("batch_size", processes * passes)
+    if size % (processes * passes):
+        faults.append(f"training.batch_size: found {size}, expected a multiple of {shares(processes, passes)}.")
+
+
+def shares(processes: int, passes: int) -> str:
+    """In words, what divides a batch."""
+    of_each = f" times {passes} passes (gradient_accumulation_steps)" if passes > 1 else ""
+    return f"the {processes} processes{of_each}, which share each batch"
 
 
 def _check_output(recipe: dict, resume: bool, faults: list[str]) -> None:

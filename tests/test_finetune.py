@@ -236,6 +236,42 @@ def test_what_two_processes_began_one_can_finish(work, alone, together, capsys):
     assert_same(alone, work / "moved")
 
 
+def test_resuming_with_edited_rows_is_refused(work, alone):
+    recipe = write(work, "edited")
+    shutil.copytree(alone, work / "edited")
+    rows = (work / "rows.jsonl").read_text()
+    try:
+        (work / "rows.jsonl").write_text(rows[: rows.rindex("\n", 0, -1) + 1])
+        with pytest.raises(LabError, match="data: found other rows"):
+            finetune.train(recipes.read(recipe, resume=True), resume=True)
+    finally:
+        (work / "rows.jsonl").write_text(rows)
+
+
+def test_a_batch_in_passes_and_checkpointing_take_the_same_steps(work, alone):
+    changes = dict(gradient_accumulation_steps=2, gradient_checkpointing=True, save_total_limit=2)
+    said = finish(launch("-m", "lora_lab.finetune", write(work, "passes", **changes)))
+    assert "2 processes share each batch of 8 in 2 passes" in said and f"Step {STEPS} of {STEPS}: loss" in said
+    assert_same(alone, work / "passes")
+    assert len(list((work / "passes").glob("checkpoint-*"))) == 2
+    trainer = finetune.train(recipes.read(write(work, "checkpointing", gradient_checkpointing=True)))
+    assert trainer.model.get_base_model().model.layers[0].gradient_checkpointing
+    with pytest.raises(LabError, match="expected a multiple of the 3 processes times 2 passes"):
+        recipes.read(write(work, "three", gradient_accumulation_steps=2), processes=3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="signals of Unix")
+def test_an_interrupted_training_says_how_to_go_on(work):
+    recipe = write(work, "interrupted", max_steps=2000)
+    process = launch("-m", "lora_lab.finetune", recipe, processes=1)
+    while outputs.last_checkpoint(work / "interrupted") is None:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = finish(process, code=130)
+    assert "--resume" in said and "Traceback" not in said
+
+
 def test_all_reduced_bytes_are_those_of_the_trained_parameters(work):
     (work / "counted.py").write_text(COUNTED)
     said = finish(launch(work / "counted.py", write(work, "counted", max_steps=3)))
