@@ -28,10 +28,11 @@
 #
 # ## Why this matters
 #
-# The teaching card says: merge before deployment, get the speed back, ship one file. That is right as far as it goes.
-# It leaves out that a merge writes into the weights' own precision, that it can be done twice, that the wrong object is
-# easily saved, and that merging is sometimes the wrong thing to do. None of this raises an error. It shows as a
-# model in production that answers differently than the one in your notebook.
+# This course grew from a teaching card, one page about LoRA. "The card" says: merge before deployment, get the speed
+# back, ship one file. That is right as far as it goes. It leaves out that a merge writes into the weights' own
+# precision, that it can be done twice, that the wrong object is easily saved, and that merging is sometimes the wrong
+# thing to do. None of this raises an error. It shows as a model in production that answers differently than the one in
+# your notebook.
 
 # %%
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
@@ -136,6 +137,11 @@ quiz("merge/float32_change")
 merged = PeftModel.from_pretrained(fresh_base(), adapter).eval()
 merged = merged.merge_and_unload(safe_merge=True)  # safe_merge looks for NaN before it writes
 print(type(trained).__name__, "->", type(merged).__name__)
+merged.save_pretrained("adapters/merged-float32")
+tokenizer.save_pretrained("adapters/merged-float32")
+merged = load_base("adapters/merged-float32", "float32", quiet=True)[0]  # weights in a file need no memory of their own
+
+# %%
 held_out = {kind: tasks.commands(f"test {kind}", n=42, seed=0) for kind in ("combinations", "phrasings")}
 answers = {}
 for kind, asked in held_out.items():
@@ -189,12 +195,13 @@ token, all_128 = [seconds(base, prompt) for _ in range(2)][1]  # the first call 
 print(f"base: {1000 * token:.0f} ms for one token, {1000 * all_128:.0f} ms for a prompt of 128")
 
 # %%
-def ratios_to_base(models, rounds=7):
+def ratios_to_base(models, rounds=6):
     for model in models.values():
         seconds(model, prompt)  # the first call warms up
     times = {name: [] for name in models}
     for turn in range(rounds):
-        for name in list(models)[turn % 3:] + list(models)[:turn % 3]:  # each is first as often as the others
+        first = turn % len(models)  # each is first as often as the others
+        for name in list(models)[first:] + list(models)[:first]:
             times[name].append(seconds(models[name], prompt))
     return {name: [statistics.median(t[k] / b[k] for t, b in zip(times[name], times["base"])) for k in (0, 1)]
             for name in models}
@@ -220,18 +227,20 @@ plots.table(rows)
 compare("merge/unmerged_cost", compare_unmerged)
 
 # %% [markdown]
-# **Look** along the first row and down the first column. Merged is the base again, to the noise of the clock: the same
-# matrices of the same shapes. Unmerged costs more the more layers carry an adapter, and the higher their rank. It costs
-# far more than the adapter's share of the parameters: each layer calls two more products, however small they are.
-# These are a CPU's ratios, each with the clock's noise; the [benchmark](../benchmarks/README.md) has more rounds of
-# them. On a GPU, not measured here, servers with kernels made for many adapters change the picture again.
+# **Look** along the first row, and down the column *unmerged, one token*. Merged is the base again, to the noise of the
+# clock: the same matrices of the same shapes. Unmerged costs more the more layers carry an adapter, and the higher
+# their rank. It costs far more than the adapter's share of the parameters: each layer calls two more products, however
+# small they are. These are a CPU's ratios, each with the clock's noise; the [benchmark](../benchmarks/README.md) has
+# more rounds of them. On a GPU, not measured here, servers with kernels made for many adapters change the picture
+# again.
 #
 # ## Where training goes lost: the precision you merge into
 #
 # $W'$ is stored in the precision of $W$. What does that do to a small update? Eleven ways to end up with one model, all
 # compared with the float32 model you trained. *In place* means: base loaded in that precision, adapter loaded onto it,
 # `merge_and_unload()`. The loss and the exact answers are the task's; *perplexity*, on general text, tells what became
-# of the language model itself (Lesson 0): lower is better.
+# of the language model itself (Lesson 0). Training has moved it, and a merge should keep it where *float32, merged* has
+# it: back near the base's means that the training is gone.
 #
 # **Predict.** Merged in place into nf4: what share of the update is in the weights afterwards?
 
@@ -249,7 +258,7 @@ def judge(name, model):
         changed.append(a.argmax(-1) != b.argmax(-1))
         kl.append((p.exp() * (p - q)).sum(-1))
     score = scoring.quick_score(model, tokenizer, commands, progress=name)
-    losses[name] = {"KL": torch.cat(kl).mean().item(), "loss": score.loss}
+    losses[name] = {"KL": torch.cat(kl).mean().clamp(min=0).item(), "loss": score.loss}  # rounding may be below 0
     table.append({"model": name, "worst logit": f"{max(worst):.2g}",
                   "next tokens changed": f"{torch.cat(changed).float().mean():.1%}",
                   "KL": f"{losses[name]['KL']:.1e}", "exact": f"{score.exact:.1%}", "loss": f"{score.loss:.3f}",
@@ -266,11 +275,6 @@ for dtype in (torch.bfloat16, torch.float16):
 # The last line computes in float32 with the rounded weights (what was rounded off stays off): 16-bit arithmetic is slow
 # on most CPUs, and the question is what the *weights* lost. Now the quantised bases. PEFT's warnings are collected
 # instead of shown 210 times.
-
-# %%
-merged.save_pretrained("adapters/merged-float32")
-tokenizer.save_pretrained("adapters/merged-float32")
-print("saved:", sorted(file.name for file in Path("adapters/merged-float32").iterdir()))
 
 # %%
 said = {}
@@ -295,11 +299,12 @@ plots.table(table)
 
 # %% [markdown]
 # **Look** at the column KL first: how far each model's predictions are from those of the model you trained, before
-# a changed answer shows it. Then compare the three int8 rows, and the three nf4 rows, with *unmerged*.
+# a changed answer shows it. Then compare the int8 rows with one another, and the nf4 rows.
 #
 # - **float32** loses nothing. **float16** and **bfloat16** lose a little, bfloat16 more: it has 8 bits of precision,
 #   float16 has 11.
-# - **int8 in place** is further from what you trained than either neighbour: merge in float32 and *then* quantise.
+# - **int8 in place** is further from what you trained than the other three int8 rows: merge in float32 and *then*
+#   quantise. *Back in float32* is the closest, because int8 layers also round what goes into them (Lesson 3).
 # - **nf4 in place** is the base again: the training is gone. The warning that PEFT gives for this is the same as for
 #   int8, and speaks of rounding errors.
 #
@@ -361,8 +366,8 @@ compare("merge/nf4_left", 100 * kept["nf4, in place"][2])
 # **Look** at the upright line, where the trained adapter is, and at how far to the right the *in place* curves climb.
 # What decides is the size of the update in steps of the grid. A longer or hotter training, or a larger alpha, gives
 # larger updates: your adapter may survive what this one does not. *Merged first* arrives at every size; its price is
-# noise, because each weight still moves by whole steps. In the table above, that costs about as much as quantising the
-# base under the unmerged adapter does: compare the last row with *nf4 base, unmerged*.
+# noise, because each weight still moves by whole steps. In the table of all models, compare the last row with *nf4
+# base, unmerged*: quantising the base alone costs most of that.
 #
 # So merge while the weights are in 16 or 32 bits and off the grid, and quantise the result if you must: this is also
 # what PEFT's maintainers advise (issue 638). This adapter was trained on the float32 base. For one that was trained on
@@ -636,15 +641,21 @@ with torch.no_grad():
     for where, model in into.items():
         for then, shipped in {"float32": model, "nf4 again": on_grid(model)}.items():
             q = shipped(rows["input_ids"]).logits[seen].log_softmax(-1)
-            table.append({"merged into the base": where, "served in": then,
+            table.append({"merged into": f"the {where} base", "served in": then,
                           "KL to what was trained": f"{(p.exp() * (p - q)).sum(-1).mean().abs():.1e}",
                           "skill one": f"{scoring.quick_score(shipped, words, tests['one']).exact:.1%}"})
 plots.table(table)
 
+# %%
+one = on_rounded.base_model.model.model.layers[0].mlp.up_proj
+step = one.base_layer.weight.reshape(-1, 64).abs().amax(1).mean().item() * 2 / 15
+print(f"its update's typical entry: {one.get_delta_weight('default').std().item() / step:.2f} steps of the grid")
+
 # %% [markdown]
-# Served in float32, the rounded base gives exactly what was trained; the original is another base and costs a little.
-# Served in nf4 again, merging into the rounded base is the same as merging in place: whether the update survives
-# depends on its size. This one's is large, SmolLM2's above was not. So: `load_base(..., precision="nf4")[0]`,
+# Served in float32, the rounded base gives exactly what was trained; the original is another base, and its predictions
+# are others (KL), though the scores differ by no more than chance. Served in nf4 again, merging into the rounded base
+# is what merging in place does: whether the update survives depends on its size. This one's is printed in steps of the
+# grid; SmolLM2's, far smaller, stands in the table of the grids. So: `load_base(..., precision="nf4")[0]`,
 # `dequantize()` and merge to serve in 16 or 32 bits; the original base to quantise again; and the audit against the
 # model you *trained* for either.
 
@@ -687,7 +698,16 @@ plots.table([{"adapter": name, "command": c.text, "answer": a, "right": a == c.a
              for name, c, a in zip(["one"] * 3 + ["two"] * 3, mixed, said)])
 
 # %% [markdown]
-# Could one adapter hold both? `add_weighted_adapter` makes a new one out of several. **Predict** the exact match on
+# Could one adapter hold both? `add_weighted_adapter` makes a new one out of several, in one of these ways:
+#
+# - `cat` stacks the A's and the B's: the exact sum of the updates, and ranks add up.
+# - `linear` adds the A's to one another, and the B's: the rank stays.
+# - `svd` takes the exact sum, and cuts it to the rank `svd_rank` (Lesson 1).
+# - `ties` keeps the largest entries of each A and B (the share `density` of them), and where signs disagree, those of
+#   the stronger sign.
+# - `dare_linear` and `dare_ties` drop entries at random until `density` is left, and scale the rest up to make good.
+#
+# **Predict** the exact match on
 # skill one of the two put side by side (`cat`), which adds both updates to the weights, without error:
 
 # %%
@@ -714,11 +734,11 @@ compare("merge/both_skills", 100 * together["cat", 1.0])
 
 # %% [markdown]
 # **Look** for a row that keeps both. Here two skills in a quarter of a million weights disturb one another, however
-# they are put together; in large models, with skills that have less to do with each other, people report better. The
-# method does not tell you: the score of *each* skill does, and there is always the choice of switching instead.
+# they are put together; larger models and skills further apart are not measured here. The method does not tell you: the
+# score of *each* skill does, and there is always the choice of switching instead.
 #
-# `cat` stacks A and B and is the exact sum. `linear` adds the A's and the B's, and the product of two sums has cross
-# terms: $(B_1+B_2)(A_1+A_2)$ is more than $B_1A_1+B_2A_2$. Half an adapter plus half of the same adapter shows it:
+# `linear` surprises even with one skill. It adds the A's and the B's, and the product of two sums has cross terms:
+# $(B_1+B_2)(A_1+A_2)$ is more than $B_1A_1+B_2A_2$. Half an adapter plus half of the same adapter shows it:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -807,7 +827,7 @@ print(card("adapter", {"library_name": "peft"}))
 # %%
 shipping.ship(trained, tokenizer, "adapters/shipped", card("adapter", {"library_name": "peft"}))
 shipping.ship(merged, tokenizer, "adapters/shipped-merged", card("merged", {"library_name": "transformers"}))
-plots.table([{"folder": folder, "file": f.name, "kB": f"{f.stat().st_size / 1000:,.0f}"}
+plots.table([{"folder": folder, "file": f.name, "kB": f"{f.stat().st_size / 1000:,.1f}"}
              for folder in ("adapters/shipped", "adapters/shipped-merged") for f in sorted(Path(folder).iterdir())])
 
 # %% [markdown]
@@ -877,7 +897,7 @@ except KeyboardInterrupt:
 #
 # One sum, $W + s\,BA$, and everything that can go wrong around it. Merging itself is exact to float32's rounding. What
 # loses the training is the grid of the weights you merge into; what ships the wrong model is doing it twice, saving
-# another object, or loading another base. All of it is silent, and all of it shows when the same prompts are put to
+# another object, or loading another base. Most of it is silent, and all of it shows when the same prompts are put to
 # the model you trained and the model you ship.
 #
 # ## Experienced-dev note
@@ -929,8 +949,8 @@ faults = {"a": "sound", "b": "sound", "c": "sound", "d": "sound"}
 quiz("merge/faults", faults, "adapters/deployed")
 
 # %% [markdown]
-# **2. Repair them.** Complete the function: it gets the folder of a deployment, the right base and the alpha of the
-# training, and returns the model that should have been deployed. The check breaks fresh ones for it.
+# **2. Repair them.** Complete the function: it gets the folder of a deployment, the right base (a loaded model) and the
+# alpha of the training, and returns the model that should have been deployed. The check breaks fresh ones for it.
 
 # %%
 def repaired(folder, right_base, alpha):

@@ -152,8 +152,8 @@ assert off["each counted by its tokens"] < 1e-5
 #
 # ## Code: what travels
 #
-# Averaging needs every GPU to hear from every other. In a ring, each sends one piece to its neighbour at a time: first
-# the sums collect, then they go round. Nobody sends to all.
+# Averaging needs every GPU to hear from every other (an *all-reduce*). In a ring, each sends one piece to its neighbour
+# at a time: first the sums collect, then they go round. Nobody sends to all.
 
 # %%
 def ring(tensors):
@@ -201,7 +201,8 @@ quiz("fleet/what_travels")
 # ## Code: the recipe
 #
 # What you tuned, as a file. `batch_size` counts the rows of *all* processes together: the number that decides the
-# steps stays the same on any number of GPUs.
+# steps stays the same on any number of GPUs. Where a GPU cannot hold its share at once,
+# `gradient_accumulation_steps` takes it in so many passes, and `gradient_checkpointing` is what Lesson 3 has it for.
 
 # %%
 def write(name, batch_size=8, **in_lora):
@@ -238,8 +239,10 @@ print(f"{len(losses['notebook'])} steps: loss {losses['notebook'][0]:.3f} to {lo
 # %% [markdown]
 # ## Code: launch it
 #
-# `accelerate launch` starts the processes and tells each its number. How many, and on what, is in a config file. This
-# one is the repository's `launch/cpu2.yaml`: two processes on the CPU. `ddp.yaml` and `fsdp.yaml` lie beside it.
+# `accelerate launch` starts the processes and tells each its number, the *rank* (no kin of LoRA's). How many, and on
+# what, is in a config file. This one is the repository's `launch/cpu2.yaml`: two processes on the CPU. (accelerate's
+# own MULTI_CPU starts one process where there is no MPI; so these are two GPU processes without a GPU, and they talk
+# over *gloo*, PyTorch's way between CPUs.) `ddp.yaml` and `fsdp.yaml` lie beside it.
 
 # %%
 Path("runs/fleet/cpu2.yaml").write_text(yaml.safe_dump({
@@ -329,8 +332,8 @@ print("steps on record:", len(outputs.read_metrics("runs/fleet/killed")))
 assert code != 0
 
 # %% [markdown]
-# **Look** at the rank and the signal: the launcher names who died and of what, ends the other process, and returns an
-# exit code that is not 0. Launch the same recipe again, and the folder is protected:
+# **Look** at the rank (here: which process) and the signal: the launcher names who died and of what, ends the other
+# process, and returns an exit code that is not 0. Launch the same recipe again, and the folder is protected:
 
 # %%
 try:
@@ -355,7 +358,8 @@ quiz("fleet/after_kill")
 # %% [markdown]
 # ### What people get told
 #
-# A recipe is checked whole, before any model loads. All faults come at once:
+# A recipe is checked whole, before any model loads. Its faults come together, each with its key. If many processes are
+# launched, read the first lines: what follows is the launcher's own report.
 
 # %%
 bad = yaml.safe_load(write("bad").read_text())
@@ -396,6 +400,10 @@ losses_16 = in_notebook(batch_size=16)  # two processes with 8 each take these s
 plots.table([{"rows a step": size, "rows seen": size * 24, "last loss": f"{values[-1]:.4f}",
               "mean of the last six": f"{sum(values[-6:]) / 6:.4f}"}
              for size, values in ((8, losses["notebook"]), (16, losses_16))])
+
+# %% [markdown]
+# **Look** at both losses. 16 rows a step saw twice as many rows in as many steps, and ended lower here: not better, but
+# another training, and no longer the one that you tuned. A last loss is that of one batch; the mean of six says more.
 
 # %%
 quiz("fleet/rows_seen")
