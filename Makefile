@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PY     := .venv/bin/python
 READY  := .venv/.ready
+# What the packages are installed from; the published address in pyproject.toml is none of it.
+NEEDS  = $$(grep -v '^repository = ' pyproject.toml | cat - constraints.txt | cksum)
 
 .PHONY: help lab reset class release test setup install notebooks publish site bench drift clean
 
@@ -36,9 +38,10 @@ test: setup
 	@$(PY) tools/get_browser.py
 	@$(PY) -m pytest $(ARGS)
 
-# The stamp is written last, so an interrupted set-up is noticed and started over.
+# The stamp is written last: without one, the first set-up was interrupted and is started over. An update that fails,
+# as without a network, leaves the old stamp, and is tried again.
 setup:
-	@if ! $(PY) -c "" 2>/dev/null || ! [ $(READY) -nt pyproject.toml ] || ! [ $(READY) -nt constraints.txt ]; \
+	@if ! $(PY) -c "" 2>/dev/null || [ "$$(cat $(READY) 2>/dev/null)" != "$(NEEDS)" ]; \
 	then $(MAKE) --no-print-directory install; fi
 	@$(PY) -m lora_lab.cache
 
@@ -46,11 +49,10 @@ install:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 	{ echo "lora-lab needs Python 3.11 or newer as '$(PYTHON)'. Name one: make lab PYTHON=/path/to/python3.12"; exit 1; }
 	@if [ -e .venv ] && ! [ -e $(READY) ]; then echo "The last set-up did not finish: starting it over."; rm -rf .venv; fi
-	@rm -f $(READY)
 	@echo "Setting up .venv: torch, transformers, JupyterLab and the rest (a few minutes, once)."
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
-	@touch $(READY)
+	@echo "$(NEEDS)" > $(READY)
 
 # Writes each notebook from its text twin, keeping cell ids, and runs it; commit both.
 notebooks: setup
@@ -58,7 +60,7 @@ notebooks: setup
 
 # The set-up cells and links of every notebook, and the README's links.
 publish: setup
-	@$(PY) tools/publish.py $(if $(filter undefined,$(origin REPO)),,'$(REPO)')
+	@$(PY) tools/publish.py $(if $(filter undefined,$(origin REPO)),,"$$REPO")
 
 bench: setup
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

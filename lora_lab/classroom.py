@@ -9,6 +9,7 @@ import argparse
 import csv
 import glob
 import io
+import itertools
 import os
 import sys
 from collections.abc import Iterable
@@ -32,7 +33,7 @@ def collect(files: Iterable[str | Path]) -> Summary:
     """Reads exported files; one that is damaged or not of this course is named in the notes, never an error."""
     asked = {lesson.title: [question.id for question in lesson.questions] for lesson in bank.lessons()}
     ids = {name for names in asked.values() for name in names}
-    learners, notes, seen = {}, [], {}
+    learners, notes = {}, []
     for file in sorted({Path(file) for file in files}):
         records, damage = record.load(file)
         known = {name: kept for name, kept in records.items() if name in ids}
@@ -41,16 +42,23 @@ def collect(files: Iterable[str | Path]) -> Summary:
             continue
         if damage:
             notes.append(f"{_visible(file)} is damaged ({damage}); the rest of it counts.")
+        if any(kept.solved and not kept.attempts for kept in known.values()):
+            notes.append(f"{_visible(file)} has solved questions without an attempt: was it edited?")
         same = next((name for name, other in learners.items() if known and other == known), None)
         if same:
             notes.append(f"{_visible(file)} holds the same answers as {same}.")
-        seen[file.stem] = seen.get(file.stem, 0) + 1
-        learners[_visible(file.stem) + (f" ({seen[file.stem]})" if seen[file.stem] > 1 else "")] = known
+        learners[_free(_visible(file.stem), learners)] = known
     rows = [
         [name, *(f"{sum(kept[q].solved for q in names if q in kept)} of {len(names)}" for names in asked.values())]
         for name, kept in learners.items()
     ]
     return Summary(["learner", *asked], rows, _missed(list(learners.values())), notes)
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    """`name`, with a number if it is taken."""
+    names = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+    return next(one for one in names if one not in taken)
 
 
 def as_csv(summary: Summary) -> str:
@@ -105,6 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not files:
         sys.exit("No files were named. Name those that learners handed in: make class FILES='handed-in/*.json'")
     summary, out = collect(files), Path(given.out)
+    if not summary.rows:
+        sys.exit("\n".join([*summary.notes, "No file has a learner's progress, and nothing was written. A learner makes "
+                           "one with lora_lab.export_progress()."]))
     scratch = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
         scratch.write_text(as_csv(summary), encoding="utf-8-sig", newline="")  # the mark tells Excel it is UTF-8

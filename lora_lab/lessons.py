@@ -59,10 +59,9 @@ def overview(root: Path | None = None) -> list[Entry]:
 
 
 def next_one(root: Path | None = None) -> str:
-    """Name of the first lesson with something left to solve; "index" if none is begun, or all are finished."""
+    """Name of the first lesson with something left to solve; "index" if all are finished."""
     left = [entry.name for entry in overview(root) if not entry.finished]
-    asked = {question.id for lesson in bank.lessons() for question in lesson.questions}
-    return left[0] if left and asked & record.read().keys() else "index"
+    return left[0] if left else "index"
 
 
 def sync(root: Path | None = None) -> list[str]:
@@ -106,6 +105,9 @@ def put_back(name: str, root: Path | None = None) -> str:
         os.rename(copy, kept)  # killed here, the next sync hands out the missing lesson
         said += f" What you had is kept as {kept.name}."
     _write(copy, new)
+    offered = copy.with_name(f"{name}.new.ipynb")
+    if offered.exists() and _sha(offered) == version:  # the same again
+        offered.unlink()
     known[copy.name] = version
     _note(copy.parent, known)
     return said
@@ -228,16 +230,25 @@ def _start(root: Path, lesson: str | None, options: list[str]) -> None:
 
 
 def _reset(root: Path, names: list[str], sure: bool) -> None:
-    names = names or [file.stem for file in _lessons(root)]
+    asked, names = " ".join(names), names or [file.stem for file in _lessons(root)]
     if not sure and not sys.stdin.isatty():
         raise LabError("Nothing was put back: there is no terminal to ask at. Say yes beforehand: "
-                       "`make reset YES=1`, or `python -m lora_lab.lessons reset --yes`.")
+                       f"`make reset {f'LESSON={asked} ' * bool(asked)}YES=1`, or "
+                       f"`{' '.join(['python -m lora_lab.lessons reset', *names[:len(asked)], '--yes'])}`.")
     which = names[0] if len(names) == 1 else f"all {len(names)} lessons"
     question = f"Put {which} back as handed out? What you edited is kept beside it. [y/N] "
-    if not sure and input(question).strip().lower() not in ("y", "yes"):
+    if not sure and not _agreed(question):
         return print("Nothing was changed.")
     for name in names:
         print(put_back(name.removesuffix(".ipynb"), root))
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl+D
+        print()
+        return False
 
 
 def main(arguments: list[str] | None = None) -> None:

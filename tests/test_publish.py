@@ -67,6 +67,7 @@ def test_unpublished_nothing_points_at_a_repository(course):
 
 @pytest.mark.parametrize("wrong", [
     "name", "a/b/c", "a/b c", 'a/b"', "a/'b", "http://plain.org/a/b", "git@github.com:a/b.git", "a/b;rm", "/a", "a/",
+    "a/..", "a/.", "a/.git", "-a/b", "a--b/c", "https://github.com/a", "https://github.com/a/b/c", "https://x", "https://x/",
 ])
 def test_addresses_that_are_none(wrong, course):
     before = files(course)
@@ -75,13 +76,23 @@ def test_addresses_that_are_none(wrong, course):
     assert files(course) == before
 
 
-def test_lessons_lead_to_their_neighbours():
-    lessons = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+@pytest.mark.parametrize("given", [
+    "https://github.com/some-one/course.git", "https://github.com/some-one/course/", "some-one/course.git",
+])
+def test_a_github_address_may_be_pasted(given, course):
+    publish.write(given, course)
+    assert publish.kept(course) == "https://github.com/some-one/course"
+
+
+@pytest.mark.parametrize("repository", ["", "some-one/course"])
+def test_lessons_lead_to_their_neighbours(course, repository):
+    publish.write(repository, course)
+    lessons = sorted((course / "notebooks").glob("0*.ipynb"))
     for place, lesson in enumerate(lessons):
         text = nbformat.read(lesson, 4).cells[0].source
         neighbours = [other.name for other in lessons[max(place - 1, 0):place] + lessons[place + 1:place + 2]]
         line = next(part for part in text.split("\n\n") if part.startswith(publish.LINKS))
-        assert re.findall(r"\((\S+\.ipynb)\)", line) == neighbours
+        assert re.findall(r"\((?!https:)(\S+\.ipynb)\)", line) == neighbours
 
 
 def test_notebooks_ask_for_a_gpu():

@@ -77,10 +77,34 @@ def test_second_set_up_installs_nothing(make):
 
 def test_changed_constraints_are_installed(make):
     make("setup")
-    stamp = (make.folder / ".venv/.ready").stat().st_mtime
-    os.utime(make.folder / "constraints.txt", (stamp + 5, stamp + 5))
+    with open(make.folder / "constraints.txt", "a") as file:
+        file.write("six==1.17.0\n")
     again = make("setup")
     assert "pip install" in again.calls and "-m venv --clear" not in again.calls
+
+
+def test_an_update_that_fails_keeps_the_environment_and_is_tried_again(make):
+    make("setup")
+    (make.folder / ".venv/installed-before").touch()
+    with open(make.folder / "constraints.txt", "a") as file:
+        file.write("six==1.17.0\n")
+    assert make("setup", PIP_EXIT="1").returncode != 0
+    again = make("setup")
+    assert "pip install" in again.calls and "did not finish" not in again.stdout
+    assert (make.folder / ".venv/installed-before").exists() and "pip install" not in make("setup").calls
+
+
+def test_another_published_address_installs_nothing(make):
+    make("setup")
+    file = make.folder / "pyproject.toml"
+    text = re.sub(r'(?m)^repository = ".*"$', 'repository = "https://github.com/some-one/course"', file.read_text())
+    assert text != file.read_text()
+    file.write_text(text)
+    assert "pip install" not in make("setup").calls
+
+
+def test_any_address_reaches_the_tool_whole(make):
+    assert "tools/publish.py a'b/c" in make("publish", "REPO=a'b/c").calls
 
 
 def test_interrupted_set_up_is_started_over(make):

@@ -17,6 +17,7 @@ import nbformat
 from lora_lab import LabError
 
 ROOT = Path(__file__).parents[1]
+GITHUB = "https://github.com/"
 LINKS = "*Lessons:* "
 COLAB = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}
 SET_UP = '''\
@@ -36,17 +37,19 @@ if util.find_spec("lora_lab") is None:
 
 def address(repository: str) -> str:
     """The address that git clones from; raises LabError for what cannot be one."""
-    if not repository or re.fullmatch(r"(https|file)://[\w.~/-]+", repository):
+    given = repository.removeprefix(GITHUB).rstrip("/" if repository.startswith(GITHUB) else "").removesuffix(".git")
+    if re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*/(?!\.{1,2}$)[A-Za-z0-9_.-]+", given):
+        return GITHUB + given
+    elsewhere = re.fullmatch(r"(https://[\w-]+(\.[\w-]+)+(:\d+)?|file:/)(/[\w~-][\w.~-]*)+", repository)
+    if not repository or elsewhere and not repository.startswith(GITHUB):
         return repository
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9_.-]+", repository):
-        return f"https://github.com/{repository.removesuffix('.git')}"
     raise LabError(f"REPO is {repository!r}. Expected owner/name of a GitHub repository, the https:// address of "
                    "another, or nothing.")
 
 
 def on_github(course: str) -> str:
     """owner/name; empty for another host, from which Colab and the links to Binder cannot open notebooks."""
-    return course.removeprefix("https://github.com/") if course.startswith("https://github.com/") else ""
+    return course.removeprefix(GITHUB) if course.startswith(GITHUB) else ""
 
 
 def title(notebook) -> str:
