@@ -114,8 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("No files were named. Name those that learners handed in: make class FILES='handed-in/*.json'")
     summary, out = collect(files), Path(given.out)
     if not summary.rows:
-        sys.exit("\n".join([*summary.notes, "No file has a learner's progress, and nothing was written. A learner makes "
-                           "one with lora_lab.export_progress()."]))
+        sys.exit("\n".join([*summary.notes, "No file has a learner's progress, and nothing was written. "
+                           "A learner makes one with lora_lab.export_progress()."]))
     scratch = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
         scratch.write_text(as_csv(summary), encoding="utf-8-sig", newline="")  # the mark tells Excel it is UTF-8

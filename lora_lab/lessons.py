@@ -230,11 +230,10 @@ def _start(root: Path, lesson: str | None, options: list[str]) -> None:
 
 
 def _reset(root: Path, names: list[str], sure: bool) -> None:
-    asked, names = " ".join(names), names or [file.stem for file in _lessons(root)]
+    asked, names = names, names or [file.stem for file in _lessons(root)]
     if not sure and not sys.stdin.isatty():
         raise LabError("Nothing was put back: there is no terminal to ask at. Say yes beforehand: "
-                       f"`make reset {f'LESSON={asked} ' * bool(asked)}YES=1`, or "
-                       f"`{' '.join(['python -m lora_lab.lessons reset', *names[:len(asked)], '--yes'])}`.")
+                       f"`{' '.join(['python -m lora_lab.lessons reset', *asked, '--yes'])}`, or YES=1 with make.")
     which = names[0] if len(names) == 1 else f"all {len(names)} lessons"
     question = f"Put {which} back as handed out? What you edited is kept beside it. [y/N] "
     if not sure and not _agreed(question):

@@ -103,8 +103,27 @@ def test_the_command_writes_the_table_and_prints_it(hand_in, tmp_path, capsys):
     assert "2 learners" in capsys.readouterr().out
 
 
-def test_no_files_is_an_error_that_says_how(tmp_path):
+def test_no_files_is_an_error_that_says_how(tmp_path, hand_in):
     with pytest.raises(SystemExit, match="FILES="):
         classroom.main([])
     with pytest.raises(SystemExit, match="OUT="):
-        classroom.main(["none.json", "--out", str(tmp_path / "missing" / "class.csv")])
+        classroom.main([str(hand_in("Ann", {})), "--out", str(tmp_path / "missing" / "class.csv")])
+
+
+def test_no_learner_writes_no_table(tmp_path):
+    (table := tmp_path / "class.csv").write_text("last week's")
+    with pytest.raises(SystemExit, match="none.json(.|\n)*nothing was written"):
+        classroom.main([str(tmp_path / "none.json"), "--out", str(table)])
+    assert table.read_text() == "last week's"
+
+
+def test_every_learner_has_a_name_of_their_own(tmp_path, hand_in):
+    files = [hand_in("ann", {ASKED[0]: SOLVED}), hand_in("ann (2)", {ASKED[1]: SOLVED})]
+    (tmp_path / "b").mkdir()
+    files.append(hand_in("b/ann", {ASKED[2]: SOLVED}))
+    assert sorted(row[0] for row in classroom.collect(files).rows) == ["ann", "ann (2)", "ann (3)"]
+
+
+def test_solved_without_an_attempt_is_said(hand_in):
+    notes = classroom.collect([hand_in("ann", {ASKED[0]: Record(attempts=0, solved=True)})]).notes
+    assert len(notes) == 1 and "without an attempt" in notes[0]

@@ -134,7 +134,7 @@ def test_a_sync_that_is_killed_loses_nothing_and_goes_on(root, write_number):
 
 
 def test_the_first_unfinished_lesson_comes_next(root):
-    assert lessons.next_one() == "index", "nothing is begun"
+    assert lessons.next_one() == FIRST, "nothing is begun"
     solve(asked(0)[0])
     assert lessons.next_one() == FIRST
     solve(*asked(0))
@@ -194,6 +194,29 @@ def test_reset_asks_first(root, monkeypatch, answer, done):
     assert (mine(root, FIRST).read_text() != work) is done
 
 
+def test_reset_at_the_end_of_input_changes_nothing(root, monkeypatch, capsys):
+    def end_of_input(_question):
+        raise EOFError
+
+    lessons.sync()
+    work = edit(root, FIRST)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", end_of_input)
+    lessons.main(["reset", FIRST])
+    assert mine(root, FIRST).read_text() == work and "Nothing was changed" in capsys.readouterr().out
+
+
+def test_reset_takes_the_offered_copy_of_the_same_version_away(root):
+    lessons.sync()
+    edit(root, FIRST)
+    write(root, FIRST, "version = 2")
+    lessons.sync()
+    offered = mine(root, f"{FIRST}.new")
+    assert offered.exists()
+    lessons.put_back(FIRST)
+    assert not offered.exists() and "version = 2" in mine(root, FIRST).read_text()
+
+
 def test_reset_without_a_terminal_needs_a_yes_beforehand(root, monkeypatch):
     lessons.sync()
     work = edit(root, FIRST)
@@ -206,7 +229,7 @@ def test_reset_without_a_terminal_needs_a_yes_beforehand(root, monkeypatch):
 
 
 @pytest.mark.parametrize("lesson, opened", [
-    (None, "my-lessons/index.ipynb"), (SECOND, f"my-lessons/{SECOND}.ipynb"),
+    (None, f"my-lessons/{FIRST}.ipynb"), (SECOND, f"my-lessons/{SECOND}.ipynb"),
     (f"notebooks/{SECOND}.ipynb", f"notebooks/{SECOND}.ipynb"),
 ])
 def test_opening_syncs_and_names_the_lesson_to_jupyterlab(root, monkeypatch, lesson, opened):
