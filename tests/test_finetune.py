@@ -263,7 +263,9 @@ def test_a_batch_in_passes_and_checkpointing_take_the_same_steps(work, alone):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="signals of Unix")
 def test_an_interrupted_training_says_how_to_go_on(work):
     recipe = write(work, "interrupted", max_steps=2000)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
     process = launch("-m", "lora_lab.finetune", recipe, processes=1)
+    signal.signal(signal.SIGINT, before)
     while outputs.last_checkpoint(work / "interrupted") is None:
         assert process.poll() is None
         time.sleep(0.05)
