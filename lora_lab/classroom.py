@@ -33,6 +33,7 @@ def collect(files: Iterable[str | Path]) -> Summary:
     """Reads exported files; one that is damaged or not of this course is named in the notes, never an error."""
     asked = {lesson.title: [question.id for question in lesson.questions] for lesson in bank.lessons()}
     ids = {name for names in asked.values() for name in names}
+    graded = {q.id for lesson in bank.lessons() for q in lesson.questions if not isinstance(q, Predict)}
     learners, notes = {}, []
     for file in sorted({Path(file) for file in files}):
         records, damage = record.load(file)
@@ -42,7 +43,7 @@ def collect(files: Iterable[str | Path]) -> Summary:
             continue
         if damage:
             notes.append(f"{_visible(file)} is damaged ({damage}); the rest of it counts.")
-        if any(kept.solved and not kept.attempts for kept in known.values()):
+        if any(kept.solved and not kept.attempts for name, kept in known.items() if name in graded):
             notes.append(f"{_visible(file)} has solved questions without an attempt: was it edited?")
         same = next((name for name, other in learners.items() if known and other == known), None)
         if same:

@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lora_lab import bank, classroom, export_progress, record
+from lora_lab import bank, classroom, compare, export_progress, record
 from lora_lab.kinds import Predict
 from lora_lab.record import Record
 
@@ -125,5 +125,13 @@ def test_every_learner_has_a_name_of_their_own(tmp_path, hand_in):
 
 
 def test_solved_without_an_attempt_is_said(hand_in):
-    notes = classroom.collect([hand_in("ann", {ASKED[0]: Record(attempts=0, solved=True)})]).notes
+    notes = classroom.collect([hand_in("ann", {GRADED[0]: Record(attempts=0, solved=True)})]).notes
     assert len(notes) == 1 and "without an attempt" in notes[0]
+
+
+def test_a_prediction_needs_no_attempt(hand_in):
+    question = next(q for q in LESSON.questions if isinstance(q, Predict))
+    hand_in("ann", {question.id: Record(answer=0)})
+    compare(question.id, 1.0)
+    assert record.read()[question.id].solved
+    assert classroom.collect([export_progress(record.file().parent / "ann.json")]).notes == []

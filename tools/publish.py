@@ -37,7 +37,7 @@ if util.find_spec("lora_lab") is None:
 
 def address(repository: str) -> str:
     """The address that git clones from; raises LabError for what cannot be one."""
-    given = repository.removeprefix(GITHUB).rstrip("/" if repository.startswith(GITHUB) else "").removesuffix(".git")
+    given = repository.removeprefix(GITHUB).rstrip("/").removesuffix(".git")
     if re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*/(?!\.{1,2}$)[A-Za-z0-9_.-]+", given):
         return GITHUB + given
     elsewhere = re.fullmatch(r"(https://[\w-]+(\.[\w-]+)+(:\d+)?|file:/)(/[\w~-][\w.~-]*)+", repository)
