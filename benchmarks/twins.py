@@ -1,0 +1,140 @@
+"""Run a lesson's text twin without Jupyter: its code cells one after the other, an error ending only its own cell."""
+
+import contextlib
+import itertools
+import linecache
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+STEPS, TOKENS, ROWS, COLUMNS = 2, 4, 2, 24  # what `quick` leaves
+LARGE = 10_000  # a vocabulary of this size is none of the pocket model or of a toy
+
+
+@dataclass
+class Cell:
+    """A code cell that has run; `number` counts from 1, `error` is what ended it."""
+
+    number: int
+    source: str
+    seconds: float = 0.0
+    error: BaseException | None = None
+
+
+def cells(twin: Path) -> list[str]:
+    """Read the sources of the code cells of a percent-format twin. IPython's magics are comments in a twin."""
+    found, code = [], False
+    for line in Path(twin).read_text(encoding="utf-8").splitlines():
+        if line.startswith("# %%"):
+            code = not line.startswith(("# %% [markdown]", "# %% [raw]"))
+            found += [[]] if code else []
+        elif code:
+            found[-1].append(line)
+    return ["\n".join(lines).strip("\n") for lines in found]
+
+
+def execute(twin: Path, folder: Path, on_cell=None, around=contextlib.nullcontext) -> list[Cell]:
+    """Run the cells in one fresh namespace, with `folder` as working directory and each inside `around()`.
+
+    An error is kept in its cell, and the next cell runs. `on_cell` gets each cell when it has run.
+    """
+    namespace, ran = {"__name__": "__main__"}, []
+    with contextlib.chdir(folder):
+        for number, source in enumerate(cells(twin), 1):
+            ran.append(cell := Cell(number, source))
+            place = f"<{Path(twin).stem}, cell {number}>"
+            linecache.cache[place] = (len(source), None, source.splitlines(True), place)  # for inspect.getsource
+            started = time.perf_counter()
+            try:
+                with around():
+                    exec(compile(source, place, "exec"), namespace)
+            except (Exception, SystemExit) as error:
+                traceback.clear_frames(error.__traceback__)  # or a failed step would keep its tensors
+                cell.error = error
+            cell.seconds = time.perf_counter() - started
+            if on_cell:
+                on_cell(cell)
+    return ran
+
+
+@contextlib.contextmanager
+def quick():
+    """Cap what a lesson computes, to see that its cells run; its figures mean nothing then.
+
+    Lengths of lists stay as they are, so that no cell misses what it counts on: of a training the first steps are
+    computed and the last loss is told again for the others, of many commands the first are answered or scored.
+    """
+    from lora_lab import batches, cache, pocket, scoring
+    from transformers import GenerationMixin, LlamaForCausalLM, Trainer
+
+    patches = {
+        (Trainer, "training_step"): _first_steps, (GenerationMixin, "generate"): _few_tokens,
+        (scoring, "generate"): _first_answers, (scoring, "quick_score"): _first_commands,
+        (scoring, "perplexity"): _first_words, (batches.AnswerCollator, "__call__"): _first_rows,
+        (LlamaForCausalLM, "forward"): _last_columns, (pocket, "stream"): _first_batches,
+        (cache, "_is_intact"): _asked_once,
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict("os.environ", LORA_LAB_MEMORY_GB="2"))  # lesson 1 has a smaller path then
+        for (owner, name), change in patches.items():
+            stack.enter_context(mock.patch.object(owner, name, change(getattr(owner, name))))
+        yield
+
+
+def _first_steps(step):
+    def training_step(self, *args, **options):
+        done = self.__dict__.setdefault("_losses", [])
+        if len(done) < STEPS:
+            done.append(step(self, *args, **options))
+        return done[-1].clone()
+    return training_step
+
+
+def _few_tokens(generate):
+    def few(self, *args, **options):
+        if options.get("max_new_tokens"):
+            options["max_new_tokens"] = min(TOKENS, options["max_new_tokens"])
+        return generate(self, *args, **options)
+    return few
+
+
+def _first_answers(generate):
+    def first(model, tokenizer, prompts, *args, **options):
+        some = generate(model, tokenizer, prompts[:ROWS], *args, **options)
+        return list(itertools.islice(itertools.cycle(some), len(prompts)))
+    return first
+
+
+def _first_commands(score):
+    return lambda model, tokenizer, commands, *args, **options: score(model, tokenizer, commands[:ROWS], *args, **options)
+
+
+def _first_words(perplexity):
+    from lora_lab import scoring
+    return lambda model, tokenizer, text=scoring.GENERAL_TEXT: perplexity(model, tokenizer, text[:100])
+
+
+def _first_rows(collate):
+    return lambda self, rows: collate(self, rows[:ROWS] if self.pad_id else rows)  # 0: the pocket model's, which is quick
+
+
+def _last_columns(forward):
+    """Only where nobody sees the other columns: a loss, or the last place's logits."""
+    def last(self, input_ids=None, *, labels=None, attention_mask=None, logits_to_keep=0, **options):
+        real = input_ids is not None and input_ids.device.type != "meta" and self.config.vocab_size > LARGE
+        if real and attention_mask is None and (labels is not None or logits_to_keep):
+            input_ids, labels = input_ids[:, -COLUMNS:], None if labels is None else labels[:, -COLUMNS:]
+        return forward(self, input_ids, labels=labels, attention_mask=attention_mask, logits_to_keep=logits_to_keep,
+                       **options)
+    return last
+
+
+def _first_batches(stream):
+    return lambda *args, **options: itertools.islice(stream(*args, **options), STEPS)
+
+
+def _asked_once(is_intact):
+    known = {}
+    return lambda folder: known.get(folder) or known.setdefault(folder, is_intact(folder))
