@@ -1,19 +1,22 @@
 """Run a lesson's text twin without Jupyter: its code cells one after the other, an error ending only its own cell."""
 
 import contextlib
+import copy
+import dataclasses
 import itertools
 import linecache
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-STEPS, TOKENS, ROWS, COLUMNS = 2, 4, 2, 24  # what `quick` leaves
+import torch
+
+STEPS, TOKENS, ROWS, COLUMNS, LAYERS = 2, 4, 2, 24, 2  # what `quick` leaves
 LARGE = 10_000  # a vocabulary of this size is none of the pocket model or of a toy
 
 
-@dataclass
+@dataclasses.dataclass
 class Cell:
     """A code cell that has run; `number` counts from 1, `error` is what ended it."""
 
@@ -66,15 +69,15 @@ def quick():
     Lengths of lists stay as they are, so that no cell misses what it counts on: of a training the first steps are
     computed and the last loss is told again for the others, of many commands the first are answered or scored.
     """
-    from lora_lab import batches, cache, pocket, scoring
+    from lora_lab import batches, cache, memory, pocket, scoring
     from transformers import GenerationMixin, LlamaForCausalLM, Trainer
 
     patches = {
         (Trainer, "training_step"): _first_steps, (GenerationMixin, "generate"): _few_tokens,
         (scoring, "generate"): _first_answers, (scoring, "quick_score"): _first_commands,
         (scoring, "perplexity"): _first_words, (batches.AnswerCollator, "__call__"): _first_rows,
-        (LlamaForCausalLM, "forward"): _last_columns, (pocket, "stream"): _first_batches,
-        (cache, "_is_intact"): _asked_once,
+        (LlamaForCausalLM, "forward"): _short, (pocket, "stream"): _first_batches,
+        (cache, "_is_intact"): _asked_once, (memory, "plan"): _few_layers,
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict("os.environ", LORA_LAB_MEMORY_GB="2"))  # lesson 1 has a smaller path then
@@ -108,7 +111,10 @@ def _first_answers(generate):
 
 
 def _first_commands(score):
-    return lambda model, tokenizer, commands, *args, **options: score(model, tokenizer, commands[:ROWS], *args, **options)
+    def first(model, tokenizer, commands, *args, **options):
+        found = score(model, tokenizer, commands[:ROWS], *args, **options)
+        return dataclasses.replace(found, exact=max(found.exact, 0.5))  # some cells divide by it
+    return first
 
 
 def _first_words(perplexity):
@@ -120,15 +126,30 @@ def _first_rows(collate):
     return lambda self, rows: collate(self, rows[:ROWS] if self.pad_id else rows)  # 0: the pocket model's, which is quick
 
 
-def _last_columns(forward):
-    """Only where nobody sees the other columns: a loss, or the last place's logits."""
-    def last(self, input_ids=None, *, labels=None, attention_mask=None, logits_to_keep=0, **options):
-        real = input_ids is not None and input_ids.device.type != "meta" and self.config.vocab_size > LARGE
-        if real and attention_mask is None and (labels is not None or logits_to_keep):
+def _short(forward):
+    """Of long inputs the last columns, where nobody sees the others; and few layers, where none is trained or watched."""
+    def short(self, input_ids=None, *, labels=None, attention_mask=None, logits_to_keep=0, **options):
+        small = input_ids is None or input_ids.device.type == "meta" or self.config.vocab_size < LARGE
+        if not small and attention_mask is None and (labels is not None or logits_to_keep):
             input_ids, labels = input_ids[:, -COLUMNS:], None if labels is None else labels[:, -COLUMNS:]
-        return forward(self, input_ids, labels=labels, attention_mask=attention_mask, logits_to_keep=logits_to_keep,
-                       **options)
-    return last
+        layers = self.config.num_hidden_layers
+        if not small and not torch.is_grad_enabled() and not any(m._forward_pre_hooks for m in self.modules()):
+            self.config.num_hidden_layers = LAYERS
+        try:
+            return forward(self, input_ids, labels=labels, attention_mask=attention_mask, logits_to_keep=logits_to_keep,
+                           **options)
+        finally:
+            self.config.num_hidden_layers = layers
+    return short
+
+
+def _few_layers(plan):
+    def few(model, *args, **options):
+        if getattr(model, "num_hidden_layers", 0) > LAYERS:  # a config
+            model = copy.deepcopy(model)
+            model.num_hidden_layers = LAYERS
+        return plan(model, *args, **options)
+    return few
 
 
 def _first_batches(stream):
