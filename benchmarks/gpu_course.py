@@ -194,12 +194,9 @@ def watch(noted: dict) -> None:
     quizzes.compare = compared(quizzes.compare)
 
 
-def finite(value) -> float | None:
-    """A number as JSON has it; None for what is none."""
-    try:
-        return float(value) if math.isfinite(float(value)) else None
-    except (TypeError, ValueError):
-        return None
+def finite(value):
+    """As JSON has it: None for what is no finite number."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def keep_peaks(peaks: list) -> None:

@@ -23,8 +23,9 @@
 #
 # **You need** [Lesson 0](00_first_adapter.ipynb); [Lesson 3](03_train_in_8bit.ipynb) for the memory planner.
 #
-# **It takes** about three minutes of computing on two CPU cores. No GPU was at hand: what runs here runs on two CPU
-# processes, and what is said of GPUs is calculated and marked so.
+# **It takes** about three minutes of computing on two CPU cores
+# (on a GPU: not recorded). What runs here runs on two CPU processes, and what is said of GPUs is calculated and
+# marked so.
 #
 # ## Why this matters
 #
