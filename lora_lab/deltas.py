@@ -70,11 +70,11 @@ def compare(model, deployed) -> Comparison:
             continue
         if own is None or not _plain(layer):
             continue
-        delta, added = _delta(layer), 0.0
+        delta, added, stored = _delta(layer), 0.0, stored.to(own.device)  # the other model may be elsewhere
         if isinstance(there, LoraLayer) and not there.merged:
             if not _plain(there):
                 continue
-            added = _delta(there)
+            added = _delta(there).to(own.device)
             scalings |= {(_scaling(layer), _scaling(there))}
         change = stored + added - own
         times, of = (change * delta).sum().item(), delta.square().sum().item()

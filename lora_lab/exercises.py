@@ -68,6 +68,7 @@ def lora_forward(layer_class) -> Verdict:
             found = layer(x)
             if found is None or found.shape != expected.shape:
                 return _say(False, f"Expected an output of shape {tuple(expected.shape)}.")
+            found = found.cpu()
             if not torch.allclose(found, expected, atol=1e-5):
                 off, on = (found - expected).abs().max().item(), "on" if training else "off"
                 return _say(False, f"With r={r}, alpha={alpha}, dropout {on}, the output is off by up to {off:.3f}.")
@@ -123,6 +124,7 @@ def merged_weight(function) -> Verdict:
     found = function(W, A, B, 12, 3)
     if not torch.is_tensor(found) or found.shape != W.shape:
         return _say(False, f"Expected a matrix of shape {tuple(W.shape)}.")
+    found = found.cpu()
     if not torch.equal(W, before):
         return _say(False, "Your function changed W itself. Return a new matrix.")
     if torch.allclose(found, W + B @ A, atol=1e-4):
@@ -199,7 +201,7 @@ def absmax(function) -> Verdict:
         found = function(weights, block)
         if not isinstance(found, tuple) or len(found) != 2:
             return _say(False, f"Expected codes and scales, found {type(found).__name__}.")
-        codes, scales = found
+        codes, scales = (tensor.cpu() for tensor in found)
         blocks = weights.reshape(rows, -1, block)
         steps = blocks.abs().amax(-1) / 127
         if scales.numel() != steps.numel():
@@ -264,7 +266,7 @@ def ready(function) -> Verdict:
     kinds = {getattr(m, "_gradient_checkpointing_func").keywords.get("use_reentrant") for m in layers}
     if False in kinds:  # not named: torch takes the reentrant one
         return _say(False, "The blocks are checkpointed in the way that leaves the inputs of 8-bit layers in memory.")
-    ids = torch.zeros(1, 4, dtype=torch.long)
+    ids = torch.zeros(1, 4, dtype=torch.long, device=model.device)
     model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     if any(p.grad is None for p in model.parameters() if p.requires_grad):
         return _say(False, "Some of the adapter gets no gradient.")
@@ -329,7 +331,7 @@ def repaired(function) -> Verdict:
             model = function(f"{folder}/{name}", pocket.load()[0], alpha)
             if not hasattr(model, "forward"):
                 return _say(False, f"Expected a model, found {type(model).__name__}.")
-            off = (model.eval()(ids).logits - expected).abs().max().item()
+            off = (model.eval()(ids.to(model.device)).logits.cpu() - expected).abs().max().item()
             if not off < 1e-3:
                 return _say(False, f"The deployment with the fault {fault!r}: its logits are off by up to {off:.2g}.")
     return _say(True, "All four answer as the model that was trained.")

@@ -248,8 +248,8 @@ class measure:
     memory may stay resident, and then hides what the block needs: compare in fresh processes.
     cuda: torch's allocations on the current GPU (`torch.cuda.max_memory_allocated`), None without one.
     tensors: with a `model`, its tensors' bytes above its parameters and gradients, what `plan` calls activations
-    and logits. On a GPU the growth of torch's allocations; on a CPU what torch's operations return, counted one
-    by one, which slows the block by a few percent.
+    and logits. For a model on an NVIDIA GPU the growth of torch's allocations; elsewhere what torch's operations
+    return, counted one by one, which slows the block by a few percent.
     """
 
     def __init__(self, model=None, seconds_between_reads: float = 0.005):
@@ -263,7 +263,7 @@ class measure:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             self.cuda_before_bytes = torch.cuda.memory_allocated()
-        elif self._model is not None:
+        if self._model is not None and next(self._model.parameters()).device.type != "cuda":  # GPU or not
             self._ledger = rehearsal.Ledger()
             self._ledger.add_model(self._model)
             self._ledger.__enter__()
@@ -288,4 +288,5 @@ class measure:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             self.peak_cuda_bytes = torch.cuda.max_memory_allocated()
-            self.peak_tensor_bytes = self.peak_cuda_bytes - self.cuda_before_bytes
+            if not self._ledger:
+                self.peak_tensor_bytes = self.peak_cuda_bytes - self.cuda_before_bytes

@@ -69,8 +69,8 @@ def audit(model, prompts, tokenizer=None, deployed=None, max_new_tokens: int = 1
     """Compare `model`, a PEFT model with its adapter unmerged, with the same model merged.
 
     `prompts` is a list of texts (give the tokenizer as well) or of lists of token ids. `deployed` is the model that
-    production loads, merged or not; without it, a deep copy of `model` is merged with `merge_and_unload` (as much
-    memory again). The verdict is "safe" if every greedy answer of up to `max_new_tokens` tokens is the same and the
+    production loads, merged or not, on any device; without it, a deep copy of `model` is merged with `merge_and_unload`
+    (as much memory again). The verdict is "safe" if every greedy answer of up to `max_new_tokens` tokens is the same and the
     logits move by under 1 % of what the adapter does (in KL divergence), "broken" if more than a tenth of the answers
     or of the effect is lost, or if the weights show why; "look" between. Changes neither model. Raises LabError.
     """
@@ -281,12 +281,12 @@ def _compare_logits(model, deployed, rows) -> tuple[float, float, float, bool]:
 
 
 def _logits(model, row: list[int]) -> torch.Tensor:
-    """(positions, vocabulary), float64."""
+    """(positions, vocabulary), float64, on the CPU: the two models may be on different devices, and Apple's GPU has none."""
     ids = torch.tensor([row], device=next(model.parameters()).device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
-    return model(**inputs).logits[0].double()
+    return model(**inputs).logits[0].cpu().double()
 
 
 def _kl(expected: torch.Tensor, found: torch.Tensor) -> float:

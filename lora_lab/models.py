@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -100,6 +101,15 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
         return torch.bfloat16
     return torch.float32
+
+
+def clock() -> float:
+    """Return seconds on a clock, read once the GPU, if there is one in use, has done what it was given so far."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
+    return time.perf_counter()
 
 
 def _stored(model) -> str | None:

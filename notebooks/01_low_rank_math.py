@@ -172,7 +172,7 @@ update = {name: (full.get_submodule(name).weight - base.get_submodule(name).weig
 for name in ("model.layers.5.self_attn.q_proj", "model.layers.5.mlp.up_proj"):
     weight = base.get_submodule(name).weight
     kept = {"the update": energy(update[name]), "the weight": energy(weight),
-            "a random matrix": energy(torch.randn(weight.shape))}
+            "a random matrix": energy(torch.randn(weight.shape, device=weight.device))}
     for kind, shares in kept.items():
         half = sum(share < 0.5 for share in shares) + 1
         print(f"{name}, {kind}: the top 8 directions hold {shares[7]:.0%}; half takes {half}")
@@ -658,8 +658,8 @@ class MyLoRALinear(nn.Module):
     def __init__(self, base, r, alpha, dropout=0.0):
         super().__init__()
         self.base, self.scaling, self.dropout = base, alpha / r, nn.Dropout(dropout)
-        self.A = nn.Parameter(torch.randn(r, base.in_features))
-        self.B = nn.Parameter(torch.zeros(base.out_features, r))
+        self.A = nn.Parameter(torch.randn(r, base.in_features, device=base.weight.device))
+        self.B = nn.Parameter(torch.zeros(base.out_features, r, device=base.weight.device))
 
     def forward(self, x):
         return self.base(x)  # add what is missing

@@ -59,7 +59,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -465,11 +464,10 @@ if dtype != torch.float32:
 batch = collate(rows[:BATCH])
 
 def seconds_of_a_step(racer):
-    started = time.perf_counter()
+    started = models.clock()  # waits for the GPU, which works on while Python goes ahead
     racer.train()(**batch.to(racer.device)).loss.backward()
     racer.zero_grad()
-    torch.cuda.synchronize() if torch.cuda.is_available() else None
-    return time.perf_counter() - started
+    return models.clock() - started
 
 # %%
 seconds = {name: [] for name in racers}
@@ -784,7 +782,7 @@ def new_toy():
     return AutoModelForCausalLM.from_config(small)
 
 def loss_of(model):
-    ids = torch.zeros(1, 4, dtype=torch.long)
+    ids = torch.zeros(1, 4, dtype=torch.long, device=model.device)
     return model(input_ids=ids, labels=ids, use_cache=False).loss
 
 adapted = get_peft_model(new_toy(), LoraConfig(task_type="CAUSAL_LM"))
@@ -832,7 +830,7 @@ print("3, 4. saved:", sorted(path.name for path in Path("adapters/toy").glob("ad
 print("5. merged once:", not any("lora_" in name for name, _ in merged.named_parameters()))
 Trainer(model=get_peft_model(bare, lora()), args=arguments)
 chosen, _ = load_base(precision="int8", quiet=True)
-print("6. the Trainer takes it;  7. dtype chosen at loading:", chosen.lm_head.weight.dtype)
+print("6. the Trainer takes it;  7. dtype chosen at loading:", chosen.lm_head.weight.dtype == dtype)
 reentrant(block, inputs.requires_grad_(), use_reentrant=True).sum().backward()
 print("8. gradient:", block.weight.grad is not None)
 
@@ -900,10 +898,11 @@ plots.lines({label: (range(1, 9), curve) for label, curve in curves.items()}, "s
 
 # %%
 # NBVAL_CHECK_OUTPUT
-pairs = zip(*[[p for n, p in trainer.model.named_parameters() if "lora_" in n] for trainer in runs.values()])
-worst = max((a - b).abs().max().item() for a, b in pairs)
-print("same adapter, to float32 round-off:", worst < 1e-6)
-print("same loss at every step:", max(abs(a - b) for a, b in zip(*curves.values())) < 1e-6)
+round_off = 1e-5 if dtype == torch.float32 else 0.05  # 16 bits, which a GPU may add up in another order each time
+moved = [torch.cat([p.detach().flatten() for n, p in trainer.model.named_parameters() if "lora_B" in n])
+         for trainer in runs.values()]  # B began as zero: all of it is training
+print("same adapter, to round-off:", ((moved[0] - moved[1]).norm() / moved[1].norm()).item() < round_off)
+print("same loss at every step:", all(abs(a - b) <= round_off * b for a, b in zip(*curves.values())))
 
 # %% [markdown]
 # **Look**: one curve. Optimizer, schedule and order of the data went on as if nothing had been. This needs the *same*

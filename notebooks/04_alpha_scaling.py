@@ -54,13 +54,12 @@ import copy
 import functools
 import itertools
 import math
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from lora_lab import batches, checks, compare, load_base, plots, pocket, progress, quiz, scaling, scoring, tasks
+from lora_lab import batches, checks, compare, load_base, models, plots, pocket, progress, quiz, scaling, scoring, tasks
 from lora_lab.sweep import sweep
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -231,9 +230,9 @@ def measure(model):
     return {"loss": score.loss, "exact": score.exact}
 
 # %%
-started = time.perf_counter()
+started = models.clock()
 tiny = train(steps=120)
-print(f"{time.perf_counter() - started:.1f} s for 120 steps;", scoring.quick_score(tiny, words, held_out))
+print(f"{models.clock() - started:.1f} s for 120 steps;", scoring.quick_score(tiny, words, held_out))
 
 # %% [markdown]
 # Alpha is written in three places: in the config, in each layer, and, divided by r, in each layer's `scaling`. The
@@ -693,7 +692,8 @@ compare("alpha/ten_times", best["LoRA"] / best["full"])
 full = train_partly("full", best["full"])
 weights = {name: parameter - small.get_parameter(name) for name, parameter in full.named_parameters() if "proj" in name}
 shares = [torch.linalg.svdvals(W.detach()).square() for W in weights.values() if min(W.shape) == 64]
-noise = [torch.linalg.svdvals(torch.randn(W.shape)).square() for W in weights.values() if min(W.shape) == 64]
+noise = [torch.linalg.svdvals(torch.randn(W.shape, device=W.device)).square() for W in weights.values()
+         if min(W.shape) == 64]
 energy = {name: (range(1, 65), (100 * torch.stack([v.cumsum(0) / v.sum() for v in values]).mean(0)).tolist())
           for name, values in (("update of full fine-tuning", shares), ("random matrix", noise))}
 plots.lines(energy, "directions kept", "share of the squared size (%)", xscale="log")
@@ -712,9 +712,9 @@ quiz("alpha/full_update")
 # sweep's cell again, or in another kernel:
 
 # %%
-started = time.perf_counter()
+started = models.clock()
 again = sweep(train, ranks, SEEDS, "runs/alpha/ranks", "again", measure)
-print(f"{len(again)} runs in {time.perf_counter() - started:.2f} s; the same:", again.rows == by_rank.rows)
+print(f"{len(again)} runs in {models.clock() - started:.2f} s; the same:", again.rows == by_rank.rows)
 print(len(again.diverged), "of them diverged")
 
 # %% [markdown]

@@ -52,13 +52,12 @@ if util.find_spec("lora_lab") is None:
 # %%
 import copy
 import statistics
-import time
 import warnings
 from pathlib import Path
 
 import torch
 import transformers
-from lora_lab import batches, checks, compare, load_base, merging, plots, pocket, progress, quiz, scoring, tasks
+from lora_lab import batches, checks, compare, load_base, merging, models, plots, pocket, progress, quiz, scoring, tasks
 from peft import LoraConfig, PeftModel, get_peft_model
 
 transformers.set_seed(0)
@@ -119,7 +118,7 @@ layer = trained.base_model.model.model.layers[5].self_attn.q_proj
 W, A, B = layer.base_layer.weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight
 with torch.no_grad():
     merged_weight = W + layer.scaling["default"] * B @ A
-    x = torch.randn(100, W.shape[1])
+    x = torch.randn(100, W.shape[1], device=W.device)
     difference = (layer(x) - x @ merged_weight.T).abs().max().item()
 print("shapes:", tuple(W.shape), tuple(B.shape), tuple(A.shape), " scaling:", layer.scaling["default"])
 print(f"size of the update {(merged_weight - W).norm().item():.2f}, of the weight {W.norm().item():.1f}")
@@ -184,12 +183,12 @@ quiz("merge/unmerged_cost")
 # %%
 @torch.no_grad()
 def seconds(model, prompt):
-    """For one new token after `prompt`, and for the prompt itself."""
-    started = time.perf_counter()
+    """For one new token after `prompt`, and for the prompt itself. The clock waits for a GPU to be done."""
+    started = models.clock()
     past = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
-    middle = time.perf_counter()
+    middle = models.clock()
     model(prompt[:, :1], past_key_values=past, use_cache=True)
-    return time.perf_counter() - middle, middle - started
+    return models.clock() - middle, middle - started
 
 prompt = torch.randint(1000, 2000, (1, 128), device=base.device)
 token, all_128 = [seconds(base, prompt) for _ in range(2)][1]  # the first call warms up
@@ -762,10 +761,10 @@ from peft.utils.hotswap import hotswap_adapter
 
 
 def milliseconds(function, times=5):
-    started = time.perf_counter()
+    started = models.clock()
     for _ in range(times):
         function()
-    return 1000 * (time.perf_counter() - started) / times
+    return 1000 * (models.clock() - started) / times
 
 trained.load_adapter(adapter, adapter_name="second")
 costs = {"set_adapter": milliseconds(lambda: [trained.set_adapter(name) for name in ("second", "default")]) / 2,
