@@ -1,53 +1,111 @@
-"""float32 beside bfloat16 on this CPU: a training step and greedy generation at the lesson's sizes.
+"""float32 beside bfloat16 on this CPU, for all that Lesson 0 computes: decides what `load_base` picks on a CPU.
 
-    python benchmarks/cpu_dtype.py
+    python benchmarks/cpu_dtype.py [--seeds 0 1 2]
 
-The two take turns, so that a machine that slows down slows both. Decides what `load_base` picks on a CPU.
+First the training step by itself: as transformers calls the head, with the head's input made contiguous (as `load_base`
+does), and with each decoder layer compiled. Then whole lessons: training, 400 answers, perplexity. The variants take
+turns, so that a machine that slows down slows all of them.
 """
 
-import contextlib
-import os
+import argparse
 import statistics
 import time
 
 import recipe
 import torch
-from lora_lab import batches, load_base, scoring, tasks
-from peft import LoraConfig, get_peft_model
+from lora_lab import batches, scoring, tasks
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
-ROUNDS = 6
+ROUNDS = 9
+PRECISIONS = ("float32", "bfloat16")
+
+
+def prepared(precision: str, variant: str):
+    """A model to train, as in Lesson 0; the variants are those of `steps`."""
+    model, tokenizer = recipe.adapted_base(0, precision)
+    if variant == "as transformers calls it":
+        model.get_output_embeddings()._forward_pre_hooks.clear()
+    elif variant == "contiguous, compiled layers":
+        model.config.use_cache = False
+        for layer in model.base_model.model.model.layers:
+            layer.compile(dynamic=True)
+    return model.train(), tokenizer
+
+
+def step(model, batch) -> tuple[float, float]:
+    """Seconds and loss of a forward and backward pass, in the autocast that the Trainer uses."""
+    started = time.perf_counter()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+        loss = model(**batch).loss
+    loss.backward()
+    seconds = time.perf_counter() - started
+    model.zero_grad()
+    return seconds, loss.item()
+
+
+def steps() -> dict:
+    found = {}
+    for precision in PRECISIONS:
+        models = {variant: prepared(precision, variant)[0] for variant in
+                  ("as transformers calls it", "contiguous", "contiguous, compiled layers")}
+        tokenizer = recipe.tokenizer()
+        collate, rows = batches.AnswerCollator(tokenizer), recipe.training_rows(tokenizer, seed=0)
+        seconds, losses = {v: [] for v in models}, {v: [] for v in models}
+        for turn in range(ROUNDS):
+            batch = collate(rows[turn * recipe.BATCH : (turn + 1) * recipe.BATCH])
+            for variant, model in models.items():
+                taken, loss = step(model, batch)
+                seconds[variant].append(taken)
+                losses[variant].append(loss)
+        usual = statistics.median(seconds["as transformers calls it"][2:])
+        for variant in models:
+            median = statistics.median(seconds[variant][2:])
+            found[f"{precision}, {variant}"] = {
+                "seconds": median, "of_the_usual": median / usual, "first_two_seconds": sum(seconds[variant][:2]),
+                "largest_relative_loss_difference": max(
+                    abs(a - b) / b for a, b in zip(losses[variant], losses["as transformers calls it"]))}
+            print(f"{precision}, {variant}", found[f"{precision}, {variant}"], flush=True)
+    return found
+
+
+def lesson(precision: str, seed: int) -> dict:
+    """Seconds and results of all that Lesson 0 computes after its loading."""
+    model, tokenizer = recipe.adapted_base(seed, precision)
+    arguments = TrainingArguments(**recipe.SCHEDULE, **recipe.SAMPLING, **recipe.QUIET, **recipe.precision(model),
+                                  seed=seed, remove_unused_columns=False)
+    trainer = Trainer(model=model, args=arguments, train_dataset=recipe.training_rows(tokenizer, seed),
+                      data_collator=batches.AnswerCollator(tokenizer))
+    trainer.remove_callback(PrinterCallback)
+    started = time.perf_counter()
+    trainer.train()
+    trained = time.perf_counter()
+    right = 0
+    for kind in ("combinations", "phrasings"):
+        commands = tasks.commands(f"test {kind}", 200, seed)
+        right += round(200 * scoring.score(commands, scoring.answer(model, tokenizer, [c.text for c in commands])).exact)
+    perplexity = scoring.perplexity(model, tokenizer)
+    ended = time.perf_counter()
+    return {"precision": precision, "seed": seed, "training_s": trained - started, "scoring_s": ended - trained,
+            "right_of_400": right, "perplexity": perplexity}
 
 
 def main():
-    models = {}
-    for precision in ("float32", "bfloat16"):
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            base, tokenizer = load_base(precision=precision)
-        models[precision] = get_peft_model(base, LoraConfig(**recipe.LORA))
-    collate, rows = batches.AnswerCollator(tokenizer), recipe.training_rows(tokenizer, seed=0)
-    texts = [c.text for c in tasks.commands("test combinations", 50)]
-    steps, generations = {p: [] for p in models}, {p: [] for p in models}
-    for turn in range(ROUNDS + 1):
-        batch = collate(rows[turn * recipe.BATCH : (turn + 1) * recipe.BATCH])
-        for precision, model in models.items():
-            model.train()
-            started = time.perf_counter()
-            model(**batch).loss.backward()
-            steps[precision].append(time.perf_counter() - started)
-            model.zero_grad()
-        if turn % 3 == 0:
-            for precision, model in models.items():
-                started = time.perf_counter()
-                scoring.answer(model, tokenizer, texts)
-                generations[precision].append(time.perf_counter() - started)
-    results = {}
-    for name, seconds in {"training_step": steps, "generation_of_50": generations}.items():
-        medians = {p: statistics.median(s[1:]) for p, s in seconds.items()}  # the first of each warms up
-        results[name] = medians | {"bfloat16_over_float32": medians["bfloat16"] / medians["float32"]}
-        print(name, results[name])
-    results["bf16_instructions"] = {
-        name: value for name, value in getattr(torch.cpu, "get_capabilities", dict)().items() if "bf16" in name
-    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    results = {"steps": steps(), "lessons": []}
+    for seed in options.seeds:
+        for precision in PRECISIONS:
+            results["lessons"].append(lesson(precision, seed))
+            print(results["lessons"][-1], flush=True)
+    total = {(run["precision"], run["seed"]): run["training_s"] + run["scoring_s"] for run in results["lessons"]}
+    results["bfloat16_over_float32"] = statistics.median(
+        total["bfloat16", seed] / total["float32", seed] for seed in options.seeds)
+    for precision in PRECISIONS:
+        right = sum(run["right_of_400"] for run in results["lessons"] if run["precision"] == precision)
+        score = scoring.Score(right / (400 * len(options.seeds)), None, 400 * len(options.seeds), 0.0)
+        results[f"{precision}_exact_with_interval"] = [score.exact, *score.interval]
+    print("lesson, bfloat16 over float32:", results["bfloat16_over_float32"])
     recipe.write_results("cpu_dtype", results)
 
 

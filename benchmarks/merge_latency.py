@@ -41,7 +41,7 @@ def now(model) -> float:
 
 
 def main():
-    base, _ = recipe.quietly(load_base)
+    base, _ = load_base(quiet=True)
     prompt = torch.randint(1000, 2000, (1, TOKENS), device=base.device)
     results = {}
     for adapter, settings in ADAPTERS.items():

@@ -1,8 +1,6 @@
 """Lesson 0's recipe, for the scripts beside it. A test keeps it equal to the notebook."""
 
-import contextlib
 import json
-import os
 import platform
 import time
 from datetime import date
@@ -23,16 +21,21 @@ QUIET = dict(
 )
 
 
-def adapted_base(seed: int):
+def adapted_base(seed: int, precision: str | None = None):
     """A fresh base with a fresh adapter, and its tokenizer."""
     set_seed(seed)
-    model, tokenizer = quietly(load_base)
+    model, tokenizer = load_base(precision=precision, quiet=True)
     return get_peft_model(model, LoraConfig(**LORA)), tokenizer
 
 
-def quietly(function):
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        return function()
+def tokenizer():
+    return load_base(precision="float32", quiet=True)[1]  # its weights stay in their file
+
+
+def precision(model) -> dict:
+    """What a trainer's arguments say about the precision of `model`, as in the lesson."""
+    return dict(bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
+                use_cpu=model.device.type == "cpu")
 
 
 def training_rows(tokenizer, seed: int) -> list[dict]:
@@ -40,9 +43,9 @@ def training_rows(tokenizer, seed: int) -> list[dict]:
     return batches.similar_lengths(rows, BATCH, seed)
 
 
-def matmul_peak(size: int = 2048, repeats: int = 8) -> float:
-    """The fastest float32 matrix product this machine does, in FLOP/s."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
+def matmul_peak(dtype=torch.float32, size: int = 2048, repeats: int = 8) -> float:
+    """The fastest matrix product this machine does in `dtype`, in FLOP/s."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     best = float("inf")
     for _ in range(repeats):
         started = time.perf_counter()
@@ -55,7 +58,7 @@ def machine() -> dict:
     cpu = getattr(torch.cpu, "get_capabilities", dict)()
     return {
         "cpu": cpu.get("cpu_name") or platform.processor() or platform.machine(),
-        "avx512": bool(cpu.get("avx512_f")), "threads": torch.get_num_threads(),
+        **{name: bool(cpu.get(name)) for name in ("avx512_f", "avx512_bf16", "amx_bf16")}, "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft")},
     }

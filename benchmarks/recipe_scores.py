@@ -21,7 +21,8 @@ def run(seed: int) -> dict:
     result["base_perplexity"] = scoring.perplexity(model, tokenizer)
     rows = recipe.training_rows(tokenizer, seed)
     arguments = TrainingArguments(
-        **recipe.SCHEDULE, **recipe.SAMPLING, **recipe.QUIET, seed=seed, remove_unused_columns=False
+        **recipe.SCHEDULE, **recipe.SAMPLING, **recipe.QUIET, **recipe.precision(model), seed=seed,
+        remove_unused_columns=False,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=batches.AnswerCollator(tokenizer))
     trainer.remove_callback(PrinterCallback)

@@ -37,7 +37,7 @@ SWEEP_SEED = 100
 def train(options: dict, rate: float, seed: int, split: str) -> dict:
     started = time.perf_counter()
     set_seed(seed)
-    model, tokenizer = recipe.quietly(load_base)
+    model, tokenizer = load_base(quiet=True)
     config = recipe.LORA | options | {"lora_alpha": 2 * options["r"]}
     model = get_peft_model(model, LoraConfig(**config))
     rows = batches.encode(tasks.commands("train", STEPS * recipe.BATCH, seed), tokenizer)
@@ -45,7 +45,8 @@ def train(options: dict, rate: float, seed: int, split: str) -> dict:
     trainer = Trainer(
         model=model, data_collator=batches.AnswerCollator(tokenizer),
         train_dataset=batches.similar_lengths(rows, recipe.BATCH, seed),
-        args=TrainingArguments(**schedule, **recipe.SAMPLING, **recipe.QUIET, seed=seed, remove_unused_columns=False),
+        args=TrainingArguments(**schedule, **recipe.SAMPLING, **recipe.QUIET, **recipe.precision(model), seed=seed,
+                               remove_unused_columns=False),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

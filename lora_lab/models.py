@@ -25,7 +25,9 @@ from .errors import LabError
 DEFAULT = cache.SMOLLM2.name
 HUB_NAME = f"HuggingFaceTB/{DEFAULT}"  # what a saved adapter names as its base: no machine's path
 LITTLE_MEMORY, M_MMAP_THRESHOLD = 4e9, -3  # bytes; glibc's name for one of its settings
-PRECISIONS = ("float32", "bfloat16", "float16", "int8", "nf4")
+TRAINED = ("float32", "bfloat16", "float16")  # what a model can train in
+PRECISIONS = (*TRAINED, "int8", "nf4")
+FORCED = "LORA_LAB_PRECISION"
 
 
 def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = False):
@@ -33,7 +35,7 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
 
     `name` is the default model, a hub id ("owner/name") or a local folder. `precision` is one of
     "float32", "bfloat16", "float16", "int8" (LLM.int8(), Dettmers et al. 2022) or "nf4" (QLoRA,
-    Dettmers et al. 2023); without it the device decides. The model comes back in eval mode on the
+    Dettmers et al. 2023); without it the device decides (see `pick_dtype`). The model comes back in eval mode on the
     device that was picked, and one printed line says what that was, unless `quiet`. Raises LabError.
 
     On a CPU, float32 weights are read from their file where they lie: loading the model again costs no memory until
@@ -60,6 +62,8 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
         tokenizer, model = _from_pretrained(source, options, AutoTokenizer, AutoModelForCausalLM)
     if name == DEFAULT:
         model.name_or_path = model.config._name_or_path = HUB_NAME
+    if head := model.get_output_embeddings():
+        head.register_forward_pre_hook(_contiguous)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if quiet:
@@ -70,6 +74,13 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
         f"{model.get_memory_footprint() / 1e6:.0f} MB, on {where}"
     )
     return model.eval(), tokenizer
+
+
+def _contiguous(head, inputs: tuple) -> tuple:
+    """Copy the few columns that `logits_to_keep` leaves: torch multiplies a slice row by row, with a weight expanded
+    to the batch, and takes up to three times as long for a whole training step (benchmarks/cpu_dtype.py).
+    """
+    return inputs[0].contiguous(), *inputs[1:]
 
 
 def _give_memory_back() -> None:
@@ -90,17 +101,23 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """The dtype a model trains well in on `device`.
+    """Return the dtype that a model trains in on `device`; raises LabError for a LORA_LAB_PRECISION it cannot be.
 
-    CUDA: bfloat16 where the GPU computes in it, else float16 (a T4 only emulates bfloat16). CPU:
-    float32, or bfloat16 where the CPU has matrix units for it (AMX); bfloat16 vector instructions
-    alone did not pay (benchmarks/cpu_dtype.py). Apple: float32.
+    CPU: what took less time for all of lesson 0, at an equal score, on a CPU of its kind (benchmarks/cpu_dtype.py):
+    bfloat16 with AVX512_BF16, float32 elsewhere and with AMX, whose matrix units no whole lesson has been timed on.
+    CUDA: bfloat16 where the GPU computes in it, else float16 (a T4 only emulates bfloat16). Apple: float32.
+    The environment variable LORA_LAB_PRECISION stands for all of these.
     """
+    if forced := os.environ.get(FORCED):
+        trained = TRAINED[:2] if device.type == "cpu" else TRAINED  # the Trainer refuses float16 on a CPU
+        if forced not in trained:
+            raise LabError(f"{FORCED} is {forced!r}. Models train on {device.type} in: {', '.join(trained)}. "
+                           "Set one of these and restart the kernel, or leave it unset.")
+        return getattr(torch, forced)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
-        return torch.bfloat16
-    return torch.float32
+    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return torch.bfloat16 if able.get("avx512_bf16") and not able.get("amx_bf16") else torch.float32
 
 
 def clock() -> float:

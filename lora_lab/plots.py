@@ -68,7 +68,7 @@ class LiveLoss(TrainerCallback):
     a line every tenth of the way.
     """
 
-    def __init__(self, seconds_between_draws: float = 0.7):
+    def __init__(self, seconds_between_draws: float = 2.0):  # a drawing takes a tenth of a second
         self.seconds_between_draws = seconds_between_draws
         self.steps: list[int] = []
         self.losses: list[float] = []

@@ -94,10 +94,11 @@ def generate(
         for start in range(0, len(rows), batch_size):
             chosen = by_length[start : start + batch_size]
             batch = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, padding_side="left", return_tensors="pt")
-            output = model.generate(
-                **batch.to(model.device), do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+            with _as_trained(model):
+                output = model.generate(
+                    **batch.to(model.device), do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
             new_tokens = output[:, batch["input_ids"].shape[1] :]
             for i, text in zip(chosen, tokenizer.batch_decode(new_tokens, skip_special_tokens=True)):
                 continuations[i] = text
@@ -129,13 +130,22 @@ def quick_score(model, tokenizer, commands: list[tasks.Command], progress: str |
             batch = collate(rows[start : start + 50]).to(model.device)
             labels = batch.pop("labels")[:, 1:]
             counted = labels != batches.IGNORED
-            logits = model(**batch).logits[:, :-1].float()
+            with _as_trained(model):
+                logits = model(**batch).logits[:, :-1].float()
             right += ((logits.argmax(-1) == labels) | ~counted).all(-1).sum().item()
             loss += torch.nn.functional.cross_entropy(logits[counted], labels[counted], reduction="sum").item()
             tokens += counted.sum().item()
             bar.update(len(labels))
     model.train(was_training)
     return Score(right / len(rows), None, len(rows), loss / tokens)
+
+
+def _as_trained(model):
+    """Return the autocast that the Trainer leaves around a 16-bit model: one loaded from a file then computes as the
+    trained one did, and as fast, instead of with its adapter in float32.
+    """
+    half = model.dtype in (torch.bfloat16, torch.float16) and not getattr(model, "is_quantized", False)
+    return torch.autocast(model.device.type, dtype=model.dtype, enabled=half)
 
 
 def _parse(text: str):
@@ -151,6 +161,7 @@ def perplexity(model, tokenizer, text: str = GENERAL_TEXT) -> float:
     was_training = model.training
     model.eval()
     ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
-    loss = model(input_ids=ids, labels=ids).loss.item()
+    with _as_trained(model):
+        loss = model(input_ids=ids, labels=ids).loss.item()
     model.train(was_training)
     return math.exp(loss)

@@ -252,6 +252,7 @@ arguments = TrainingArguments(
     learning_rate=2e-3, warmup_steps=3,
     train_sampling_strategy="sequential",  # similar_lengths has shuffled the rows
     bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
+    use_cpu=model.device.type == "cpu",  # asked for bf16, the Trainer otherwise looks for a GPU that has it
     logging_steps=1, save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=SEED,
     dataloader_pin_memory=torch.cuda.is_available(),
 )

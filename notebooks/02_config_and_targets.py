@@ -58,12 +58,12 @@ from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, Trainer
 
 SEED = 0
 set_seed(SEED)
-base, tokenizer = load_base(precision="float32")
+base, tokenizer = load_base(precision="float32")  # for close comparisons; None trains as this machine does best
 
-def adapt(**options):
+def adapt(precision="float32", **options):
     """The base, loaded again, with an adapter: these defaults, unless the options say otherwise."""
     defaults = dict(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    return get_peft_model(load_base(precision="float32", quiet=True)[0], LoraConfig(**defaults | options))
+    return get_peft_model(load_base(precision=precision, quiet=True)[0], LoraConfig(**defaults | options))
 
 # %% [markdown]
 # ## Explanation: a config is a set of names and a set of numbers
@@ -361,6 +361,7 @@ def fit(model, steps, learning_rate, seed, callbacks=None):
         output_dir="runs/targets", max_steps=steps, per_device_train_batch_size=8, learning_rate=learning_rate,
         warmup_steps=3, train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", disable_tqdm=True,
         remove_unused_columns=False, seed=seed, dataloader_pin_memory=torch.cuda.is_available(),
+        bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16, use_cpu=model.device.type == "cpu",
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
@@ -371,7 +372,7 @@ def fit(model, steps, learning_rate, seed, callbacks=None):
 losses, scores = {}, {}
 for kind, names in {"q_proj, v_proj": ["q_proj", "v_proj"], "q_proj, value": ["q_proj", "value"]}.items():
     set_seed(SEED)
-    model = adapt(target_modules=names)
+    model = adapt(precision=None, target_modules=names)
     losses[kind] = fit(model, steps=20, learning_rate=4e-3, seed=SEED, callbacks=[plots.LiveLoss()])
     scores[kind] = scoring.quick_score(model, tokenizer, test, progress=kind)
 for kind, score in scores.items():
@@ -464,7 +465,7 @@ results = {kind: {} for kind in CHOICES}
 def race(seed):
     for kind, options in CHOICES.items():
         set_seed(seed)
-        model = adapt(**options, lora_alpha=2 * options["r"])
+        model = adapt(precision=None, **options, lora_alpha=2 * options["r"])
         fit(model, steps=10, learning_rate=4e-3, seed=seed)
         results[kind][seed] = scoring.quick_score(model, tokenizer, test)
         print(f"seed {seed}, {kind:10} {results[kind][seed]}")

@@ -398,8 +398,8 @@ rows = batches.similar_lengths(batches.encode(tasks.commands("train", n=STEPS * 
 arguments = TrainingArguments(
     output_dir="runs/eight", max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=2e-3, warmup_steps=3,
     train_sampling_strategy="sequential", bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
-    logging_steps=1, save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=SEED,
-    dataloader_pin_memory=torch.cuda.is_available(),
+    use_cpu=model.device.type == "cpu", dataloader_pin_memory=torch.cuda.is_available(), logging_steps=1,
+    save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=SEED,
 )
 collate = batches.AnswerCollator(tokenizer)
 

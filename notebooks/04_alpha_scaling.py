@@ -86,11 +86,12 @@ tokenizer = load_base(precision="float32")[1]
 def train_smollm(steps, lr=2e-3, alpha=16, start=None):
     transformers.set_seed(0)
     config = LoraConfig(r=8, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = start or get_peft_model(load_base(precision="float32", quiet=True)[0], config)
+    model = start or get_peft_model(load_base(quiet=True)[0], config)
     rows = batches.encode(tasks.commands("train", n=8 * steps, seed=0 if start is None else 1), tokenizer)
     arguments = transformers.TrainingArguments(
         output_dir="runs/alpha", max_steps=steps, per_device_train_batch_size=8, learning_rate=lr, warmup_steps=3,
         train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", remove_unused_columns=False,
+        bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16, use_cpu=model.device.type == "cpu",
         disable_tqdm=True, dataloader_pin_memory=False)
     trainer = transformers.Trainer(model, arguments, batches.AnswerCollator(tokenizer),
                                    batches.similar_lengths(rows, 8), callbacks=[plots.LiveLoss()])
@@ -101,7 +102,7 @@ def train_smollm(steps, lr=2e-3, alpha=16, start=None):
 # %%
 if Path("adapters/first/adapter_model.safetensors").exists():
     folder = checks.adapter_folder("adapters/first", r=8)
-    trained = PeftModel.from_pretrained(load_base(precision="float32", quiet=True)[0], folder, is_trainable=True)
+    trained = PeftModel.from_pretrained(load_base(quiet=True)[0], folder, is_trainable=True)
     print("loaded your adapter of Lesson 0")
 else:
     trained = train_smollm(32)

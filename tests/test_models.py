@@ -30,25 +30,56 @@ def test_loaded_again_quietly_and_for_no_memory(base, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("computes", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("precision", "megabytes"), [("bfloat16", 269), ("int8", 220), ("nf4", 167)])
-def test_precisions_shrink_the_weights(precision, megabytes):
-    if not torch.cuda.is_available() and models.pick_dtype(torch.device("cpu")) != torch.float32:
-        megabytes -= {"int8": 57, "nf4": 57}.get(precision, 0)  # embeddings follow the CPU's dtype
-    model, _ = load_base(precision=precision)
+def test_precisions_shrink_the_weights(monkeypatch, precision, megabytes, computes):
+    monkeypatch.setenv(models.FORCED, computes)
+    if computes == "bfloat16":  # the embeddings of a quantised model are in what it computes in
+        megabytes -= {"int8": 57, "nf4": 57}.get(precision, 0)
+    model, _ = load_base(precision=precision, quiet=True)
     assert model.get_memory_footprint() / 1e6 == pytest.approx(megabytes, abs=3)
     ids = torch.tensor([[1, 2, 3]], device=model.device)
     assert model(ids).logits.isfinite().all()
 
 
-def test_float32_on_a_cpu_without_bf16_units(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
-    assert models.pick_dtype(torch.device("cpu")) == torch.float32
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
-    assert models.pick_dtype(torch.device("cpu")) == torch.bfloat16
+@pytest.mark.parametrize(("able", "dtype"), [
+    ({"avx2": True}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16),
+    ({"avx512_bf16": True, "amx_bf16": True}, torch.float32)])
+def test_a_cpu_gets_what_a_whole_lesson_was_faster_in(monkeypatch, able, dtype):
+    monkeypatch.delenv(models.FORCED, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert models.pick_dtype(torch.device("cpu")) == dtype
+
+
+@pytest.mark.parametrize("forced", ["float32", "bfloat16"])
+def test_one_variable_forces_the_other_precision(monkeypatch, capsys, forced):
+    monkeypatch.setenv(models.FORCED, forced)
+    assert load_base()[0].dtype == getattr(torch, forced) and f" in {forced}, " in capsys.readouterr().out
+    assert load_base(precision="float32", quiet=True)[0].dtype == torch.float32, "a cell that names one gets it"
+
+
+@pytest.mark.parametrize("forced", ["float16", "int8", "bf16"])
+def test_a_precision_that_a_cpu_cannot_train_in_is_refused(monkeypatch, forced):
+    monkeypatch.setenv(models.FORCED, forced)
+    with pytest.raises(LabError, match=f"LORA_LAB_PRECISION is '{forced}'.*on cpu in: float32, bfloat16"):
+        models.pick_dtype(torch.device("cpu"))
+
+
+def test_a_slice_before_the_head_is_one_product(base):
+    """torch multiplies a slice batch by batch with an expanded weight, where the weight is frozen."""
+    model, _ = base
+    ids = torch.arange(60, device=model.device).reshape(3, 20)
+    with torch.no_grad(), torch.profiler.profile(record_shapes=True) as told:
+        kept = model(ids, logits_to_keep=5).logits
+    assert not [event for event in told.key_averages() if event.key == "aten::bmm"]
+    with torch.no_grad():
+        assert torch.allclose(kept.float(), model(ids).logits[:, -5:].float(), atol=1e-3 if kept.dtype ==
+                              torch.float32 else 0.5)
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
 def test_a_t4_gets_float16_and_newer_gpus_bfloat16(monkeypatch, capability, dtype):
+    monkeypatch.delenv(models.FORCED, raising=False)
     properties = type("properties", (), {"major": capability[0], "minor": capability[1]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
