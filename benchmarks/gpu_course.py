@@ -162,9 +162,9 @@ def child(twin: str, folder: str, quick: str) -> None:
         def tell(cell):
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()  # which notes the peak first
-            record = {"cell": cell.number, "seconds": round(cell.seconds, 3), "peak_gpu_bytes": max(peaks, default=None),
-                      "host_bytes": 1024 * max(resource.getrusage(who).ru_maxrss for who in (
-                          resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))} | noted
+            resident = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+            record = {"cell": cell.number, "seconds": round(cell.seconds, 3),
+                      "peak_gpu_bytes": max(peaks, default=None), "host_bytes": 1024 * max(resident)} | noted
             if cell.error is not None:
                 last = str(cell.error).strip().rpartition("\n")[2]
                 record["error"] = gpu_8bit.clean(f"{type(cell.error).__name__}: {last}")

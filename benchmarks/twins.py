@@ -69,7 +69,7 @@ def quick():
     Lengths of lists stay as they are, so that no cell misses what it counts on: of a training the first steps are
     computed and the last loss is told again for the others, of many commands the first are answered or scored.
     """
-    from lora_lab import batches, cache, memory, pocket, scoring
+    from lora_lab import batches, cache, memory, pocket, scoring, sweep
     from transformers import GenerationMixin, LlamaForCausalLM, Trainer
 
     patches = {
@@ -78,6 +78,7 @@ def quick():
         (scoring, "perplexity"): _first_words, (batches.AnswerCollator, "__call__"): _first_rows,
         (LlamaForCausalLM, "forward"): _short, (pocket, "stream"): _first_batches,
         (cache, "_is_intact"): _asked_once, (memory, "plan"): _few_layers,
+        (sweep, "sweep"): _bowls,
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict("os.environ", LORA_LAB_MEMORY_GB="2"))  # lesson 1 has a smaller path then
@@ -123,11 +124,11 @@ def _first_words(perplexity):
 
 
 def _first_rows(collate):
-    return lambda self, rows: collate(self, rows[:ROWS] if self.pad_id else rows)  # 0: the pocket model's, which is quick
+    return lambda self, rows: collate(self, rows[:ROWS] if self.pad_id else rows)  # 0: the pocket model
 
 
 def _short(forward):
-    """Of long inputs the last columns, where nobody sees the others; and few layers, where none is trained or watched."""
+    """Of long inputs the last columns, where nobody sees the others; and few layers where none is watched."""
     def short(self, input_ids=None, *, labels=None, attention_mask=None, logits_to_keep=0, **options):
         small = input_ids is None or input_ids.device.type == "meta" or self.config.vocab_size < LARGE
         if not small and attention_mask is None and (labels is not None or logits_to_keep):
@@ -154,6 +155,21 @@ def _few_layers(plan):
 
 def _first_batches(stream):
     return lambda *args, **options: itertools.islice(stream(*args, **options), STEPS)
+
+
+def _bowls(sweep):
+    """The loss is made up, smallest at the middle learning rate: after two steps it is smallest at the grid's edge."""
+    def bowls(*args, **options):
+        runs, alike = sweep(*args, **options), {}
+        for row in runs.rows:
+            if {"lr", "loss"} <= row.keys():
+                settings = tuple(value for value in row.values() if not isinstance(value, float))  # figures are floats
+                alike.setdefault(settings, []).append(row)
+        for rows in alike.values():
+            for place, row in enumerate(sorted(rows, key=lambda row: row["lr"])):
+                row["loss"] = 1 + abs(place - (len(rows) - 1) / 2)
+        return runs
+    return bowls
 
 
 def _asked_once(is_intact):

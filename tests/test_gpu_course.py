@@ -1,4 +1,4 @@
-"""The course's run on a GPU: goes through on a CPU without Jupyter, keeps what failed, and README and lessons tell it."""
+"""The run of the course on a GPU goes through on a CPU without Jupyter; README and lessons tell what it recorded."""
 
 import contextlib
 import json
