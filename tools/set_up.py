@@ -39,14 +39,15 @@ def unfit():
         return (f"lora-lab needs Python 3.{lowest} to 3.{beyond - 1}; {sys.executable} is {here}. Name another: "
                 f"make lab PYTHON=/path/to/python3.{lowest}, or on Windows: py -3.{lowest} tools\\set_up.py")
     if sys.maxsize < 2**32:
-        return f"lora-lab needs a 64-bit Python, because torch does; {sys.executable} is a 32-bit one. Install the other."
+        return f"lora-lab needs a 64-bit Python, because torch does; {sys.executable} has 32 bits. Install the other."
     if WINDOWS and platform.machine() != "AMD64":
-        return f"There is no torch for Windows on {platform.machine()}. Install a Python for x86-64: Windows can run it."
+        return f"There is no torch for Windows on {platform.machine()}. Install a Python for x86-64, which runs too."
     if sys.platform == "linux" and (platform.libc_ver()[0] != "glibc" or _numbers(platform.libc_ver()[1]) < (2, 28)):
-        return f"torch needs glibc 2.28 or newer, this is {' '.join(platform.libc_ver())}. Use a newer system or a container."
+        found = " ".join(platform.libc_ver()) or "another C library"
+        return f"torch needs glibc 2.28 or newer, this is {found}. Use a newer system or a container."
     if sys.platform == "darwin" and platform.machine() != "arm64":
-        return ("There is no torch for Intel Macs, nor for an Intel Python on Apple silicon. With Apple silicon, install "
-                "a Python for it; on an Intel Mac, read the lessons on the web or run them on another machine.")
+        return ("There is no torch for Intel Macs, nor for an Intel Python on Apple silicon. With Apple silicon, "
+                "install a Python for it; on an Intel Mac, read the lessons on the web or run them elsewhere.")
     if sys.platform == "darwin" and _numbers(platform.mac_ver()[0]) < (14,):
         return f"There is no torch for macOS {platform.mac_ver()[0]}: it needs macOS 14 or newer. Update macOS."
     return ""
@@ -86,7 +87,8 @@ def installed(folder):
     if not ours(folder):
         return {}
     try:
-        found = json.loads((folder / MARK).read_text(encoding="utf-8")) if (folder / MARK).exists() else {"extras": ["test"]}
+        text = (folder / MARK).read_text(encoding="utf-8") if (folder / MARK).exists() else '{"extras": ["test"]}'
+        found = json.loads(text)
         return found if subprocess.call([str(python_of(folder)), "-c", ""], stderr=subprocess.DEVNULL) == 0 else {}
     except (OSError, ValueError):
         return {}
@@ -191,12 +193,12 @@ def call(*command):
 
 
 def install(folder, extras):
-    """Make the environment, or bring it up to date. The mark is written last: an update that fails keeps the old one."""
+    """Make the environment, or bring it up to date. The mark comes last: an update that fails keeps the old one."""
     before = installed(folder)
     if not before:
         if find_spec("ensurepip") is None:
-            sys.exit(f"{sys.executable} cannot make environments: its module ensurepip is missing. On Debian and Ubuntu: "
-                     f"apt install python3.{sys.version_info[1]}-venv. Then run again.")
+            sys.exit(f"{sys.executable} cannot make environments: its module ensurepip is missing. On Debian and "
+                     f"Ubuntu: apt install python3.{sys.version_info[1]}-venv. Then run again.")
         if ours(folder):
             print("The last set-up did not finish, or its Python is gone: starting it over.")
             empty(folder)
@@ -204,7 +206,8 @@ def install(folder, extras):
             print(f"{FOLDERS[0]} was not made by this set-up and stays as it is: the course goes to {folder.name}.")
         folder.mkdir(exist_ok=True)
         (folder / MARK).write_text("", encoding="utf-8")
-        print(f"Setting up {folder.name}: torch, transformers, JupyterLab and the rest (a few minutes, once).", flush=True)
+        print(f"Setting up {folder.name}: torch, transformers, JupyterLab and the rest (a few minutes, once).",
+              flush=True)
         call(sys.executable, "-m", "venv", folder)
     pip = (python_of(folder), "-m", "pip", "install", "--disable-pip-version-check", "-c", "constraints.txt")
     index = torch_index()
@@ -263,4 +266,4 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Run it again to go on.")
     except OSError as error:
-        sys.exit(f"The set-up is not finished: {error}. {ROOT} must be writable, with about 3 GB free; then run it again.")
+        sys.exit(f"The set-up is not finished: {error}. {ROOT} must be writable, with about 3 GB free. Run it again.")
