@@ -17,13 +17,12 @@ IGNORED = -100  # the label that the loss of every transformers model skips
 
 def encode(commands: list[tasks.Command], tokenizer) -> list[dict[str, list[int]]]:
     """One dict a command: `input_ids` (prompt, answer, end of text) and `answer_length`."""
-    rows = []
-    for command in commands:
-        prompt = tokenizer(tasks.prompt(command.text), add_special_tokens=False)["input_ids"]
-        answer = tokenizer(command.answer, add_special_tokens=False)["input_ids"]
-        answer = answer + [tokenizer.eos_token_id]
-        rows.append({"input_ids": prompt + answer, "answer_length": len(answer)})
-    return rows
+    if not commands:
+        return []
+    prompts = tokenizer([tasks.prompt(command.text) for command in commands], add_special_tokens=False)["input_ids"]
+    answers = tokenizer([command.answer for command in commands], add_special_tokens=False)["input_ids"]
+    return [{"input_ids": prompt + answer + [tokenizer.eos_token_id], "answer_length": len(answer) + 1}
+            for prompt, answer in zip(prompts, answers)]
 
 
 def similar_lengths(rows: list[dict], batch_size: int, seed: int = 0, pool: int = 4) -> list[dict]:
