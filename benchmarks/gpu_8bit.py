@@ -86,6 +86,7 @@ def measure_all(args, scratch: Path) -> dict:
     for wheel in args.wheels.glob("*.whl") if args.wheels else ():
         zipfile.ZipFile(wheel).extractall(scratch / "site")
     paths = [str(scratch / "site"), str(REPOSITORY), str(REPOSITORY / "benchmarks")]
+    paths += filter(None, [os.environ.get("PYTHONPATH")])  # of whoever started this script
     env = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
     if args.device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""

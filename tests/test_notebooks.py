@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import build_notebooks
 import jupytext
 import lesson_runs
 import nbformat
@@ -70,6 +71,16 @@ def test_code_cells_are_short(path):
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type == "code":
             assert len([line for line in cell.source.splitlines() if line.strip()]) <= 15, cell.source
+
+
+def test_committed_runs_are_quick_and_the_readme_says_how_quick():
+    text = (FOLDER.parent / "README.md").read_text()
+    said = dict(re.findall(r"\(notebooks/(\w+)\.ipynb\) \|[^|]*\| ([\d.]+)", text))
+    assert said.keys() == {path.stem for path in LESSONS}
+    for path in LESSONS:
+        taken = build_notebooks.seconds(nbformat.read(path, 4))
+        assert sum(taken) <= 240 and max(taken) <= 90, f"{path.stem} took {sum(taken):.0f} s, a cell {max(taken):.0f} s"
+        assert float(said[path.stem]) == pytest.approx(sum(taken) / 60, abs=0.3), path.stem
 
 
 # Every lesson as where there are 2 GB; Lesson 1, which takes a smaller path there, also as where there is enough.

@@ -6,6 +6,7 @@ Cell ids stay, widget views go: a saved notebook cannot show them, and the pictu
 import os
 import sys
 import tempfile
+from datetime import datetime
 from pathlib import Path
 
 import jupytext
@@ -29,9 +30,19 @@ def build(twin: Path) -> None:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     notebook.metadata.pop("widgets", None)
+    taken = seconds(notebook)
+    print(f"  {sum(taken) / 60:.1f} minutes, the longest cell {max(taken):.0f} s", flush=True)
     temporary = file.with_suffix(".tmp")
     nbformat.write(notebook, temporary)
     os.replace(temporary, file)
+
+
+def seconds(notebook) -> list[float]:
+    """Return the seconds that each executed code cell took, from the times that were saved with it."""
+    stamps = [cell.metadata.execution for cell in notebook.cells if "execution" in cell.metadata]
+    ran = [[datetime.fromisoformat(stamp[key]) for key in ("iopub.execute_input", "shell.execute_reply")]
+           for stamp in stamps]
+    return [(end - start).total_seconds() for start, end in ran]
 
 
 def main() -> None:
