@@ -69,10 +69,11 @@ def audit(model, prompts, tokenizer=None, deployed=None, max_new_tokens: int = 1
     """Compare `model`, a PEFT model with its adapter unmerged, with the same model merged.
 
     `prompts` is a list of texts (give the tokenizer as well) or of lists of token ids. `deployed` is the model that
-    production loads, merged or not, on any device; without it, a deep copy of `model` is merged with `merge_and_unload`
-    (as much memory again). The verdict is "safe" if every greedy answer of up to `max_new_tokens` tokens is the same and the
-    logits move by under 1 % of what the adapter does (in KL divergence), "broken" if more than a tenth of the answers
-    or of the effect is lost, or if the weights show why; "look" between. Changes neither model. Raises LabError.
+    production loads, merged or not, on any device; without it, a deep copy of `model` is merged with
+    `merge_and_unload` (as much memory again). The verdict is "safe" if every greedy answer of up to `max_new_tokens`
+    tokens is the same and the logits move by under 1 % of what the adapter does (in KL divergence), "broken" if more
+    than a tenth of the answers or of the effect is lost, or if the weights show why; "look" between. Changes neither
+    model. Raises LabError.
     """
     _check(model)
     _check_deployed(deployed)
@@ -281,7 +282,7 @@ def _compare_logits(model, deployed, rows) -> tuple[float, float, float, bool]:
 
 
 def _logits(model, row: list[int]) -> torch.Tensor:
-    """(positions, vocabulary), float64, on the CPU: the two models may be on different devices, and Apple's GPU has none."""
+    """(positions, vocabulary), float64, on the CPU: models may be on two devices, and Apple's GPU has no float64."""
     ids = torch.tensor([row], device=next(model.parameters()).device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:

@@ -558,7 +558,7 @@ plots.table(costs)
 
 # %%
 layer = by_peft.base_model.model.model.layers[5].self_attn.q_proj
-x = torch.randn(4, 576, device=base.device)
+x = torch.randn(4, layer.in_features, device=base.device)
 with torch.no_grad():
     A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     y, Wx, BAx = layer(x), layer.base_layer(x), x @ A.T @ B.T

@@ -1,9 +1,9 @@
 """A GPU where there is none: the CPU's own tensors with a mark on their memory, to catch code that mixes devices.
 
-Within `pretend_gpu()` the device `GPU` is "cpu:1", where torch computes as on the CPU. What is made on it or moved to it is
-marked, and so are the results of marked tensors, in the backward pass too. An operation on marked and unmarked tensors
-raises as CUDA does, and is kept in `mistakes`: code that goes on after the error has made one all the same. The mark is on
-the storage, so that views, parameters and what C kernels write through pointers keep it.
+Within `pretend_gpu()` the device `GPU` is "cpu:1", where torch computes as on the CPU. What is made on it or moved to
+it is marked, and so are the results of marked tensors, in the backward pass too. An operation on marked and unmarked
+tensors raises as CUDA does, and is kept in a list: code that goes on after the error has made one all the same. The
+mark is on the storage, so that views, parameters and what C kernels write through pointers keep it.
 
 Allowed as on CUDA: copies between devices (`x[1:3] = y` is one), numbers without a dimension beside tensors on the GPU,
 indices on the CPU into tensors on the GPU. Not seen: `torch.cuda` itself, other processes, time, 16-bit arithmetic.
@@ -28,8 +28,9 @@ aten = torch.ops.aten
 COPIES = {aten.copy_, aten._copy_from, aten.set_}
 INDEXED = {aten.index: 1, aten.index_put_: 1, aten.index_put: 1, aten._index_put_impl_: 1, aten._unsafe_index: 1}
 JOINED = {aten.cat, aten.stack, aten.mm, aten.bmm}  # where a number beside them is on another device, too
-READ = {torch.Tensor.numpy, torch.Tensor.__array__}
+DEVICE, READ = torch.Tensor.device.__get__, {torch.Tensor.numpy, torch.Tensor.__array__}
 MADE = {torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor}
+ASKED = {DEVICE, torch.Tensor.cpu, torch.Tensor.to} | READ | MADE
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,10 @@ class _Ask(TorchFunctionMode):
         self.mistakes = mistakes
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func == torch.Tensor.device.__get__:
+        kwargs = kwargs or {}
+        if func not in ASKED:
+            return func(*args, **kwargs)
+        if func == DEVICE:
             return GPU if on_gpu(args[0]) else func(*args)
         if func in READ and on_gpu(args[0]):
             raise self.mistakes.add(f"{func.__name__}: can't convert a tensor on the GPU to numpy. Use .cpu() first.",
@@ -102,12 +105,11 @@ class _Ask(TorchFunctionMode):
         if func == torch.Tensor.to:
             return _to(*args, **kwargs)
         made = func(*args, **kwargs)
-        if func in MADE and isinstance(made, torch.Tensor):
-            like = args[0] if args and isinstance(args[0], torch.Tensor) else None
-            device = kwargs.get("device")
-            return _moved(made, torch.device(device) == GPU if device is not None else
-                          like is not None and on_gpu(like))
-        return made
+        if func in READ:
+            return made
+        if (device := kwargs.get("device")) is not None:
+            return _moved(made, torch.device(device) == GPU)
+        return _moved(made, bool(args) and isinstance(args[0], torch.Tensor) and on_gpu(args[0]))
 
 
 def _to(tensor, *args, **kwargs):
@@ -132,19 +134,19 @@ class _Compute(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         given = [tensor for tensor in _tensors((*args, *kwargs.values())) if not tensor.is_meta]
-        places = [on_gpu(tensor) for tensor in given]
+        storages = [tensor.untyped_storage() for tensor in given]
+        places = [getattr(storage, "on_gpu", False) for storage in storages]
         if len(set(places)) == 2 and self._mixes(func.overloadpacket, args, given, places):
             shown = ", ".join(f"{tuple(t.shape)} on the {'GPU' if gpu else 'CPU'}" for t, gpu in zip(given, places))
-            raise self.mistakes.add(f"{func.overloadpacket.__name__}: expected all tensors on one device, found {shown}",
-                                    RuntimeError)
+            text = f"{func.overloadpacket.__name__}: expected all tensors on one device, found {shown}"
+            raise self.mistakes.add(text, RuntimeError)
         made = func(*args, **kwargs)
         device = None if func.overloadpacket is aten._to_copy else kwargs.get("device")
         if any(places) if device is None else device == GPU:
-            with torch._C.DisableTorchFunction():
-                before = {id(tensor.untyped_storage()) for tensor in given}
-                for tensor in _tensors(made if isinstance(made, (tuple, list)) else (made,)):
-                    if id(storage := tensor.untyped_storage()) not in before:
-                        storage.on_gpu = True
+            before = {id(storage) for storage in storages}
+            for tensor in _tensors(made if isinstance(made, (tuple, list)) else (made,)):
+                if id(storage := tensor.untyped_storage()) not in before:
+                    storage.on_gpu = True
         return made
 
     @staticmethod
@@ -195,7 +197,8 @@ def pretend_gpu():
         patch.setattr(models, "pick_dtype", lambda device: torch.float32)
         patch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
         patch.setattr(torch.UntypedStorage, "__deepcopy__", deepcopy)
-        patch.setattr(transformers.TrainingArguments, "device", property(lambda arguments: arguments._setup_devices and GPU))
+        device = property(lambda arguments: arguments._setup_devices and GPU)
+        patch.setattr(transformers.TrainingArguments, "device", device)
         for state in (PartialState, AcceleratorState):  # set up anew by each TrainingArguments
             patch.setattr(state, "device", property(lambda state: GPU, lambda state, device: None), raising=False)
         with _Ask(mistakes), _Compute(mistakes):
