@@ -3,12 +3,13 @@ PYTHON ?= python3
 # Sets up what its first argument names (see tools/set_up.py), then runs the rest with the environment's Python.
 SET_UP  = $(PYTHON) tools/set_up.py
 
-.PHONY: help lab reset class release test setup notebooks publish site bench drift clean
+.PHONY: help lab reset class release test check setup notebooks publish site bench drift clean
 
 help:
 	@echo "make lab        set up, then open JupyterLab on your first unfinished lesson  (LESSON=01_low_rank_math, ARGS=--no-browser)"
 	@echo "make reset      put a lesson back as handed out; asks first, keeps what you edited  (LESSON=01_low_rank_math)"
 	@echo "make test       set up, then run every test                        (ARGS='-k name': options for pytest)"
+	@echo "make check      set up, then the tests that take under two minutes together, to run between two edits"
 	@echo "make setup      only set up what learners need: virtual environment, packages, model"
 	@echo "make notebooks  write the lessons from their text twins and run them  (ARGS=01_low_rank_math: only that one)"
 	@echo "make publish    write where the course is published into notebooks and README  (REPO=owner/name, or REPO= for nowhere)"
@@ -35,6 +36,10 @@ release:
 test:
 	@$(SET_UP) test tools/get_browser.py
 	@$(SET_UP) test -m pytest $(ARGS)
+
+# What is quick and close to most edits; tests/conftest.py names what is slow.
+check:
+	@$(SET_UP) test -m pytest -q -m "not slow" $(ARGS)
 
 setup:
 	@$(SET_UP) lab

@@ -3,10 +3,20 @@ import pytest
 from browser import chromium, jupyterlab, page  # noqa: F401
 
 LESSON = "test_notebook_runs"
+# Files that `make check` leaves out; so are single tests marked slow, and all with a page.
+SLOW = {"test_cache", "test_colab", "test_devices", "test_fleet", "test_finetune", "test_gpu_8bit", "test_gpu_course",
+        "test_memory", "test_merging", "test_models", "test_setup", "test_site", "test_targets"}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: left out by make check")
 
 
 def pytest_collection_modifyitems(items):
     """Pages first, on quiet cores. Lessons last, and backwards: they run forwards beside the tests before them."""
+    for item in items:
+        if item.path.stem in SLOW or "page" in item.fixturenames or getattr(item, "originalname", None) == LESSON:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: 0 if "page" in item.fixturenames else 1)
     lessons = lessons_of(items)
     items[:] = [item for item in items if item not in lessons] + lessons[::-1]

@@ -212,6 +212,7 @@ def cheap(small, monkeypatch):
     with monkeypatch.context() as patch, twins.quick():
         for name, size in dict(STEPS=1, TOKENS=2, ROWS=1, COLUMNS=8).items():
             patch.setattr(twins, name, size)
+        patch.setenv("LORA_LAB_MEMORY_GB", "16")  # Lesson 1 takes its other path in test_notebooks
         patch.setattr(cache, "model_folder", lambda: small)
         patch.setattr(models, "_give_memory_back", lambda: None)  # small models have none, and gc takes a second
         patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda source, **_: tokenizer(str(source)))

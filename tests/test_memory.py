@@ -52,9 +52,11 @@ def test_weights_of_the_default_model(precision, megabytes):
     assert planned.weights_bytes / 1e6 == pytest.approx(megabytes, abs=0.05)
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8", "nf4"])
-def test_weights_are_the_footprint_of_the_loaded_model(precision, capsys):
-    model, _ = load_base(precision=precision)
+@pytest.mark.parametrize("computes", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [None, "int8", "nf4"])
+def test_weights_are_the_footprint_of_the_loaded_model(monkeypatch, precision, computes):
+    monkeypatch.setenv("LORA_LAB_PRECISION", computes)
+    model, _ = load_base(precision=precision, quiet=True)
     planned = memory.plan(model, lora())
     assert planned.weights_bytes == model.get_memory_footprint()
     scales = 0
@@ -96,9 +98,12 @@ def gpu_dropout(monkeypatch):
 def step_bytes(model, batch_size, seq_len):
     """The peak of torch's own CPU allocator above what was there, by its profiler: not the planner's instrument."""
     ids = torch.randint(3, 100, (batch_size, seq_len))
+    half = next(p.dtype for p in model.parameters() if p.is_floating_point()) == torch.bfloat16
 
     def step():
-        model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):  # as the Trainer
+            loss = model.train()(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
 
     step()  # the gradients are there from now on
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -113,8 +118,9 @@ def step_bytes(model, batch_size, seq_len):
 
 @pytest.mark.parametrize("checkpointing", [False, True, "reentrant"])
 @pytest.mark.parametrize("precision", ["float32", "int8", "nf4"])
-def test_a_step_takes_what_was_planned(precision, checkpointing, capsys):
-    model, _ = load_base(precision=precision)
+def test_a_step_takes_what_was_planned(monkeypatch, precision, checkpointing):
+    monkeypatch.setenv("LORA_LAB_PRECISION", "float32")  # what the layers of a quantised base compute in
+    model, _ = load_base(precision=precision, quiet=True)
     planned = memory.plan(model, lora(), None, 2, 96, checkpointing=checkpointing)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
@@ -229,10 +235,15 @@ def test_a_prepared_base_has_its_rest_in_float32():
     assert more - memory.plan(LLAMA, lora(["q_proj"]), "int8").weights_bytes == 2 * 262_410_240
 
 
-def test_a_peft_model_is_planned_with_its_own_adapter(capsys):
-    base, _ = load_base(precision="int8")
-    expected = memory.plan(base, lora())
-    assert memory.plan(get_peft_model(prepare_model_for_kbit_training(base), lora())) == expected
+@pytest.mark.parametrize("computes", ["float32", "bfloat16"])
+def test_a_peft_model_is_planned_with_its_own_adapter(monkeypatch, computes):
+    monkeypatch.setenv("LORA_LAB_PRECISION", computes)
+    base, _ = load_base(precision="int8", quiet=True)
+    expected = memory.plan(base, lora(), prepared=True)
+    prepared = get_peft_model(prepare_model_for_kbit_training(base), lora())
+    assert memory.plan(prepared).weights_bytes == expected.weights_bytes
+    if computes == "float32":  # else a prepared base no longer says that its layers compute in 16 bits
+        assert memory.plan(prepared) == expected
 
 
 def test_planning_changes_nothing():
