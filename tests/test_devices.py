@@ -209,7 +209,7 @@ def cheap(small, monkeypatch):
     tokenizer = functools.cache(transformers.AutoTokenizer.from_pretrained)
     bare = memory._without_weights(transformers.AutoConfig.from_pretrained(small))
 
-    with monkeypatch.context() as patch, twins.quick():
+    with twins.quick(), monkeypatch.context() as patch:  # undone before what `quick` patched
         for name, size in dict(STEPS=1, TOKENS=2, ROWS=1, COLUMNS=8).items():
             patch.setattr(twins, name, size)
         patch.setenv("LORA_LAB_MEMORY_GB", "16")  # Lesson 1 takes its other path in test_notebooks

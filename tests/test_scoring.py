@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lora_lab import batches, scoring, tasks
+from lora_lab import batches, load_base, scoring, tasks
 from lora_lab.scoring import Score
 
 COMMANDS = tasks.commands("train", 4)
@@ -33,8 +33,8 @@ def test_interval_matches_published_value():
     assert low == pytest.approx(0.2553, abs=1e-4) and high == pytest.approx(0.3662, abs=1e-4)
 
 
-def test_batched_generation_equals_one_by_one(base):
-    model, tokenizer = base
+def test_batched_generation_equals_one_by_one():
+    model, tokenizer = load_base(precision="float32", quiet=True)  # in 16 bits round-off differs with the batch
     prompts = ["The capital of France is", "Once", "Two plus two equals four, and three plus three equals"]
     batched = scoring.generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=3)
     for prompt, continuation in zip(prompts, batched):
