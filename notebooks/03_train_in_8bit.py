@@ -27,7 +27,7 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb); lessons [1](01_low_rank_math.ipynb) and
 # [2](02_config_and_targets.ipynb) help.
 #
-# **It takes** about five minutes of computing on two CPU cores
+# **It takes** about four minutes of computing on two CPU cores
 # (on a GPU: not recorded).
 #
 # ## Why this matters

@@ -24,7 +24,7 @@
 #
 # **You need** [Lesson 0](00_first_adapter.ipynb); [Lesson 3](03_train_in_8bit.ipynb) for what int8 and nf4 are.
 #
-# **It takes** about five minutes of computing on two CPU cores
+# **It takes** about four minutes of computing on two CPU cores
 # (on a GPU: not recorded).
 #
 # ## Why this matters

@@ -220,6 +220,8 @@ def cheap(small, monkeypatch):
         patch.setattr(memory, "_without_weights", lambda _: bare)  # for lora_lab.fleet
         patch.setattr(subprocess, "Popen", unseen)
         yield
+    for known in (exercises._tuned_loss, exercises._fleet_memory):
+        known.cache_clear()  # of models that hardly trained, and of plans left out
 
 
 @pytest.mark.filterwarnings("ignore")
