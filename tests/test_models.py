@@ -51,6 +51,13 @@ def test_a_cpu_gets_what_a_whole_lesson_was_faster_in(monkeypatch, able, dtype):
     assert models.pick_dtype(torch.device("cpu")) == dtype
 
 
+def test_little_memory_gets_the_weights_that_stay_in_their_file(monkeypatch):
+    monkeypatch.delenv(models.FORCED, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setenv("LORA_LAB_MEMORY_GB", "2")
+    assert models.pick_dtype(torch.device("cpu")) == torch.float32
+
+
 @pytest.mark.parametrize("forced", ["float32", "bfloat16"])
 def test_one_variable_forces_the_other_precision(monkeypatch, capsys, forced):
     monkeypatch.setenv(models.FORCED, forced)

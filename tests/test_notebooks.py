@@ -1,6 +1,7 @@
 """Every lesson: agrees with its text twin, is safe to publish, and runs from top to bottom."""
 
 import dataclasses
+import os
 import re
 import sys
 from pathlib import Path
@@ -95,5 +96,5 @@ def test_notebook_runs(path, gigabytes):
     assert run.returncode == 0, run.said[-6000:]
     passed = int(re.search(r"(\d+) passed", run.said)[1])
     assert passed == sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), run.said[-2000:]
-    if sys.platform == "linux":
+    if sys.platform == "linux" and os.environ.get("LORA_LAB_PRECISION") != "bfloat16":  # forced, it is not Binder's
         assert 0 < run.peak < BINDER, f"{run.peak / 1e9:.2f} GB"
