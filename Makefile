@@ -9,7 +9,7 @@ help:
 	@echo "make lab        set up, then open JupyterLab on your first unfinished lesson  (LESSON=01_low_rank_math, ARGS=--no-browser)"
 	@echo "make reset      put a lesson back as handed out; asks first, keeps what you edited  (LESSON=01_low_rank_math)"
 	@echo "make test       set up, then run every test                        (ARGS='-k name': options for pytest)"
-	@echo "make check      set up, then the tests that take under two minutes together, to run between two edits"
+	@echo "make check      set up, then the quick tests, to run between two edits"
 	@echo "make setup      only set up what learners need: virtual environment, packages, model"
 	@echo "make notebooks  write the lessons from their text twins and run them  (ARGS=01_low_rank_math: only that one)"
 	@echo "make publish    write where the course is published into notebooks and README  (REPO=owner/name, or REPO= for nowhere)"

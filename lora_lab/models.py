@@ -78,7 +78,7 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
 
 def _contiguous(head, inputs: tuple) -> tuple:
     """Copy the few columns that `logits_to_keep` leaves: torch multiplies a slice row by row, with a weight expanded
-    to the batch, and takes up to three times as long for a whole training step (benchmarks/cpu_dtype.py).
+    to the batch, and a whole training step takes up to twice as long (benchmarks/cpu_dtype.py).
     """
     return inputs[0].contiguous(), *inputs[1:]
 
