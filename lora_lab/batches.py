@@ -25,7 +25,7 @@ def encode(commands: list[tasks.Command], tokenizer) -> list[dict[str, list[int]
             for prompt, answer in zip(prompts, answers)]
 
 
-def similar_lengths(rows: list[dict], batch_size: int, seed: int = 0, pool: int = 4) -> list[dict]:
+def similar_lengths(rows: list[dict], batch_size: int, seed: int = 0, pool: int = 2) -> list[dict]:
     """`rows` in a random order whose consecutive batches hold rows of similar length: little padding.
 
     Sorts only within pools of a few batches, and shuffles the batches of each pool. Sorting more

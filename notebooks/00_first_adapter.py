@@ -227,7 +227,7 @@ quiz("first/alpha_before")
 train_rows = batches.encode(tasks.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
 train_rows = batches.similar_lengths(train_rows, BATCH, seed=SEED)
 collate = batches.AnswerCollator(tokenizer)
-batch = collate(train_rows[:3])
+batch = collate(batches.encode(tasks.commands("train", n=3, seed=0), tokenizer))  # three commands to look at
 for ids, labels in zip(batch["input_ids"], batch["labels"]):
     print(repr(tokenizer.decode(ids)), " trains on:", repr(tokenizer.decode(labels[labels != batches.IGNORED])))
 print("tokens per row:", batch["input_ids"].shape[1], " logits computed for the last", batch["logits_to_keep"])
