@@ -12,11 +12,14 @@ import inspect
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -36,6 +39,7 @@ def sweep(
     store: str | Path | None = None,
     progress: str | None = "sweep",
     measure: Callable[..., dict[str, float]] | None = None,
+    processes: int = 1,
 ) -> Runs:
     """Call `run(seed=..., **settings)` for every combination of `grid` and every seed; returns all `Runs`.
 
@@ -47,20 +51,81 @@ def sweep(
     stopped, and two sweeps may share a folder and the work. A run is known by its settings, its seed and the source
     text of `run` and `measure`: edit one, and the runs are made anew (what they call is not looked at).
 
+    With `processes` above 1, copies of this process (forked, so on Linux alone, and not once CUDA is in use) train as
+    well, each with its share of torch's threads: models too small to use two cores train nearly twice as fast.
+
     Raises LabError for settings that `run` does not take, before any training.
     """
     jobs = [settings | {"seed": seed} for settings in _combinations(grid) for seed in _checked_seeds(seeds)]
     _check_settings(run, jobs)
-    folder = _folder(store)
+    if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
+        raise LabError(f"processes is {processes!r}. Give a whole number, 1 or more, such as os.cpu_count().")
+    with contextlib.ExitStack() as stack:
+        if store is None and processes > 1:  # where the copies leave what they found
+            store = stack.enter_context(tempfile.TemporaryDirectory())
+        return _runs(run, measure, jobs, _folder(store), progress, processes)
+
+
+def _runs(run, measure, jobs: list[dict], folder: Path | None, progress: str | None, processes: int) -> Runs:
     keyed = {_key((run, measure), job): job for job in jobs}  # the same settings twice are one run
     rows: dict[str, dict] = {}
-    with Progress(progress, total=len(keyed)) as bar:
+
+    def work(bar, end_copies=lambda: None):
+        longest = waited = 0.0
         while waiting := [key for key in keyed if key not in rows]:
-            found = {key: row for key in waiting if (row := _one(run, measure, keyed[key], folder, key, bar))}
-            rows |= found
-            if not found:
-                time.sleep(0.2)  # all that is left is being trained by another sweep
+            for key in waiting:
+                started = time.monotonic()
+                if row := _one(run, measure, keyed[key], folder, key, bar):
+                    rows[key], longest, waited = row, max(longest, time.monotonic() - started), 0.0
+            if rows.keys().isdisjoint(waiting):  # all that is left is being trained by another sweep, or by a copy
+                time.sleep(0.2)
+                waited += 0.2
+            if waited > 10 + 3 * longest:  # a fork can hang on what another thread of the kernel held
+                end_copies()
+
+    with Progress(progress, total=len(keyed)) as bar, _copies(work, min(processes, len(keyed))) as end_copies:
+        work(bar, end_copies)
     return Runs([rows[key] for key in keyed])
+
+
+@contextlib.contextmanager
+def _copies(work: Callable, processes: int) -> Iterator[Callable]:
+    """Copies of this process, this one included, that do `work`; yields what ends all but this one."""
+    torch = sys.modules.get("torch")
+    if processes == 1 or sys.platform != "linux" or (torch and torch.cuda.is_initialized()):
+        yield lambda: None
+        return
+    threads = torch.get_num_threads() if torch else 1
+    copies = [multiprocessing.get_context("fork").Process(target=_in_silence, args=(work,), daemon=True)
+              for _ in range(processes - 1)]
+
+    def end():
+        for copy in copies:
+            copy.kill()
+            copy.join()
+
+    try:
+        if torch:  # before the fork: a copy has none of OpenMP's other threads, and would wait for them
+            torch.set_num_threads(max(1, threads // processes))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads, such as a kernel
+            for copy in copies:
+                copy.start()
+        yield end
+    finally:
+        end()
+        if torch:
+            torch.set_num_threads(threads)
+
+
+def _in_silence(work: Callable) -> None:
+    """What a copy does: errors are left to the first process, which trains the same run again and shows them."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        with contextlib.suppress(Exception, KeyboardInterrupt), Progress(None, 0) as bar:
+            work(bar)
+        os._exit(0)
 
 
 class Runs:

@@ -65,6 +65,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 transformers.set_seed(0)
 SEEDS = (0, 1)  # more of them narrow every spread below, and cost as much again each
+CORES = torch.get_num_threads()  # the small model leaves most of two cores idle: sweeps train one on each
 tokenizer = load_base(precision="float32")[1]
 
 # %% [markdown]
@@ -356,7 +357,7 @@ def along_the_dial(model):
     return found | {"best factor": min(VALLEY, key=lambda factor: found[f"loss at {factor:g}"])}
 
 lengths = sweep(train, {"steps": [5, 20, 160], "lr": [0.005]}, SEEDS, "runs/alpha/lengths", "lengths",
-                along_the_dial)
+                along_the_dial, CORES)
 compare("alpha/best_factor", lengths.mean("best factor", steps=5))
 
 # %%
@@ -419,7 +420,7 @@ def recover(more=0, double=True, seed=0):
     return optimise(model, "AdamW", 0.005, batches_of("dialect", seed + 100, more))
 
 grid = {"more": [0, 10, 40], "double": [True, False]}
-recovery = sweep(recover, grid, SEEDS, "runs/alpha/recover", "recovery", measure)
+recovery = sweep(recover, grid, SEEDS, "runs/alpha/recover", "recovery", measure, CORES)
 recovery.table("exact", "double", "more")
 
 # %%
@@ -451,7 +452,7 @@ with scaling.turned(trained, 3):
 # %%
 frozen = [{"optimizer": name, "alpha": 16 * k, "lr": lr / k**power, "adjust": "freeze A"}
           for name, lr, power in (("AdamW", 0.01, 1), ("SGD", 0.2, 2)) for k in (1, 16)]
-sweep(train, frozen, [0], progress="A frozen", measure=measure).table("loss", "optimizer", "alpha", "lr")
+sweep(train, frozen, [0], None, "A frozen", measure, CORES).table("loss", "optimizer", "alpha", "lr")
 
 # %% [markdown]
 # But LoRA trains A as well. Then there is a second exact law. Divide A's *initial* values by $\sqrt{k}$ and multiply
@@ -462,7 +463,7 @@ sweep(train, frozen, [0], progress="A frozen", measure=measure).table("loss", "o
 stretched = [{"optimizer": name, "alpha": 16 * k, "lr": lr / k**power, "adjust": adjust}
              for name, lr, power in (("AdamW", 0.01, 0.5), ("SGD", 0.2, 1))
              for k, adjust in ((1, None), (16, "A / 4"))]
-sweep(train, stretched, [0], progress="A scaled", measure=measure).table("loss", "optimizer", "alpha", "lr")
+sweep(train, stretched, [0], None, "A scaled", measure, CORES).table("loss", "optimizer", "alpha", "lr")
 
 # %% [markdown]
 # PEFT leaves A's start alone and trains A. So real training lies between the two laws: nearer the first where A hardly
@@ -479,11 +480,11 @@ def grid(optimizer, alphas=(1, 8, 64, 512), below=2, above=2):
     return [{"optimizer": optimizer, "alpha": a, "lr": 2.0 ** (round(math.log2(middle(a))) + k)}
             for a in alphas for k in range(-below, above + 1)]
 
-adam = sweep(train, grid("AdamW", above=1), SEEDS, "runs/alpha/grid", "AdamW", measure)
+adam = sweep(train, grid("AdamW", above=1), SEEDS, "runs/alpha/grid", "AdamW", measure, CORES)
 adam.heat("loss", "lr", "alpha")
 
 # %%
-sgd = sweep(train, grid("SGD"), SEEDS, "runs/alpha/grid", "SGD", measure)
+sgd = sweep(train, grid("SGD"), SEEDS, "runs/alpha/grid", "SGD", measure, CORES)
 sgd.heat("loss", "lr", "alpha")
 
 # %% [markdown]
@@ -589,7 +590,7 @@ quiz("alpha/rank_and_rate")
 ranks = [{"r": r, "rslora": rslora, "lr": 2.0**k}
          for rslora, rs, powers in ((False, (1, 8, 64), (-8, -7, -6, -5)), (True, (8, 64), (-9, -8, -7, -6)))
          for r in rs for k in powers]
-by_rank = sweep(train, ranks, SEEDS, "runs/alpha/ranks", "ranks, AdamW", measure)
+by_rank = sweep(train, ranks, SEEDS, "runs/alpha/ranks", "ranks, AdamW", measure, CORES)
 plain, rooted = by_rank.where(rslora=False), by_rank.where(rslora=True)
 plain.heat("loss", "lr", "r")
 
@@ -622,7 +623,7 @@ compare("alpha/rank_and_rate", best_rates(plain)[64] / best_rates(plain)[1])
 # %%
 sgd_ranks = [{"optimizer": "SGD", "r": r, "lr": 2.0 ** (k + middle)}
              for r, middle in ((1, -5), (8, -1), (64, 1)) for k in (-1, 0, 1)]
-by_rank_sgd = sweep(train, sgd_ranks, SEEDS, "runs/alpha/ranks", "ranks, SGD", measure)
+by_rank_sgd = sweep(train, sgd_ranks, SEEDS, "runs/alpha/ranks", "ranks, SGD", measure, CORES)
 by_rank_sgd.heat("loss", "lr", "r")
 
 # %% [markdown]
@@ -667,7 +668,7 @@ def learned_and_forgotten(model):
 print("before training:", learned_and_forgotten(small))
 rates = [{"method": "LoRA", "lr": 2.0**k} for k in (-8, -7, -6, -5)]
 rates += [{"method": "full", "lr": 2.0**k} for k in (-10, -9, -8, -7, -6)]
-both = sweep(train_partly, rates, SEEDS, "runs/alpha/full", "LoRA and full", learned_and_forgotten)
+both = sweep(train_partly, rates, SEEDS, "runs/alpha/full", "LoRA and full", learned_and_forgotten, CORES)
 
 # %%
 plots.table([{"method": method, "lr": lr} | {figure: f"{both.mean(figure, method=method, lr=lr):.3f}" for figure in
@@ -714,7 +715,7 @@ quiz("alpha/full_update")
 
 # %%
 started = models.clock()
-again = sweep(train, ranks, SEEDS, "runs/alpha/ranks", "again", measure)
+again = sweep(train, ranks, SEEDS, "runs/alpha/ranks", "again", measure, CORES)
 print(f"{len(again)} runs in {models.clock() - started:.2f} s; the same:", again.rows == by_rank.rows)
 print(len(again.diverged), "of them diverged")
 

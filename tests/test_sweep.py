@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -10,10 +12,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_lab import LabError
 from lora_lab.sweep import Runs, sweep
+
+first_process, threads_at_start = os.getpid(), torch.get_num_threads()
 
 SCRIPT = '''
 import sys, time
@@ -224,3 +229,46 @@ def test_heat_map_says_where_the_smallest_is():
     picture = runs.heat("loss", "x", "y")
     assert picture.png.startswith(b"\x89PNG") and "y 0: x 1" in picture.alt
     assert (runs + Runs([])).rows == runs.rows
+
+
+def slow(x, seed=0):
+    time.sleep(0.3)
+    return {"loss": x + seed, "process": os.getpid()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="copies of a process are made on Linux alone")
+@pytest.mark.parametrize("kept", [True, False])
+def test_copies_of_the_process_share_the_work_and_change_no_figure(tmp_path, kept):
+    store = tmp_path if kept else None
+    runs = sweep(slow, {"x": range(6)}, [0], store, progress=None, processes=3)
+    assert [row["loss"] for row in runs.rows] == list(range(6))
+    assert len({row["process"] for row in runs.rows}) == 3
+    assert torch.get_num_threads() == threads_at_start and not multiprocessing.active_children()
+
+
+def fails_at_three(x, seed=0):
+    time.sleep(0.1)
+    return {"loss": 1 / (x - 3)}
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_an_error_in_a_copy_is_the_learners_to_see(tmp_path, processes):
+    with pytest.raises(ZeroDivisionError):
+        sweep(fails_at_three, {"x": range(6)}, [0], tmp_path, progress=None, processes=processes)
+    assert not multiprocessing.active_children()
+
+
+def hangs_in_a_copy(x, seed=0):
+    time.sleep(0.1 if os.getpid() == first_process else 3600)
+    return {"loss": x}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="copies of a process are made on Linux alone")
+def test_a_copy_that_hangs_is_ended_and_its_run_made_here():
+    assert len(sweep(hangs_in_a_copy, {"x": range(4)}, [0], progress=None, processes=2)) == 4
+
+
+@pytest.mark.parametrize("processes", [0, 1.5, True, "2"])
+def test_a_number_of_processes_that_is_none_is_refused(processes):
+    with pytest.raises(LabError, match="processes is .*whole number"):
+        sweep(square, [{}], [0], progress=None, processes=processes)
