@@ -22,13 +22,13 @@ help:
 
 # Lessons are worked on in my-lessons/, so that an update of the course never meets a learner's edits.
 lab:
-	@$(SET_UP) lab -m lora_lab.lessons open $(if $(LESSON),--lesson '$(LESSON)') $(ARGS)
+	@$(SET_UP) lab -m lora_lab.course.handout open $(if $(LESSON),--lesson '$(LESSON)') $(ARGS)
 
 reset:
-	@$(SET_UP) lab -m lora_lab.lessons reset $(LESSON) $(if $(YES),--yes)
+	@$(SET_UP) lab -m lora_lab.course.handout reset $(LESSON) $(if $(YES),--yes)
 
 class:
-	@$(SET_UP) lab -m lora_lab.classroom $(FILES) $(if $(OUT),--out '$(OUT)')
+	@$(SET_UP) lab -m lora_lab.course.classroom $(FILES) $(if $(OUT),--out '$(OUT)')
 
 release:
 	@$(SET_UP) lab tools/release.py

@@ -13,7 +13,7 @@ import time
 
 import recipe
 import torch
-from lora_lab import batches, scoring, tasks
+from lora_lab import batches, scoring, smart_home
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 ROUNDS = 9
@@ -81,8 +81,9 @@ def lesson(precision: str, seed: int) -> dict:
     trained = time.perf_counter()
     right = 0
     for kind in ("combinations", "phrasings"):
-        commands = tasks.commands(f"test {kind}", 200, seed)
-        right += round(200 * scoring.score(commands, scoring.answer(model, tokenizer, [c.text for c in commands])).exact)
+        commands = smart_home.commands(f"test {kind}", 200, seed)
+        answers = scoring.generate(model, tokenizer, [c.prompt for c in commands])
+        right += round(200 * scoring.score(commands, answers).exact)
     perplexity = scoring.perplexity(model, tokenizer)
     ended = time.perf_counter()
     return {"precision": precision, "seed": seed, "training_s": trained - started, "scoring_s": ended - trained,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import recipe
 import torch
-from lora_lab import cache, scoring, tasks
+from lora_lab import cache, scoring, smart_home
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 COMMANDS, TOKENS, THREADS = 100, 24, 2
@@ -51,8 +51,8 @@ def main():
 
     tokenizer = AutoTokenizer.from_pretrained(merged)
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
-    commands = tasks.commands("test combinations", n=COMMANDS, seed=0)
-    prompts = [tasks.prompt(c.text) for c in commands]
+    commands = smart_home.commands("test combinations", n=COMMANDS, seed=0)
+    prompts = [c.prompt for c in commands]
     reference_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     reference = scoring.generate(model, tokenizer, prompts, max_new_tokens=TOKENS)
 

@@ -175,7 +175,8 @@ def child(twin: str, folder: str, quick: str) -> None:
 
 def watch(noted: dict) -> None:
     """Note in `noted` the scores that are computed and the figures that predictions are compared with."""
-    from lora_lab import quizzes, scoring
+    from lora_lab import scoring
+    from lora_lab.course import quizzes
 
     def scored(function):
         def call(*args, **options):

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from lora_lab import batches, load_base, tasks
+from lora_lab import batches, load_base, smart_home
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
@@ -39,7 +39,7 @@ def precision(model) -> dict:
 
 
 def training_rows(tokenizer, seed: int) -> list[dict]:
-    rows = batches.encode(tasks.commands("train", STEPS * BATCH, seed), tokenizer)
+    rows = batches.encode(smart_home.commands("train", STEPS * BATCH, seed), tokenizer)
     return batches.similar_lengths(rows, BATCH, seed)
 
 
@@ -58,8 +58,8 @@ def machine() -> dict:
     cpu = getattr(torch.cpu, "get_capabilities", dict)()
     return {
         "cpu": cpu.get("cpu_name") or platform.processor() or platform.machine(),
-        **{name: bool(cpu.get(name)) for name in ("avx512_f", "avx512_bf16", "amx_bf16")}, "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
+        **{name: bool(cpu.get(name)) for name in ("avx512_f", "avx512_bf16", "amx_bf16")},
+        "threads": torch.get_num_threads(), "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft")},
     }
 

@@ -10,13 +10,13 @@ import warnings
 from dataclasses import asdict
 
 import recipe
-from lora_lab import batches, scoring, tasks
+from lora_lab import batches, scoring, smart_home
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 
 def run(seed: int) -> dict:
     model, tokenizer = recipe.adapted_base(seed)
-    test = {kind: tasks.commands(f"test {kind}", 200, seed) for kind in ("combinations", "phrasings")}
+    test = {kind: smart_home.commands(f"test {kind}", 200, seed) for kind in ("combinations", "phrasings")}
     result = {"seed": seed, "base": scores(model, tokenizer, test)}
     result["base_perplexity"] = scoring.perplexity(model, tokenizer)
     rows = recipe.training_rows(tokenizer, seed)
@@ -35,7 +35,7 @@ def run(seed: int) -> dict:
 def scores(model, tokenizer, test: dict) -> dict:
     found = {}
     for kind, commands in test.items():
-        score = scoring.score(commands, scoring.answer(model, tokenizer, [c.text for c in commands]))
+        score = scoring.score(commands, scoring.generate(model, tokenizer, [c.prompt for c in commands]))
         found[kind] = asdict(score) | {"interval": score.interval}
     return found
 

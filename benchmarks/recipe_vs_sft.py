@@ -3,9 +3,8 @@
     make bench        (or: python benchmarks/recipe_vs_sft.py --seeds 0 1 2 3 4)
 
 Every variant runs in turn within each seed, so that a machine that slows down slows all of them. The
-clock stands still while the score is taken (every 3 steps from step 12 on, on validation combinations). With its defaults
-SFTTrainer gets the model as transformers loads it, with its best setting the one of `load_base`: of what is faster there,
-it can use the attention.
+clock stands still while the score is taken (every 3 steps from step 12 on, on validation combinations). With its
+defaults SFTTrainer gets the model as transformers loads it, with its best setting the one of `load_base`.
 """
 
 import argparse
@@ -15,7 +14,7 @@ import warnings
 
 import recipe
 import torch
-from lora_lab import batches, scoring, tasks
+from lora_lab import batches, scoring, smart_home
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -60,8 +59,8 @@ def sft(attention=None, **options):
             model.set_attn_implementation(attention)
         # Its default bf16=True is refused on a CPU without use_cpu ("Your setup doesn't support bf16/gpu").
         arguments = SFTConfig(**recipe.SCHEDULE, **recipe.QUIET, **recipe.precision(model), seed=seed, **options)
-        rows = tasks.commands("train", recipe.STEPS * recipe.BATCH, seed)
-        data = Dataset.from_list([{"prompt": tasks.prompt(c.text), "completion": c.answer} for c in rows])
+        rows = smart_home.commands("train", recipe.STEPS * recipe.BATCH, seed)
+        data = Dataset.from_list([{"prompt": c.prompt, "completion": c.answer} for c in rows])
         return SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
 
     return build
@@ -77,7 +76,7 @@ VARIANTS = {
 
 def run(variant: str, seed: int) -> dict:
     model, tokenizer = recipe.adapted_base(seed)
-    held_out = tasks.commands("validation combinations", 140, seed)
+    held_out = smart_home.commands("validation combinations", 140, seed)
     trainer = VARIANTS[variant](model, tokenizer, seed)
     trainer.remove_callback(PrinterCallback)
     clock = Clock(lambda: scoring.quick_score(model, tokenizer, held_out).exact)
@@ -126,7 +125,8 @@ def share_of_peak(precision: str, seed: int = 0, steps: int = 8) -> dict:
         goes[kind] += event.self_cpu_time_total
     whole = sum(goes.values())
     return {"matmul_gflops": peak / 1e9, "training_gflops": flops / seconds / 1e9, "share": flops / seconds / peak,
-            "seconds_per_step": seconds / steps, "where_time_goes": {kind: spent / whole for kind, spent in goes.items()}}
+            "seconds_per_step": seconds / steps,
+            "where_time_goes": {kind: spent / whole for kind, spent in goes.items()}}
 
 
 def main():

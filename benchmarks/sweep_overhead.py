@@ -13,7 +13,7 @@ import time
 
 import recipe
 import torch
-from lora_lab import pocket, scoring, tasks
+from lora_lab import pocket, scoring, smart_home
 from lora_lab.sweep import sweep
 from peft import LoraConfig, get_peft_model
 
@@ -22,8 +22,8 @@ ROUNDS, RATES, SEEDS = 15, (0.005, 0.02), (0, 1)
 
 def main():
     small, words = pocket.load()
-    data = pocket.dialect(tasks.commands("train", n=1500, seed=0))
-    held_out = pocket.dialect(tasks.commands("validation combinations", n=200, seed=0))
+    data = pocket.dialect(smart_home.commands("train", n=1500, seed=0))
+    held_out = pocket.dialect(smart_home.commands("validation combinations", n=200, seed=0))
     batches = {seed: list(itertools.islice(pocket.stream(data, 16, seed), 40)) for seed in SEEDS}
 
     def train(lr, seed=0):

@@ -13,7 +13,7 @@ import json
 import time
 
 import recipe
-from lora_lab import batches, load_base, scoring, tasks
+from lora_lab import batches, load_base, scoring, smart_home
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -40,7 +40,7 @@ def train(options: dict, rate: float, seed: int, split: str) -> dict:
     model, tokenizer = load_base(quiet=True)
     config = recipe.LORA | options | {"lora_alpha": 2 * options["r"]}
     model = get_peft_model(model, LoraConfig(**config))
-    rows = batches.encode(tasks.commands("train", STEPS * recipe.BATCH, seed), tokenizer)
+    rows = batches.encode(smart_home.commands("train", STEPS * recipe.BATCH, seed), tokenizer)
     schedule = recipe.SCHEDULE | {"learning_rate": rate, "max_steps": STEPS}
     trainer = Trainer(
         model=model, data_collator=batches.AnswerCollator(tokenizer),
@@ -52,7 +52,7 @@ def train(options: dict, rate: float, seed: int, split: str) -> dict:
     trainer.train()
     result = {"seed": seed, "learning_rate": rate, "trainable": model.get_nb_trainable_parameters()[0]}
     for kind in ("combinations", "phrasings"):
-        score = scoring.quick_score(model, tokenizer, tasks.commands(f"{split} {kind}", 200, seed))
+        score = scoring.quick_score(model, tokenizer, smart_home.commands(f"{split} {kind}", 200, seed))
         result[kind], result[f"{kind} loss"] = score.exact, score.loss
     return result | {"seconds": time.perf_counter() - started}
 

@@ -1,4 +1,11 @@
-"""Plumbing of the lora-lab course: models, data, scores, plots and checks. The lessons are in `notebooks/`."""
+"""Tools for LoRA that you can take to work, and behind one door, `course`, the plumbing of the lessons.
+
+Load and train    models, cache, adapters, batches, finetune (recipes for any number of processes), sweep
+Look before       targets (what a LoraConfig adapts), memory (what a training takes), distributed (on many GPUs)
+Look after        scoring, merging (is a merge safe?), shipping (save what production loads)
+Practise on       smart_home (commands and their splits), pocket (a model of a quarter of a million weights)
+Underneath        errors, files, display, meta_model (PEFT on a model without weights), plots
+"""
 
 import importlib
 import logging
@@ -11,11 +18,8 @@ from .errors import LabError
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
 
-_HOMES = {
-    "load_base": "models",
-    "quiz": "quizzes", "compare": "quizzes",
-    "progress": "quizzes", "export_progress": "quizzes", "reset_progress": "quizzes",
-}
+_HOMES = {"load_base": "models"} | dict.fromkeys(
+    ("quiz", "compare", "progress", "export_progress", "reset_progress"), "course.quizzes")
 __all__ = ["LabError", *_HOMES]
 
 

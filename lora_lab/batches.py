@@ -1,4 +1,4 @@
-"""From commands to training batches: token ids, and a collator that wastes no work.
+"""From pairs of prompt and answer to training batches: token ids, and a collator that wastes no work.
 
 Knows nothing of models or training loops; `transformers.Trainer` calls the collator.
 """
@@ -6,21 +6,25 @@ Knows nothing of models or training loops; `transformers.Trainer` calls the coll
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from transformers import BatchEncoding
 
-from . import tasks
-
 IGNORED = -100  # the label that the loss of every transformers model skips
 
 
-def encode(commands: list[tasks.Command], tokenizer) -> list[dict[str, list[int]]]:
-    """One dict a command: `input_ids` (prompt, answer, end of text) and `answer_length`."""
-    if not commands:
+def encode(pairs: Iterable[tuple[str, str]], tokenizer) -> list[dict[str, Any]]:
+    """Tokenize (prompt, answer) pairs; returns one dict each: `input_ids` and `answer_length`, in tokens.
+
+    `input_ids` are the prompt's, the answer's and the end of text, with no special token before or between. The end of
+    text counts as a token of the answer, so that a model learns to stop.
+    """
+    pairs = list(pairs)
+    if not pairs:
         return []
-    prompts = tokenizer([tasks.prompt(command.text) for command in commands], add_special_tokens=False)["input_ids"]
-    answers = tokenizer([command.answer for command in commands], add_special_tokens=False)["input_ids"]
+    prompts, answers = (tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in zip(*pairs))
     return [{"input_ids": prompt + answer + [tokenizer.eos_token_id], "answer_length": len(answer) + 1}
             for prompt, answer in zip(prompts, answers)]
 

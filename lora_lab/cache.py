@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from . import _pip
+from .display import no_progress_bars
 from .errors import LabError
 
 
@@ -230,20 +231,6 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes 0600, which a shared cache could not use
-
-
-@contextlib.contextmanager
-def no_progress_bars():
-    """Without transformers' own bars, for steps of a second that would fill a notebook with widgets."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 if __name__ == "__main__":

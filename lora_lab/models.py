@@ -12,6 +12,7 @@ import os
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
 
-from . import cache, machine
+from . import cache, display
 from .errors import LabError
 
 DEFAULT = cache.SMOLLM2.name
@@ -60,7 +61,7 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
     elif device.type == "cpu" and dtype == torch.bfloat16:
         options["attn_implementation"] = "eager"  # torch's fused attention takes 15 % of a training step there
     source = cache.model_folder() if name == DEFAULT else _check_folder(name)
-    with cache.no_progress_bars() if name == DEFAULT else contextlib.nullcontext():
+    with display.no_progress_bars() if name == DEFAULT else contextlib.nullcontext():
         tokenizer, model = _from_pretrained(source, options, AutoTokenizer, AutoModelForCausalLM)
     if name == DEFAULT:
         model.name_or_path = model.config._name_or_path = HUB_NAME
@@ -90,7 +91,7 @@ def _give_memory_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps freed memory, and has these calls
         glibc = ctypes.CDLL("libc.so.6")
-        if machine.memory_limit() < LITTLE_MEMORY:
+        if memory_limit() < LITTLE_MEMORY:
             glibc.mallopt(M_MMAP_THRESHOLD, 2**20)  # large tensors leave no holes in the heap then
         glibc.malloc_trim(0)
 
@@ -121,7 +122,37 @@ def pick_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     fast = able.get("avx512_bf16") and not able.get("amx_bf16")
-    return torch.bfloat16 if fast and machine.memory_limit() >= LITTLE_MEMORY else torch.float32
+    return torch.bfloat16 if fast and memory_limit() >= LITTLE_MEMORY else torch.float32
+
+
+def has_memory(gb: float, otherwise: str) -> bool:
+    """Return whether this process may hold `gb` GB (10⁹ bytes); if not, prints that the lesson does something else."""
+    there = memory_limit() / 1e9
+    if there < gb:
+        print(f"This part takes up to {gb:g} GB of memory and there is {there:.1f} GB. The smaller path: {otherwise}.")
+    return there >= gb
+
+
+def memory_limit() -> int:
+    """Return the bytes this process may hold: the machine's memory, or what a container, JupyterHub or ulimit says.
+
+    The environment variable LORA_LAB_MEMORY_GB stands for all of them.
+    """
+    if said := os.environ.get("LORA_LAB_MEMORY_GB"):
+        return int(float(said) * 1e9)
+    limits = [psutil.virtual_memory().total]
+    for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # no such container; "max" for no limit
+            limits.append(int(file.read_text()))
+    with contextlib.suppress(KeyError, ValueError):
+        limits.append(int(float(os.environ["MEM_LIMIT"])))  # JupyterHub, and so Binder
+    with contextlib.suppress(ImportError):  # Windows has no such limits
+        import resource
+
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+            limit = resource.getrlimit(kind)[0]
+            limits += [limit] if limit != resource.RLIM_INFINITY else []
+    return min(limits)
 
 
 def clock() -> float:

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from transformers import TrainerCallback
 
-from . import bars
-from .tables import table as table  # the lessons' plots.table
+from .display import bar, in_notebook
 
 # Readable on white and on black, colour-blind-safe.
 GREY, BLUE, ORANGE, GREEN, PINK = "#7a7a7a", "#2a86d1", "#d9822b", "#1f9e77", "#c06ba0"
@@ -76,7 +75,7 @@ class LiveLoss(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         self.steps, self.losses = [], []
         self.started = self.drawn = time.monotonic()
-        self.in_notebook = bars.in_notebook()
+        self.in_notebook = in_notebook()
         if self.in_notebook and state.is_world_process_zero:
             self.bar = display(self._progress(state), display_id=True)
             self.plot = display(self.figure(), display_id=True)
@@ -123,7 +122,7 @@ class LiveLoss(TrainerCallback):
         return f"step {done} of {total}, {elapsed:.0f} s{left}{loss}"
 
     def _progress(self, state) -> HTML:
-        return bars.bar("training", state.global_step, state.max_steps, self._line(state))
+        return bar("training", state.global_step, state.max_steps, self._line(state))
 
 
 def _running_mean(values: list[float], decay: float = 0.8) -> list[float]:

@@ -1,18 +1,22 @@
 """How good a model is: greedy answers, exact match with its interval, perplexity of ordinary text.
 
-Takes any causal language model and tokenizer; the commands to score come from `tasks`.
+Takes any causal language model and tokenizer, and rows of any task: pairs of a prompt and its right answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from . import batches, tasks
-from .bars import Progress
+from . import batches
+from .display import Progress
+
+Row = tuple[str, str]  # a prompt and its right answer
 
 # Written for this course: ordinary prose, far from smart homes, to see what training forgets.
 GENERAL_TEXT = """\
@@ -64,13 +68,8 @@ class Score:
         return f"exact {self.exact:.1%} (95 % interval {low:.1%} to {high:.1%}, n={self.n}), {other}"
 
 
-def answer(model, tokenizer, texts: list[str], progress: str | None = None) -> list[str]:
-    """What the model answers to each command, by greedy generation."""
-    return generate(model, tokenizer, [tasks.prompt(text) for text in texts], progress=progress)
-
-
 def chat(model, tokenizer, question: str, max_new_tokens: int = 40) -> str:
-    """The model's greedy answer to an ordinary question, through its chat template."""
+    """Return the model's greedy answer to an ordinary question, through its chat template."""
     message = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     return generate(model, tokenizer, [prompt], max_new_tokens)[0].strip()
@@ -80,17 +79,15 @@ def chat(model, tokenizer, question: str, max_new_tokens: int = 40) -> str:
 def generate(
     model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch_size: int = 50, progress: str | None = None
 ) -> list[str]:
-    """Greedy continuations of `prompts`, in their order, without special tokens.
+    """Return greedy continuations of `prompts`, in their order, without special tokens.
 
     Prompts of similar length share a batch and are padded on the left, so that all continue at the
     same column. `progress` names a progress bar.
     """
-    was_training = model.training
-    model.eval()
     rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     continuations = [""] * len(rows)
-    with Progress(progress, total=len(rows)) as bar:
+    with evaluating(model), Progress(progress, total=len(rows)) as bar:
         for start in range(0, len(rows), batch_size):
             chosen = by_length[start : start + batch_size]
             batch = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, padding_side="left", return_tensors="pt")
@@ -103,31 +100,33 @@ def generate(
             for i, text in zip(chosen, tokenizer.batch_decode(new_tokens, skip_special_tokens=True)):
                 continuations[i] = text
             bar.update(len(chosen))
-    model.train(was_training)
     return continuations
 
 
-def score(commands: list[tasks.Command], answers: list[str]) -> Score:
-    """Compare answers with the commands they answer. Spacing and key order do not count, all else does."""
+def score(rows: Sequence[Row], answers: Sequence[str]) -> Score:
+    """Compare `answers` with the right ones of `rows`, (prompt, answer) pairs in the same order.
+
+    A right answer that is JSON is compared as JSON, so that spacing and the order of keys do not count; another one as
+    text, without the white space around it.
+    """
     parsed = [_parse(text) for text in answers]
-    exact = sum(action == json.loads(command.answer) for command, action in zip(commands, parsed, strict=True))
-    return Score(exact / len(commands), sum(action is not None for action in parsed) / len(commands), len(commands))
+    right = [(text.strip() == answer.strip()) if (wanted := _parse(answer)) is None else found == wanted
+             for (_, answer), text, found in zip(rows, answers, parsed, strict=True)]
+    return Score(sum(right) / len(rows), sum(action is not None for action in parsed) / len(rows), len(rows))
 
 
 @torch.inference_mode()
-def quick_score(model, tokenizer, commands: list[tasks.Command], progress: str | None = None) -> Score:
-    """The score by one forward pass over commands with their right answers, many times faster than `answer`.
+def quick_score(model, tokenizer, rows: Sequence[Row], progress: str | None = None) -> Score:
+    """Return the score by one forward pass over (prompt, answer) pairs, many times faster than `generate`.
 
     If the model's first choice is right at every token of an answer, greedy generation writes that
     answer; so `exact` is the same. Right answers spelled otherwise do not count here.
     """
-    was_training = model.training
-    model.eval()
-    rows = sorted(batches.encode(commands, tokenizer), key=lambda row: len(row["input_ids"]))
+    encoded = sorted(batches.encode(rows, tokenizer), key=lambda row: len(row["input_ids"]))
     collate, right, loss, tokens = batches.AnswerCollator(tokenizer), 0, 0.0, 0
-    with Progress(progress, total=len(rows)) as bar:
-        for start in range(0, len(rows), 50):
-            batch = collate(rows[start : start + 50]).to(model.device)
+    with evaluating(model), Progress(progress, total=len(encoded)) as bar:
+        for start in range(0, len(encoded), 50):
+            batch = collate(encoded[start : start + 50]).to(model.device)
             labels = batch.pop("labels")[:, 1:]
             counted = labels != batches.IGNORED
             with _as_trained(model):
@@ -136,8 +135,20 @@ def quick_score(model, tokenizer, commands: list[tasks.Command], progress: str |
             loss += torch.nn.functional.cross_entropy(logits[counted], labels[counted], reduction="sum").item()
             tokens += counted.sum().item()
             bar.update(len(labels))
-    model.train(was_training)
-    return Score(right / len(rows), None, len(rows), loss / tokens)
+    return Score(right / len(encoded), None, len(encoded), loss / tokens)
+
+
+@contextlib.contextmanager
+def evaluating(*models: torch.nn.Module) -> Iterator[None]:
+    """Put `models` in eval mode inside the block, and their modules back as they were after it, whatever happens."""
+    before = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
 
 
 def _as_trained(model):
@@ -149,19 +160,14 @@ def _as_trained(model):
 
 
 def _parse(text: str):
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
-    except ValueError:
-        return None
 
 
 @torch.inference_mode()
 def perplexity(model, tokenizer, text: str = GENERAL_TEXT) -> float:
-    """exp of the mean negative log-likelihood per token of `text` (Jelinek et al. 1977)."""
-    was_training = model.training
-    model.eval()
+    """Return exp of the mean negative log-likelihood per token of `text` (Jelinek et al. 1977)."""
     ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
-    with _as_trained(model):
+    with evaluating(model), _as_trained(model):
         loss = model(input_ids=ids, labels=ids).loss.item()
-    model.train(was_training)
     return math.exp(loss)

@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from .cache import no_progress_bars
+from .display import no_progress_bars
 from .errors import LabError
 
 _OURS = ("*.safetensors", "*.safetensors.index.json", "*config.json", "README.md", "tokenizer*", "*token*.json",

@@ -21,13 +21,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from . import plots
-from .bars import Progress
-from .errors import LabError
-from .tables import Page, table
+from . import files
+from .display import Page, Progress, table
+from .errors import LabError, reason
+
+if TYPE_CHECKING:
+    from .plots import Picture
 
 Setting = int | float | str | bool | None
 
@@ -145,28 +148,28 @@ class Runs:
         return [row for row in self.rows if row["status"] == "diverged"]
 
     def where(self, **settings) -> Runs:
-        """The runs with these settings."""
+        """Return the runs with these settings."""
         self._check(settings)
         return Runs([row for row in self.rows if all(row.get(name) == value for name, value in settings.items())])
 
     def values(self, name: str) -> list:
-        """The different values of a setting, in order."""
+        """Return the different values of a setting, in order."""
         self._check([name])
         found = {row[name] for row in self.rows if name in row}
         return sorted(found, key=lambda value: (value is None, isinstance(value, str), value))
 
     def mean(self, figure: str, **settings) -> float:
-        """The mean of `figure` over all runs with these settings; NaN if one of them diverged or there is none."""
+        """Return the mean of `figure` over all runs with these settings; NaN if one diverged or there is none."""
         found = self.where(**settings).figures(figure)
         return statistics.fmean(found) if found else math.nan
 
     def spread(self, figure: str, **settings) -> tuple[float, float]:
-        """The smallest and the largest `figure` of the runs with these settings; diverged ones left out."""
+        """Return the smallest and the largest `figure` of the runs with these settings; diverged ones left out."""
         found = [value for value in self.where(**settings).figures(figure) if math.isfinite(value)]
         return (min(found), max(found)) if found else (math.nan, math.nan)
 
     def table(self, figure: str, *by: str) -> Page:
-        """Mean and spread of `figure` for each combination of the settings `by`, and how many runs diverged."""
+        """Show mean and spread of `figure` for each combination of the settings `by`, and how many runs diverged."""
         rows = []
         for values in itertools.product(*(self.values(name) for name in by)):
             chosen = dict(zip(by, values))
@@ -181,15 +184,17 @@ class Runs:
             })
         return table(rows)
 
-    def heat(self, figure: str, x: str, y: str) -> plots.Picture:
-        """The mean of `figure` by two settings as a heat map: diverged is crossed out, what was not run is empty."""
+    def heat(self, figure: str, x: str, y: str) -> Picture:
+        """Draw the mean of `figure` by two settings as a heat map: a cross where runs diverged, nothing where none ran."""
+        from . import plots  # here, so that a sweep needs nothing that draws
+
         xs, ys = self.values(x), self.values(y)
         cells = [[self.where(**{x: a, y: b}) for a in xs] for b in ys]
         means = [[runs.mean(figure) if runs.rows else None for runs in row] for row in cells]
         return plots.heat(means, xs, ys, x, y, figure)
 
     def figures(self, figure: str) -> list[float]:
-        """`figure` of every run, in order; NaN where a run diverged before it had one."""
+        """Return `figure` of every run, in order; NaN where a run diverged before it had one."""
         known = dict.fromkeys(name for row in self.rows for name in row)
         if self.rows and figure not in known and len(self.diverged) < len(self.rows):
             raise LabError(f"These runs have no figure {figure!r}. Use one of: {', '.join(known)}.")
@@ -281,7 +286,7 @@ def _folder(store) -> Path | None:
     try:
         (folder / "locks").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabError(f"Cannot keep runs in {store}: {error.strerror}. Give a folder that you may write to.") from None
+        raise LabError(f"Cannot keep runs in {store}: {reason(error)}. Give a folder that you may write to.") from None
     return folder
 
 
@@ -291,7 +296,7 @@ def _one(run, measure, job: dict, folder: Path | None, key: str, bar: Progress) 
         row = _train(run, measure, job)
     elif not (row := _read(folder / f"{key}.json")):
         try:
-            with FileLock(folder / "locks" / key, timeout=0):
+            with files.lock(folder / "locks" / key, timeout=0):
                 if not (row := _read(folder / f"{key}.json")):  # finished by another between the two looks
                     row = _train(run, measure, job)
                     _write(folder / f"{key}.json", row)
@@ -323,20 +328,14 @@ def _train(run, measure, job: dict) -> dict:
 def _read(file: Path) -> dict | None:
     """A stored row; None where there is none, or one that a fault of the disk has damaged."""
     try:
-        row = json.loads(file.read_text())
+        row = files.read_json(file, dict)
     except (OSError, ValueError):
         return None
-    return row if isinstance(row, dict) and "status" in row else None
+    return row if "status" in row else None
 
 
 def _write(file: Path, row: dict) -> None:
-    """All at once, so that a killed kernel leaves a whole row or none."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     try:
-        with os.fdopen(handle, "w") as stream:
-            json.dump(row, stream)
-        os.replace(temporary, file)
+        files.write(file, json.dumps(row))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise LabError(f"Cannot keep a run in {file.parent}: {error.strerror}. Free space, then sweep again.") from None
+        raise LabError(f"Cannot keep a run in {file.parent}: {reason(error)}. Free space, then sweep again.") from None

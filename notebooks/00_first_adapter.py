@@ -44,15 +44,16 @@ if util.find_spec("lora_lab") is None:
     assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
     # %pip install -q --no-deps git+{course}
     invalidate_caches()
-    from lora_lab import machine
-    machine.complete()
-    machine.report()
+    from lora_lab.course import environment
+    environment.complete()
+    environment.report()
 
 # %%
 from pathlib import Path
 
 import torch
-from lora_lab import LabError, batches, checks, compare, load_base, plots, progress, quiz, scoring, tasks
+from lora_lab import LabError, adapters, batches, compare, load_base, plots, progress, quiz, scoring, smart_home
+from lora_lab.display import table
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -71,7 +72,7 @@ base, tokenizer = load_base()
 # %%
 QUESTIONS = ["What is the capital of France?", "Name three animals that live in the sea.", "What is 2 + 3?"]
 answers_of_base = [scoring.chat(base, tokenizer, question) for question in QUESTIONS]
-plots.table([{"question": q, "the model says": a} for q, a in zip(QUESTIONS, answers_of_base)])
+table([{"question": q, "the model says": a} for q, a in zip(QUESTIONS, answers_of_base)])
 
 # %% [markdown]
 # It speaks English and knows a few things. Now the job: turn a command at home into one compact JSON action that a
@@ -79,8 +80,8 @@ plots.table([{"question": q, "the model says": a} for q, a in zip(QUESTIONS, ans
 
 # %%
 # NBVAL_CHECK_OUTPUT
-examples = tasks.commands("train", n=14, seed=SEED)
-plots.table([{"command": c.text, "right answer": c.answer} for c in examples])
+examples = smart_home.commands("train", n=14, seed=SEED)
+table([{"command": c.text, "right answer": c.answer} for c in examples])
 
 # %% [markdown]
 # **Predict, then run.** Commit to a guess before you know; the lesson comes back to it. (Shift+Enter runs a cell.)
@@ -92,9 +93,9 @@ quiz("first/untrained")
 # Show the model three commands.
 
 # %%
-few = tasks.commands("test combinations", n=3, seed=SEED)
-plots.table([{"command": c.text, "it says": a} for c, a in
-             zip(few, scoring.answer(base, tokenizer, [c.text for c in few]))])
+few = smart_home.commands("test combinations", n=3, seed=SEED)
+table([{"command": c.text, "it says": a} for c, a in
+             zip(few, scoring.generate(base, tokenizer, [c.prompt for c in few]))])
 
 # %% [markdown]
 # It continues the text, as language models do. That is not a fair trial: nobody told it what we want. So tell it, in
@@ -104,14 +105,14 @@ plots.table([{"command": c.text, "it says": a} for c, a in
 dialogue = [{"role": "system", "content": "Turn each command into one JSON action. Answer with the JSON only."}]
 for c in examples:
     dialogue += [{"role": "user", "content": c.text}, {"role": "assistant", "content": c.answer}]
-asked = tasks.commands("test combinations", n=14, seed=SEED)
+asked = smart_home.commands("test combinations", n=14, seed=SEED)
 prompts = [tokenizer.apply_chat_template(dialogue + [{"role": "user", "content": c.text}], tokenize=False,
                                          add_generation_prompt=True) for c in asked]
 told = scoring.generate(base, tokenizer, prompts, max_new_tokens=24, batch_size=7, progress="with fourteen examples")
 print("with instructions and fourteen examples:", scoring.score(asked, told))
 print("tokens in one prompt:", len(tokenizer(prompts[0])["input_ids"]),
-      " in the bare command:", len(tokenizer(tasks.prompt(asked[0].text))["input_ids"]))
-plots.table([{"command": c.text, "it says": a} for c, a in zip(asked[:6], told)])
+      " in the bare command:", len(tokenizer(asked[0].prompt)["input_ids"]))
+table([{"command": c.text, "it says": a} for c, a in zip(asked[:6], told)])
 
 # %% [markdown]
 # Prompting is worth trying first, and often enough: the answers now look right, and some are. (Fourteen commands cannot
@@ -125,8 +126,8 @@ plots.table([{"command": c.text, "it says": a} for c, a in zip(asked[:6], told)]
 
 # %%
 # NBVAL_CHECK_OUTPUT
-test = {kind: tasks.commands(f"test {kind}", n=200, seed=SEED) for kind in ("combinations", "phrasings")}
-plots.table([{"held-out combinations": a.text, "held-out phrasings": b.text}
+test = {kind: smart_home.commands(f"test {kind}", n=200, seed=SEED) for kind in ("combinations", "phrasings")}
+table([{"held-out combinations": a.text, "held-out phrasings": b.text}
              for a, b in list(zip(*test.values()))[:6]])
 
 # %% [markdown]
@@ -135,7 +136,7 @@ plots.table([{"held-out combinations": a.text, "held-out phrasings": b.text}
 # %%
 before = {}
 for kind, commands in test.items():
-    answers = scoring.answer(base, tokenizer, [c.text for c in commands], progress=kind)
+    answers = scoring.generate(base, tokenizer, [c.prompt for c in commands], progress=kind)
     before[kind] = scoring.score(commands, answers)
     print(f"before training, {kind}: {before[kind]}")
 compare("first/untrained", before["combinations"].exact)
@@ -224,10 +225,10 @@ quiz("first/alpha_before")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-train_rows = batches.encode(tasks.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
+train_rows = batches.encode(smart_home.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
 train_rows = batches.similar_lengths(train_rows, BATCH, seed=SEED)
 collate = batches.AnswerCollator(tokenizer)
-batch = collate(batches.encode(tasks.commands("train", n=3, seed=0), tokenizer))  # three commands to look at
+batch = collate(batches.encode(smart_home.commands("train", n=3, seed=0), tokenizer))  # three commands to look at
 for ids, labels in zip(batch["input_ids"], batch["labels"]):
     print(repr(tokenizer.decode(ids)), " trains on:", repr(tokenizer.decode(labels[labels != batches.IGNORED])))
 print("tokens per row:", batch["input_ids"].shape[1], " logits computed for the last", batch["logits_to_keep"])
@@ -275,7 +276,7 @@ print(f"{result.metrics['train_runtime']:.0f} s for {len(train_rows)} commands")
 # %%
 after, answers_after = {}, {}
 for kind, commands in test.items():
-    answers_after[kind] = scoring.answer(model, tokenizer, [c.text for c in commands], progress=kind)
+    answers_after[kind] = scoring.generate(model, tokenizer, [c.prompt for c in commands], progress=kind)
     after[kind] = scoring.score(commands, answers_after[kind])
 plots.score_bars({"before": before, "after": after})
 
@@ -284,7 +285,7 @@ for kind in test:
     print(f"after training, {kind}: {after[kind]}")
 wrong = [(c, a) for kind in test for c, a in zip(test[kind], answers_after[kind]) if a != c.answer]
 print(f"{len(wrong)} of {sum(map(len, test.values()))} answers differ from the right one; the first few:")
-plots.table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in wrong[:5]]
+table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in wrong[:5]]
             or [{"wrong answers": "none"}])
 
 # %% [markdown]
@@ -298,7 +299,7 @@ plots.table([{"command": c.text, "right answer": c.answer, "the model says": a} 
 
 # %%
 my_command = "would you mind closing the blinds in the office"
-print(scoring.answer(model, tokenizer, [my_command])[0])
+print(scoring.generate(model, tokenizer, [smart_home.prompt(my_command)])[0])
 
 # %% [markdown]
 # ## What did it cost? Forgetting
@@ -313,7 +314,7 @@ quiz("first/forgetting")
 answers_adapted = [scoring.chat(model, tokenizer, question) for question in QUESTIONS]
 with model.disable_adapter():
     answers_disabled = [scoring.chat(model, tokenizer, question) for question in QUESTIONS]
-plots.table([
+table([
     {"question": q, "before": b, "with the adapter": w, "adapter switched off": off}
     for q, b, w, off in zip(QUESTIONS, answers_of_base, answers_adapted, answers_disabled)
 ])
@@ -338,12 +339,12 @@ compare("first/forgetting", perplexity_after / perplexity_before)
 # %%
 model.save_pretrained("adapters/first", save_embedding_layers=False)  # we trained no embeddings
 files = sorted(Path("adapters/first").iterdir())
-plots.table([{"file": f.name, "kB": f"{f.stat().st_size / 1000:,.0f}"} for f in files])
+table([{"file": f.name, "kB": f"{f.stat().st_size / 1000:,.0f}"} for f in files])
 
 # %%
 fresh_base, tokenizer = load_base()
-fresh = PeftModel.from_pretrained(fresh_base, checks.adapter_folder("adapters/first"))
-again = scoring.answer(fresh, tokenizer, [c.text for c in test["phrasings"][:100]], progress="loaded adapter")
+fresh = PeftModel.from_pretrained(fresh_base, adapters.adapter_folder("adapters/first"))
+again = scoring.generate(fresh, tokenizer, [c.prompt for c in test["phrasings"][:100]], progress="loaded adapter")
 same = sum(a == b for a, b in zip(again, answers_after["phrasings"]))
 print(f"{same} of {len(again)} answers are identical to those of the model you trained")
 
@@ -360,7 +361,7 @@ fresh.peft_config["default"].lora_alpha = 32
 print("scaling in use after the edit:", layer.scaling["default"])
 fresh.save_pretrained("adapters/doubled", selected_adapters=["default"], save_embedding_layers=False)
 fresh.peft_config["default"].lora_alpha = 16  # as it was trained
-fresh.load_adapter(checks.adapter_folder("adapters/doubled"), adapter_name="doubled")
+fresh.load_adapter(adapters.adapter_folder("adapters/doubled"), adapter_name="doubled")
 print("scaling after saving and loading:", layer.scaling["doubled"])
 
 # %% [markdown]
@@ -373,7 +374,7 @@ quiz("first/doubled")
 # %%
 sample = test["combinations"][:100]
 fresh.set_adapter("doubled")
-answers = scoring.answer(fresh, tokenizer, [c.text for c in sample], progress="alpha doubled")
+answers = scoring.generate(fresh, tokenizer, [c.prompt for c in sample], progress="alpha doubled")
 perplexity_doubled = scoring.perplexity(fresh, tokenizer)
 fresh.set_adapter("default")
 print("with alpha as trained", scoring.score(sample, answers_after["combinations"][:100]))
@@ -419,11 +420,11 @@ for text in ("> bedroom lights at 30 percent", "bedroom lights at 30 percent", "
 #
 # However big the drop is, at work it shows up as "the model was fine in training and is worse in production", and the
 # cause is a prompt that two programs build in two ways. The repair is to build it in one place: in this course that is
-# `tasks.prompt`; for chat models it is the chat template.
+# `smart_home.prompt`; for chat models it is the chat template.
 
 # %%
-repaired = scoring.generate(fresh, tokenizer, [tasks.prompt(c.text) for c in sample[:50]], progress="repaired")
-print("built by tasks.prompt:", scoring.score(sample[:50], repaired))
+repaired = scoring.generate(fresh, tokenizer, [smart_home.prompt(c.text) for c in sample[:50]], progress="repaired")
+print("built by smart_home.prompt:", scoring.score(sample[:50], repaired))
 
 # %%
 quiz("first/space_or_mark")
@@ -436,7 +437,7 @@ quiz("first/space_or_mark")
 # %%
 for attempt in (
     lambda: get_peft_model(load_base()[0], LoraConfig(r=0)),
-    lambda: PeftModel.from_pretrained(base, checks.adapter_folder("adapters")),
+    lambda: PeftModel.from_pretrained(base, adapters.adapter_folder("adapters")),
     lambda: load_base(precision="int7"),
 ):
     try:
@@ -516,9 +517,9 @@ def exact_by_device(commands, answers):
 quiz("first/exact_by_device", exact_by_device)
 
 # %% [markdown]
-# **3. The one worth doing.** Write ten commands in your own words with their right answers as `tasks.Command(text,
-# answer)`, score the model on them, and compare with the phrasings above. Your family says it differently than a
-# grammar does.
+# **3. The one worth doing.** Write ten commands in your own words with their right answers, each as a pair
+# `(smart_home.prompt(text), answer)`, score the model on them, and compare with the phrasings above. Your family says it
+# differently than a grammar does.
 #
 # ## Recap
 #

@@ -48,15 +48,16 @@ if util.find_spec("lora_lab") is None:
     assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
     # %pip install -q --no-deps git+{course}
     invalidate_caches()
-    from lora_lab import machine
-    machine.complete()
-    machine.report()
+    from lora_lab.course import environment
+    environment.complete()
+    environment.report()
 
 # %%
 import torch
 from IPython.display import display
-from lora_lab import batches, compare, load_base, machine, plots, progress, quiz, scoring, tasks, widgets
-from lora_lab.bars import Progress
+from lora_lab import batches, compare, load_base, models, plots, progress, quiz, scoring, smart_home
+from lora_lab.course import explorers
+from lora_lab.display import Progress, table
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save
 from torch import nn
@@ -100,7 +101,7 @@ def look(r):
 
 missing = ((S**2).sum() - (S**2).cumsum(0)).clamp(min=0).sqrt() / W.norm()
 print("error under 10 % from rank", int((missing > 0.1).sum()) + 1, "on; the thin form costs as much at", 576 // 2)
-widgets.slide(look, "rank", 1, 400, start=8)
+explorers.slide(look, "rank", 1, 400, start=8)
 
 # %%
 compare("math/thin_weight", int((missing > 0.1).sum()) + 1)
@@ -122,7 +123,7 @@ quiz("math/break_even")
 # **Predict.** Will the difference between the two weights be a matrix of low rank, or full of small changes everywhere?
 
 # %%
-train_rows = batches.encode(tasks.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
+train_rows = batches.encode(smart_home.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
 train_rows = batches.similar_lengths(train_rows, BATCH, seed=SEED)
 collate = batches.AnswerCollator(tokenizer)
 print(f"{len(train_rows)} commands in {STEPS} batches")
@@ -144,7 +145,7 @@ names = [name for name, module in base.named_modules() if isinstance(module, nn.
 set_seed(SEED)
 full, _ = load_base(precision="float32")
 tuned, FULL, learning_rate = names, "full fine-tuning", 1e-4
-if not machine.has_memory(5, "it trains 5 of the 30 blocks in full, and calls that full fine-tuning"):
+if not models.has_memory(5, "it trains 5 of the 30 blocks in full, and calls that full fine-tuning"):
     tuned = [name for name in names if name.split(".")[2] in ("5", "10", "15", "20", "25")]
     FULL, learning_rate = "5 blocks in full", 1e-3  # fewer weights have to go further in as many steps
     full.requires_grad_(False)
@@ -194,7 +195,7 @@ compare("math/half_energy", sum(share < 0.5 for share in energy(update["model.la
 quiz("math/rank_one")
 
 # %%
-test = tasks.commands("test combinations", 50, SEED) + tasks.commands("test phrasings", 50, SEED)
+test = smart_home.commands("test combinations", 50, SEED) + smart_home.commands("test phrasings", 50, SEED)
 parts = {}
 with Progress("SVD of every update", total=len(tuned)) as bar:
     for name in tuned:
@@ -214,7 +215,7 @@ for r in RANKS:
 for name in tuned:
     full.get_submodule(name).weight.data = base.get_submodule(name).weight.detach() + update[name]
 truncated["all"] = scoring.quick_score(full, tokenizer, test)
-plots.table([{"rank kept of each update": r, "exact match": f"{score.exact:.0%}", "held-out loss": f"{score.loss:.3f}"}
+table([{"rank kept of each update": r, "exact match": f"{score.exact:.0%}", "held-out loss": f"{score.loss:.3f}"}
              for r, score in truncated.items()])
 
 # %%
@@ -383,7 +384,7 @@ for kind, (A_random, B_random) in STARTS.items():
     rows.append({"start": kind, "logits move by": f"{(output.logits - of_base).abs().max().item():.3g}",
                  "perplexity of prose": f"{scoring.perplexity(by_hand, tokenizer):.0f}",
                  "gradient of A": f"{largest_gradient('A'):.2g}", "gradient of B": f"{largest_gradient('B'):.2g}"})
-plots.table(rows)
+table(rows)
 
 # %% [markdown]
 # - **A random, B zero**: the model starts as exactly the base, the gradient of A is exactly zero at the first step, and
@@ -539,7 +540,7 @@ costs = []
 for kind, model in kinds.items():
     costs.append(cost(kind, model))
     model.zero_grad()  # for a full fine-tuning, half a gigabyte
-plots.table(costs)
+table(costs)
 
 # %% [markdown]
 # **Look** at it column by column. Gradients, optimizer state and what you save to disk shrink with the trainable

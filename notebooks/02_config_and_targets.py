@@ -43,16 +43,18 @@ if util.find_spec("lora_lab") is None:
     assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
     # %pip install -q --no-deps git+{course}
     invalidate_caches()
-    from lora_lab import machine
-    machine.complete()
-    machine.report()
+    from lora_lab.course import environment
+    environment.complete()
+    environment.report()
 
 # %%
 import copy
 import warnings
 
 import torch
-from lora_lab import LabError, batches, compare, load_base, plots, progress, quiz, scoring, targets, tasks, widgets
+from lora_lab import LabError, batches, compare, load_base, plots, progress, quiz, scoring, smart_home, targets
+from lora_lab.course import explorers
+from lora_lab.display import table
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments, set_seed
 
@@ -75,7 +77,7 @@ def adapt(precision="float32", **options):
 
 # %%
 # NBVAL_CHECK_OUTPUT
-widgets.group_table(base)
+explorers.group_table(base)
 
 # %% [markdown]
 # **Analogy.** A config is a work order for a house: which doors (names) get which lock (numbers). A locksmith who is
@@ -90,7 +92,7 @@ widgets.group_table(base)
 # **Predict.** Which names add most parameters? Which least?
 
 # %%
-widgets.explore(base)
+explorers.explore(base)
 
 # %%
 quiz("targets/named_config")
@@ -109,7 +111,7 @@ for r in (1, 8, 64):
     rows.append({"r": r, "A": tuple(layer.lora_A["default"].weight.shape),
                  "B": tuple(layer.lora_B["default"].weight.shape),
                  "trainable": f"{trainable:,}"})
-plots.table(rows)
+table(rows)
 
 # %% [markdown]
 # **lora_alpha** and **use_rslora** set the scaling: alpha/r, or alpha/√r with rank-stabilised LoRA (Kalajdzievski
@@ -122,7 +124,7 @@ plots.table(rows)
 def scaling(**options):
     return adapt(**options).base_model.model.model.layers[0].self_attn.v_proj.scaling["default"]
 
-plots.table([{"r": r, "lora_alpha": 16, "scaling": scaling(r=r),
+table([{"r": r, "lora_alpha": 16, "scaling": scaling(r=r),
               "with use_rslora": f"{scaling(r=r, use_rslora=True):.3f}"} for r in (1, 8, 64)])
 
 # %% [markdown]
@@ -209,7 +211,7 @@ def rank_and_scaling(**options):
     return {name: f"r {layer.r['default']}, scaling {layer.scaling['default']}"
             for name, layer in (("q_proj", attention.q_proj), ("v_proj", attention.v_proj))}
 
-plots.table([{"config": text} | rank_and_scaling(**options) for text, options in {
+table([{"config": text} | rank_and_scaling(**options) for text, options in {
     "r=8, lora_alpha=16": {},
     "rank_pattern v_proj: 32": dict(rank_pattern={"v_proj": 32}),
     "and alpha_pattern v_proj: 64": dict(rank_pattern={"v_proj": 32}, alpha_pattern={"v_proj": 64}),
@@ -237,7 +239,7 @@ for options in (dict(init_lora_weights=True), dict(init_lora_weights="gaussian")
                  "largest change of a logit": f"{apart(model, base):.1g}",
                  "base weight changed": not torch.equal(layer.base_layer.weight, original),
                  "trainable": f"{model.get_nb_trainable_parameters()[0]:,}"})
-plots.table(rows)
+table(rows)
 
 # %% [markdown]
 # Look at the column of changed base weights: an adapter that started that way only fits a base that was changed the
@@ -351,12 +353,12 @@ half.print_trainable_parameters()
 quiz("targets/wrong_name")
 
 # %%
-test = tasks.commands("test combinations", 40, SEED) + tasks.commands("test phrasings", 40, SEED)
+test = smart_home.commands("test combinations", 40, SEED) + smart_home.commands("test phrasings", 40, SEED)
 collate = batches.AnswerCollator(tokenizer)
 print(f"{len(test)} test commands, half of them in unseen phrasings")
 
 def fit(model, steps, learning_rate, seed, callbacks=None):
-    rows = batches.similar_lengths(batches.encode(tasks.commands("train", steps * 8, seed), tokenizer), 8, seed)
+    rows = batches.similar_lengths(batches.encode(smart_home.commands("train", steps * 8, seed), tokenizer), 8, seed)
     arguments = TrainingArguments(
         output_dir="runs/targets", max_steps=steps, per_device_train_batch_size=8, learning_rate=learning_rate,
         warmup_steps=3, train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", disable_tqdm=True,
@@ -445,7 +447,7 @@ CHOICES = {"q and v": dict(r=32, target_modules=["q_proj", "v_proj"]),
            "attention": dict(r=16, target_modules=ATTENTION),
            "MLP": dict(r=10, target_modules=MLP),
            "all linear": dict(r=6, target_modules="all-linear")}
-plots.table([{"choice": kind, "rank": options["r"],
+table([{"choice": kind, "rank": options["r"],
               "trainable": f"{targets.check(base, LoraConfig(**options)).trainable:,}"}
              for kind, options in CHOICES.items()])
 
@@ -476,7 +478,7 @@ race(seed=0)
 race(seed=1)
 
 # %%
-plots.table([{"choice": kind} | {f"exact match, seed {seed}": f"{score.exact:.0%}" for seed, score in runs.items()}
+table([{"choice": kind} | {f"exact match, seed {seed}": f"{score.exact:.0%}" for seed, score in runs.items()}
              | {f"loss, seed {seed}": f"{score.loss:.3f}" for seed, score in runs.items()}
              for kind, runs in results.items()])
 
@@ -593,7 +595,7 @@ quiz("targets/predicted_count", my_prediction, surprise, base)
 # %% [markdown]
 # **4. The one worth doing.** Take a model you use at work, or the configuration of one
 # (`AutoModelForCausalLM.from_config` under `torch.device("meta")` needs no weights), look at
-# `widgets.group_table`, and run `targets.check` with the config from the tutorial you started from.
+# `explorers.group_table`, and run `targets.check` with the config from the tutorial you started from.
 #
 # ## Recap
 #

@@ -47,9 +47,9 @@ if util.find_spec("lora_lab") is None:
     assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
     # %pip install -q --no-deps git+{course}
     invalidate_caches()
-    from lora_lab import machine
-    machine.complete()
-    machine.report()
+    from lora_lab.course import environment
+    environment.complete()
+    environment.report()
 
 # %%
 import copy
@@ -68,7 +68,8 @@ print({name: version(name) for name in ("torch", "transformers", "peft", "bitsan
 # %%
 import torch
 import transformers
-from lora_lab import batches, cache, compare, load_base, memory, models, plots, progress, quiz, scoring, tasks
+from lora_lab import batches, cache, compare, load_base, memory, models, plots, progress, quiz, scoring, smart_home
+from lora_lab.display import table
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Trainer, TrainingArguments
 
@@ -158,7 +159,7 @@ kinds = {}
 for name, parameter in eight.named_parameters():
     kind = (name.rsplit(".", 2)[-2] if "layernorm" not in name else "norms", str(parameter.dtype))
     kinds[kind] = kinds.get(kind, 0) + parameter.nbytes
-plots.table([{"weights of": name, "dtype": dtype.removeprefix("torch."), "MB": f"{size / 1e6:.1f}"}
+table([{"weights of": name, "dtype": dtype.removeprefix("torch."), "MB": f"{size / 1e6:.1f}"}
              for (name, dtype), size in kinds.items()])
 
 # %% [markdown]
@@ -360,7 +361,7 @@ for label, threshold in (("int8, no threshold", 0.0), ("int8, threshold 6.0", 6.
 
 # %%
 perplexity["nf4"] = scoring.perplexity(four, tokenizer)
-plots.table([{"precision": label, "perplexity of prose": f"{value:.2f}",
+table([{"precision": label, "perplexity of prose": f"{value:.2f}",
               "above float32": f"{value / perplexity['float32'] - 1:+.1%}"} for label, value in perplexity.items()])
 
 # %% [markdown]
@@ -394,7 +395,8 @@ transformers.set_seed(SEED)
 fresh, _ = load_base(precision="int8")
 frozen = [(parameter, fingerprint(parameter)) for parameter in fresh.parameters()]
 model = get_peft_model(prepare_model_for_kbit_training(fresh, use_gradient_checkpointing=False), lora())
-rows = batches.similar_lengths(batches.encode(tasks.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer), BATCH)
+rows = batches.encode(smart_home.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
+rows = batches.similar_lengths(rows, BATCH)
 arguments = TrainingArguments(
     output_dir="runs/eight", max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=2e-3, warmup_steps=3,
     train_sampling_strategy="sequential", bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
@@ -424,8 +426,8 @@ print(type(linear).__name__, linear.weight.dtype)
 # Now the scores; beside them those of your adapter of Lesson 0, if it is still on your disk.
 
 # %%
-test = {"combinations": tasks.commands("test combinations", n=100, seed=SEED),
-        "phrasings": tasks.commands("test phrasings", n=60, seed=SEED)}
+test = {"combinations": smart_home.commands("test combinations", n=100, seed=SEED),
+        "phrasings": smart_home.commands("test phrasings", n=60, seed=SEED)}
 candidates = {"8 bits": model}
 if Path("adapters/first/adapter_model.safetensors").exists():
     candidates["float32 (Lesson 0)"] = PeftModel.from_pretrained(fresh_base(), "adapters/first")
@@ -475,7 +477,7 @@ for _ in range(4):  # in turns, so that a slow moment hits them all; the first t
     for name, racer in racers.items():
         seconds[name].append(seconds_of_a_step(racer))
 rates = {name: batch["input_ids"].numel() / sorted(taken[1:])[1] for name, taken in seconds.items()}
-plots.table([{"base": name, "tokens per second": f"{rate:.0f}", "of float32's": f"{rate / rates['float32']:.0%}"}
+table([{"base": name, "tokens per second": f"{rate:.0f}", "of float32's": f"{rate / rates['float32']:.0%}"}
              for name, rate in rates.items()])
 
 # %%
@@ -504,7 +506,7 @@ if recorded.exists():
     theirs = {job["precision"]: job["tokens_per_second"] for job in run["configurations"].values()
               if job["status"] == "ok" and "random" not in job["model"] and job["seq"] == 128
               and not job["checkpointing"]}
-    plots.table([{"base": name, "your machine": f"{rates.get(name, float('nan')) / rates['float32']:.0%} of float32's",
+    table([{"base": name, "your machine": f"{rates.get(name, float('nan')) / rates['float32']:.0%} of float32's",
                   f"recorded on {run['hardware']['gpu']}": f"{rate:,.0f} tokens/s, {rate / theirs['float32']:.0%}"}
                  for name, rate in theirs.items()])
 else:
@@ -538,9 +540,9 @@ for precision in ("bfloat16", "int8", "nf4"):
 # (16 GB is a T4, Colab's free one):
 
 # %%
-from lora_lab import widgets
+from lora_lab.course import explorers
 
-widgets.plan_memory(llama_config, gpu_gb=16, precision="int8", seq_len=2048)
+explorers.plan_memory(llama_config, gpu_gb=16, precision="int8", seq_len=2048)
 
 # %%
 quiz("eight/rank_or_length")
@@ -576,7 +578,7 @@ for name in ("float32", "int8"):
     rows_of_table.append({"base": name, "weights, planned": memory.human(planned.weights_bytes),
                           "measured": memory.human(weights), "activations and logits, planned": memory.human(step),
                           "measured ": memory.human(measured)})
-plots.table(rows_of_table)
+table(rows_of_table)
 
 # %% [markdown]
 # **Look** at the two columns on the right: the two bases differ in their weights alone. What a step keeps for its
@@ -597,12 +599,12 @@ quiz("eight/resident")
 # %%
 job = '''
 import sys
-from lora_lab import batches, load_base, memory, tasks
+from lora_lab import batches, load_base, memory, smart_home
 from peft import LoraConfig, get_peft_model
 with memory.measure() as used:
     base, tokenizer = load_base(sys.argv[1]) if "/" in sys.argv[1] else load_base(precision=sys.argv[1])
     model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")).train()
-    rows = batches.encode(tasks.commands("train", n=4, seed=0), tokenizer)
+    rows = batches.encode(smart_home.commands("train", n=4, seed=0), tokenizer)
     model(**batches.AnswerCollator(tokenizer)(rows).to(model.device)).loss.backward()
 print("peak", used.peak_rss_bytes)
 '''
@@ -847,14 +849,14 @@ quiz("eight/same_message")
 # %%
 script = '''
 import sys
-from lora_lab import batches, load_base, tasks
+from lora_lab import batches, load_base, smart_home
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 def make_trainer(folder):
     base, tokenizer = load_base("./runs/int8")
     set_seed(0)  # A is drawn at random, and before the Trainer seeds anything
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
-    rows = batches.encode(tasks.commands("train", n=24, seed=0), tokenizer)
+    rows = batches.encode(smart_home.commands("train", n=24, seed=0), tokenizer)
     return Trainer(model, TrainingArguments(folder, max_steps=8, per_device_train_batch_size=3, learning_rate=2e-3,
         warmup_steps=2, save_steps=3, logging_steps=1, remove_unused_columns=False, disable_tqdm=True,
         dataloader_pin_memory=False), batches.AnswerCollator(tokenizer), rows)
@@ -877,7 +879,7 @@ for line in process.stdout:  # the Trainer prints a line for every step
         break
 print("exit status:", process.wait(), " steps seen:", seen)
 print("left on disk:", sorted(path.name for path in Path("runs/killed").iterdir()))
-plots.table([{"file": path.name, "kB": f"{path.stat().st_size / 1000:,.0f}"}
+table([{"file": path.name, "kB": f"{path.stat().st_size / 1000:,.0f}"}
              for path in sorted(Path("runs/killed/checkpoint-3").iterdir())])
 
 # %% [markdown]
@@ -938,10 +940,10 @@ MODELS = {  # hub id: licence, gated, config
 print(len(MODELS), "models")
 
 # %%
-from lora_lab import bars
+from lora_lab.display import Progress
 
 ladder = []
-with bars.Progress("planning", total=len(MODELS)) as bar:
+with Progress("planning", total=len(MODELS)) as bar:
     for name, (licence, gated, its_config) in MODELS.items():
         plans = {}
         for kind in ("bfloat16", "int8", "nf4"):
@@ -953,7 +955,7 @@ with bars.Progress("planning", total=len(MODELS)) as bar:
             f"{gpu} GB": next((f"{kind}, {plan.total_bytes / 1e9:.1f}" for kind, plan in plans.items()
                                if plan.fits(gpu)), "-") for gpu in (8, 16, 24, 80)})
         bar.update(1)
-plots.table(ladder)
+table(ladder)
 
 # %% [markdown]
 # (Precision, and GB needed.) To train one of them, take these lines: plan, load, prepare, adapt, train. Make
@@ -1000,7 +1002,7 @@ answers = {"8 bits, as trained": scores["8 bits"]["phrasings"]}
 for label, precision in (("float32", "float32"), ("4 bits", "nf4")):
     other = PeftModel.from_pretrained(load_base(precision=precision)[0], "adapters/eight")
     answers[label] = scoring.quick_score(other, tokenizer, test["phrasings"], progress=label)
-plots.table([{"the adapter on a base in": label, "exact match": str(score)} for label, score in answers.items()])
+table([{"the adapter on a base in": label, "exact match": str(score)} for label, score in answers.items()])
 
 # %% [markdown]
 # Read the 95 % intervals before the order: a difference of one answer shows nothing. What the table does show is

@@ -45,9 +45,9 @@ if util.find_spec("lora_lab") is None:
     assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
     # %pip install -q --no-deps git+{course}
     invalidate_caches()
-    from lora_lab import machine
-    machine.complete()
-    machine.report()
+    from lora_lab.course import environment
+    environment.complete()
+    environment.report()
 
 # %%
 import copy
@@ -59,7 +59,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from lora_lab import batches, checks, compare, load_base, models, plots, pocket, progress, quiz, scaling, scoring, tasks
+from lora_lab import adapters, batches, compare, load_base, models, plots, pocket, progress, quiz, scoring, smart_home
+from lora_lab.display import table
 from lora_lab.sweep import sweep
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -88,7 +89,7 @@ def train_smollm(steps, lr=2e-3, alpha=16, start=None):
     transformers.set_seed(0)
     config = LoraConfig(r=8, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     model = start or get_peft_model(load_base(quiet=True)[0], config)
-    rows = batches.encode(tasks.commands("train", n=8 * steps, seed=0 if start is None else 1), tokenizer)
+    rows = batches.encode(smart_home.commands("train", n=8 * steps, seed=0 if start is None else 1), tokenizer)
     arguments = transformers.TrainingArguments(
         output_dir="runs/alpha", max_steps=steps, per_device_train_batch_size=8, learning_rate=lr, warmup_steps=3,
         train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", remove_unused_columns=False,
@@ -102,7 +103,7 @@ def train_smollm(steps, lr=2e-3, alpha=16, start=None):
 
 # %%
 if Path("adapters/first/adapter_model.safetensors").exists():
-    folder = checks.adapter_folder("adapters/first", r=8)
+    folder = adapters.adapter_folder("adapters/first", r=8)
     trained = PeftModel.from_pretrained(load_base(quiet=True)[0], folder, is_trainable=True)
     print("loaded your adapter of Lesson 0")
 else:
@@ -115,17 +116,17 @@ else:
 quiz("alpha/doubled_score")
 
 # %% [markdown]
-# `scaling.turned(model, factor)` multiplies the scaling of every LoRA layer inside a `with` block and puts it back
+# `adapters.turned(model, factor)` multiplies the scaling of every LoRA layer inside a `with` block and puts it back
 # afterwards, even if you interrupt the cell. Two measurements at each factor: the task, and ordinary prose.
 
 # %%
 FACTORS = (0, 0.5, 1, 1.5, 2, 3, 4)
-commands = tasks.commands("test combinations", n=42, seed=0)  # each kind of action three times
+commands = smart_home.commands("test combinations", n=42, seed=0)  # each kind of action three times
 
 def curve(model, factors, prose=True):
     found = {}
     for factor in factors:
-        with scaling.turned(model, factor):
+        with adapters.turned(model, factor):
             found[factor] = scoring.quick_score(model, tokenizer, commands, progress=f"factor {factor}")
             if prose:
                 perplexities[factor] = scoring.perplexity(model, tokenizer)
@@ -147,18 +148,18 @@ plots.lines({"prose": (FACTORS, [perplexities[f] for f in FACTORS])},
 # Move it yourself. The figures come from the curve above; the button asks the model at that setting.
 
 # %%
-from lora_lab import widgets
+from lora_lab.course import explorers
 
 
 def figures_at(factor):
-    return plots.table([{"factor": factor, "score": str(dial[factor]), "perplexity": f"{perplexities[factor]:,.0f}"}])
+    return table([{"factor": factor, "score": str(dial[factor]), "perplexity": f"{perplexities[factor]:,.0f}"}])
 
 def answers_at(factor, n=3):
-    with scaling.turned(trained, factor):
-        answers = scoring.answer(trained, tokenizer, [c.text for c in commands[:n]])
-    return plots.table([{"command": c.text, "answer": a} for c, a in zip(commands, answers)])
+    with adapters.turned(trained, factor):
+        answers = scoring.generate(trained, tokenizer, [c.prompt for c in commands[:n]])
+    return table([{"command": c.text, "answer": a} for c, a in zip(commands, answers)])
 
-widgets.dial(figures_at, FACTORS, answers_at)
+explorers.dial(figures_at, FACTORS, answers_at)
 
 # %% [markdown]
 # **Look** at how far the score holds beyond factor 1 and where it drops; then at the perplexity, which starts to climb
@@ -177,10 +178,11 @@ quiz("alpha/two_meters")
 
 # %%
 small, words = pocket.load()
-lesson = pocket.dialect(tasks.commands("train", n=1500, seed=0))
-held_out = pocket.dialect(tasks.commands("validation combinations", n=200, seed=0))
+lesson = pocket.dialect(smart_home.commands("train", n=1500, seed=0))
+old = smart_home.commands("validation combinations", n=200, seed=0)
+held_out = pocket.dialect(old)
 print(f"{small.num_parameters():,} parameters;", lesson[0].text, "->", lesson[0].answer)
-print("base, old answers:", scoring.quick_score(small, words, tasks.commands("validation combinations", n=200, seed=0)))
+print("base, old answers:", scoring.quick_score(small, words, old))
 print("base, the dialect:", scoring.quick_score(small, words, held_out))
 
 # %% [markdown]
@@ -219,7 +221,7 @@ ADJUST = {  # for two experiments below
 }
 
 def train(alpha=16, lr=0.01, r=8, optimizer="AdamW", rslora=False, steps=40, adjust=None, seed=0):
-    checks.positive(alpha=alpha, lr=lr)
+    adapters.positive(alpha=alpha, lr=lr)
     torch.manual_seed(seed)
     model = adapt(copy.deepcopy(small), alpha, r, rslora)
     for name, parameter in model.named_parameters():
@@ -302,18 +304,18 @@ print("alpha_pattern:   ", block.q_proj.scaling["default"], block.v_proj.scaling
 # quadruples; `unscale_layer()` without a number goes back to alpha/r. None of them is saved with the adapter: to ship
 # another scaling, edit the config's alpha *on purpose*, save, load, and measure.
 #
-# `scaling.turned` refuses what makes no sense, and an interrupted cell leaves nothing turned:
+# `adapters.turned` refuses what makes no sense, and an interrupted cell leaves nothing turned:
 
 # %%
 # NBVAL_CHECK_OUTPUT
 for factor in (-1, float("nan"), "twice"):
     try:
-        with scaling.turned(tiny, factor):
+        with adapters.turned(tiny, factor):
             pass
     except Exception as error:
         print(type(error).__name__, error)
 try:
-    with scaling.turned(tiny, 3):
+    with adapters.turned(tiny, 3):
         raise KeyboardInterrupt  # as if you pressed stop
 except KeyboardInterrupt:
     print("interrupted; scaling", state()[-1])
@@ -323,13 +325,13 @@ except KeyboardInterrupt:
 
 # %%
 def live(factor):
-    with scaling.turned(tiny, factor):
+    with adapters.turned(tiny, factor):
         score = scoring.quick_score(tiny, words, held_out)
-        answers = scoring.answer(tiny, words, [c.text for c in held_out[:3]])
-    return plots.table([{"command": c.text, "wanted": c.answer, "answer": a, "score of all": f"{score.exact:.1%}"}
+        answers = scoring.generate(tiny, words, [c.prompt for c in held_out[:3]])
+    return table([{"command": c.text, "wanted": c.answer, "answer": a, "score of all": f"{score.exact:.1%}"}
                         for c, a in zip(held_out, answers)])
 
-widgets.dial(live, tuple(k / 4 for k in range(17)))
+explorers.dial(live, tuple(k / 4 for k in range(17)))
 
 # %% [markdown]
 # ## What does an adapter bear?
@@ -351,7 +353,7 @@ VALLEY = (0.5, 1, 1.25, 1.5, 2, 3)
 def along_the_dial(model):
     found = {}
     for factor in VALLEY:
-        with scaling.turned(model, factor):
+        with adapters.turned(model, factor):
             score = scoring.quick_score(model, words, held_out[:60])
         found |= {f"loss at {factor:g}": score.loss, f"exact at {factor:g}": score.exact}
     return found | {"best factor": min(VALLEY, key=lambda factor: found[f"loss at {factor:g}"])}
@@ -361,7 +363,7 @@ lengths = sweep(train, {"steps": [5, 20, 160], "lr": [0.005]}, SEEDS, "runs/alph
 compare("alpha/best_factor", lengths.mean("best factor", steps=5))
 
 # %%
-plots.table([{"steps": steps, "best factor": [row["best factor"] for row in lengths.where(steps=steps).rows]}
+table([{"steps": steps, "best factor": [row["best factor"] for row in lengths.where(steps=steps).rows]}
              | {f"exact at {f:g}": f"{lengths.mean(f'exact at {f:g}', steps=steps):.0%}" for f in (1, 1.25, 1.5, 2)}
              for steps in lengths.values("steps")])
 
@@ -385,7 +387,7 @@ def relative_size(model):
 
 early = train_smollm(4)
 early_dial = curve(early, (1, 2), prose=False)
-plots.table([
+table([
     {"adapter": name, "size against W": f"{relative_size(model):.1%}", "exact at 1": f"{scores[1].exact:.0%}",
      "exact at 2": f"{scores[2].exact:.0%}", "loss at 1, 2": f"{scores[1].loss:.3f}, {scores[2].loss:.3f}"}
     for name, model, scores in (("SmolLM2, trained", trained, dial), ("SmolLM2, 4 steps", early, early_dial))])
@@ -431,7 +433,7 @@ compare("alpha/recovers", 100 * recovery.mean("exact", more=40, double=True))
 # the doubling cost is the steps of the way back; compare with the rows that were not doubled. And on SmolLM2:
 
 # %%
-with scaling.turned(trained, 3):
+with adapters.turned(trained, 3):
     print("turned to 3:    ", scoring.quick_score(trained, tokenizer, commands))
     train_smollm(5, lr=1e-3, start=trained)
     print("5 steps further:", scoring.quick_score(trained, tokenizer, commands))
@@ -515,7 +517,7 @@ def slope(points):
     return steepness, 1.96 * math.sqrt(covariance[0, 0])
 
 fits = {name: slope(ridge(runs, "alpha")) for name, runs in (("AdamW", adam), ("SGD", sgd))}
-plots.table([{"optimiser": name, "slope": f"{m:.2f} ± {spread:.2f} (95 % of the fit)", "A does not move": first,
+table([{"optimiser": name, "slope": f"{m:.2f} ± {spread:.2f} (95 % of the fit)", "A does not move": first,
               "A forgets its start": second, "optima on the grid": len(ridge(runs, "alpha"))}
              for (name, (m, spread)), first, second, runs in zip(fits.items(), (-1, -2), (-0.5, -1), (adam, sgd))])
 
@@ -545,7 +547,7 @@ losses = {}
 for label, alpha, lr in (("alpha 16", 16, 2e-3), ("alpha 64, same rate", 64, 2e-3), ("alpha 64, moved", 64, moved)):
     model = train_smollm(6, lr=lr, alpha=alpha)
     losses[label] = lr, scoring.quick_score(model, tokenizer, commands).loss, scoring.perplexity(model, tokenizer)
-plots.table([{"training": label, "lr": f"{lr:.2g}", "held-out loss": f"{loss:.3f}", "perplexity": f"{prose:,.0f}"}
+table([{"training": label, "lr": f"{lr:.2g}", "held-out loss": f"{loss:.3f}", "perplexity": f"{prose:,.0f}"}
              for label, (lr, loss, prose) in losses.items()])
 
 # %% [markdown]
@@ -572,7 +574,7 @@ def first_step(r, rslora, optimizer, lr):
         return {"gradient of B": f"{gradient:.2f}", "size of the update": f"{relative_size(model):.4f}",
                 "gain": f"{before - model(**batch).loss:.4f}"}
 
-plots.table([{"optimiser": name, "scaling": "alpha/√r" if rslora else "alpha/r", "r": r}
+table([{"optimiser": name, "scaling": "alpha/√r" if rslora else "alpha/r", "r": r}
              | first_step(r, rslora, name, lr)
              for name, lr in (("AdamW", 0.002), ("SGD", 0.01)) for rslora in (False, True) for r in (1, 8, 64, 128)])
 
@@ -605,7 +607,7 @@ def best_rates(runs):
 def lowest(runs, **where):
     return min(runs.mean("loss", lr=lr, **where) for lr in runs.values("lr"))
 
-plots.table([{"scaling": name, "r": r, "best lr": f"{lr:.4f}", "loss at the grid's best": f"{lowest(runs, r=r):.3f}",
+table([{"scaling": name, "r": r, "best lr": f"{lr:.4f}", "loss at the grid's best": f"{lowest(runs, r=r):.3f}",
               "loss at lr 1/128": f"{runs.mean('loss', r=r, lr=1 / 128):.3f}"}
              for name, runs in (("alpha/r", plain), ("alpha/√r", rooted)) for r, lr in best_rates(runs).items()])
 
@@ -651,9 +653,9 @@ TOUCHED, REST = ("light", "fan", "music", "volume"), ("blinds", "door", "heating
 def about(commands, devices):
     return [command for command in commands if any(f'"{device}":' in command.answer for device in devices)]
 
-drawn = tasks.commands("validation combinations", n=400, seed=0)
+drawn = smart_home.commands("validation combinations", n=400, seed=0)
 asked, untouched = pocket.dialect(about(drawn, TOUCHED)), about(drawn, REST)
-DATA["partly"] = pocket.dialect(about(tasks.commands("train", n=2500, seed=0), TOUCHED))
+DATA["partly"] = pocket.dialect(about(smart_home.commands("train", n=2500, seed=0), TOUCHED))
 
 def train_partly(method, lr, steps=40, seed=0):
     torch.manual_seed(seed)
@@ -671,7 +673,7 @@ rates += [{"method": "full", "lr": 2.0**k} for k in (-10, -9, -8, -7, -6)]
 both = sweep(train_partly, rates, SEEDS, "runs/alpha/full", "LoRA and full", learned_and_forgotten, CORES)
 
 # %%
-plots.table([{"method": method, "lr": lr} | {figure: f"{both.mean(figure, method=method, lr=lr):.3f}" for figure in
+table([{"method": method, "lr": lr} | {figure: f"{both.mean(figure, method=method, lr=lr):.3f}" for figure in
              ("loss", "exact", "loss on the rest", "exact on the rest")}
              for method in ("LoRA", "full") for lr in both.where(method=method).values("lr")])
 
@@ -747,7 +749,7 @@ print(len(rows), "rows,", len(trained_now), "calls;", [(row["lr"], row["status"]
 # %%
 # NBVAL_CHECK_OUTPUT
 for attempt in (lambda: sweep(train, {"learning_rate": [0.01]}, [0]), lambda: train(alpha=0), lambda: train(lr=-0.01),
-                lambda: checks.adapter_folder("adapters/edited", r=16)):
+                lambda: adapters.adapter_folder("adapters/edited", r=16)):
     try:
         attempt()
     except Exception as error:
@@ -802,7 +804,7 @@ loud = LoraConfig(r=64, lora_alpha=128, use_rslora=True, target_modules="all-lin
 quiz("alpha/loud", loud)
 
 # %% [markdown]
-# **4. The one worth doing.** Take an adapter of your own, draw its dial with `scaling.turned`, on your task *and* on
+# **4. The one worth doing.** Take an adapter of your own, draw its dial with `adapters.turned`, on your task *and* on
 # text that it never saw.
 #
 # ## Recap

@@ -45,9 +45,9 @@ if util.find_spec("lora_lab") is None:
     assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
     # %pip install -q --no-deps git+{course}
     invalidate_caches()
-    from lora_lab import machine
-    machine.complete()
-    machine.report()
+    from lora_lab.course import environment
+    environment.complete()
+    environment.report()
 
 # %%
 import copy
@@ -57,7 +57,21 @@ from pathlib import Path
 
 import torch
 import transformers
-from lora_lab import batches, checks, compare, load_base, merging, models, plots, pocket, progress, quiz, scoring, tasks
+from lora_lab import (
+    adapters,
+    batches,
+    compare,
+    load_base,
+    merging,
+    models,
+    plots,
+    pocket,
+    progress,
+    quiz,
+    scoring,
+    smart_home,
+)
+from lora_lab.display import table
 from peft import LoraConfig, PeftModel, get_peft_model
 
 transformers.set_seed(0)
@@ -81,7 +95,7 @@ print("The adapter to be merged:", adapter)
 if not Path(adapter, "adapter_model.safetensors").exists():
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(fresh_base(), config)
-    rows = batches.encode(tasks.commands("train", n=8 * 32, seed=0), tokenizer)
+    rows = batches.encode(smart_home.commands("train", n=8 * 32, seed=0), tokenizer)
     arguments = transformers.TrainingArguments(
         output_dir="runs/merging", max_steps=32, per_device_train_batch_size=8, learning_rate=2e-3, warmup_steps=3,
         train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", remove_unused_columns=False,
@@ -93,8 +107,8 @@ if not Path(adapter, "adapter_model.safetensors").exists():
     model.save_pretrained(adapter, save_embedding_layers=False)
 
 # %%
-trained = PeftModel.from_pretrained(fresh_base(), checks.adapter_folder(adapter, r=8)).eval()
-commands = tasks.commands("test combinations", n=42, seed=0)  # each kind of action three times
+trained = PeftModel.from_pretrained(fresh_base(), adapters.adapter_folder(adapter, r=8)).eval()
+commands = smart_home.commands("test combinations", n=42, seed=0)  # each kind of action three times
 print("with the adapter:", scoring.quick_score(trained, tokenizer, commands))
 
 # %% [markdown]
@@ -142,16 +156,16 @@ tokenizer.save_pretrained("adapters/merged-float32")
 merged = load_base("adapters/merged-float32", "float32", quiet=True)[0]  # weights in a file need no memory of their own
 
 # %%
-held_out = {kind: tasks.commands(f"test {kind}", n=42, seed=0) for kind in ("combinations", "phrasings")}
+held_out = {kind: smart_home.commands(f"test {kind}", n=42, seed=0) for kind in ("combinations", "phrasings")}
 answers = {}
 for kind, asked in held_out.items():
     for name, model in {"unmerged": trained, "merged": merged}.items():
-        answers[name, kind] = scoring.answer(model, tokenizer, [c.text for c in asked], progress=f"{kind}, {name}")
+        answers[name, kind] = scoring.generate(model, tokenizer, [c.prompt for c in asked], progress=f"{kind}, {name}")
     same = sum(a == b for a, b in zip(answers["unmerged", kind], answers["merged", kind]))
     print(f"{kind}: {same} of {len(asked)} answers identical;", scoring.score(asked, answers["merged", kind]))
 
 # %%
-READ = [tokenizer(tasks.prompt(c.text) + c.answer, return_tensors="pt") for c in commands[:14]]
+READ = [tokenizer(c.prompt + c.answer, return_tensors="pt") for c in commands[:14]]
 
 @torch.no_grad()
 def logits(model):
@@ -221,7 +235,7 @@ for what, settings in {"8, q and v": dict(r=8, target_modules=["q_proj", "v_proj
     if what == "8, all linear":
         compare_unmerged = found["unmerged"][0]
     del untrained, merged_too  # before the next two are loaded
-plots.table(rows)
+table(rows)
 
 # %%
 compare("merge/unmerged_cost", compare_unmerged)
@@ -295,7 +309,7 @@ for precision in ("int8", "nf4"):
 # %%
 for precision, messages in said.items():
     print(f"{precision}: {len(messages)} times {messages[0]!r}")
-plots.table(table)
+table(table)
 
 # %% [markdown]
 # **Look** at the column KL first: how far each model's predictions are from those of the model you trained, before
@@ -354,7 +368,7 @@ plots.lines({name: (SIZES, [100 * share for share in shares]) for name, shares i
 
 # %%
 steps = {"nf4": W.reshape(-1, 64).abs().amax(1).mean().item() * 2 / 15, "int8": W.abs().amax(1).mean().item() / 127}
-plots.table([{"grid": name, "mean step": f"{step:.4f}", "the update's typical entry": f"{update.std().item():.4f}",
+table([{"grid": name, "mean step": f"{step:.4f}", "the update's typical entry": f"{update.std().item():.4f}",
               "steps": f"{update.std().item() / step:.3f}",
               "arrives in place": f"{kept[f'{name}, in place'][2]:.1%}",
               "arrives merged first": f"{kept[f'{name}, merged first'][2]:.1%}"} for name, step in steps.items()])
@@ -386,7 +400,7 @@ quiz("merge/order")
 # your own prompts, and says what it found. It works on any PEFT model of transformers.
 
 # %%
-prompts = [tasks.prompt(c.text) for c in commands[:10]]
+prompts = [c.prompt for c in commands[:10]]
 sound = merging.audit(trained, prompts, tokenizer)
 print(sound)
 
@@ -394,7 +408,7 @@ print(sound)
 on_nf4 = PeftModel.from_pretrained(load_base(precision="nf4")[0], adapter).eval()
 lossy = merging.audit(on_nf4, prompts, tokenizer)
 print(lossy)
-plots.table([{"prompt": p.strip(), "unmerged": a, "merged": b} for p, a, b in lossy.changed_answers[:4]]
+table([{"prompt": p.strip(), "unmerged": a, "merged": b} for p, a, b in lossy.changed_answers[:4]]
             or [{"changed answers": "none"}])
 
 # %% [markdown]
@@ -431,7 +445,7 @@ small, words = pocket.load()
 DEVICES = {"one": ("light", "fan", "music", "volume"), "two": ("blinds", "door", "heating")}
 
 def dialect(split, n, skill):
-    chosen = [c for c in tasks.commands(split, n=n, seed=0) if any(f'"{d}":' in c.answer for d in DEVICES[skill])]
+    chosen = [c for c in smart_home.commands(split, n=n, seed=0) if any(f'"{d}":' in c.answer for d in DEVICES[skill])]
     return pocket.dialect(chosen)
 
 def train(model, skill, steps=120, lr=0.01):
@@ -458,7 +472,7 @@ ONE = "adapters/skills/one"
 
 # %%
 def fresh():
-    return PeftModel.from_pretrained(copy.deepcopy(small), checks.adapter_folder(ONE))
+    return PeftModel.from_pretrained(copy.deepcopy(small), adapters.adapter_folder(ONE))
 
 rows = []
 for call in ("merge_adapter", "merge_and_unload", "unload"):
@@ -470,7 +484,7 @@ for call in ("merge_adapter", "merge_and_unload", "unload"):
                  "LoRA layers inside": any("lora_" in n for n, _ in held.named_parameters()),
                  "skill one": f"{scoring.quick_score(held, words, tests['one']).exact:.1%}",
                  "saving writes": ", ".join(f.name for f in Path(f"runs/merging/{call}").glob("*.safetensors"))})
-plots.table(rows)
+table(rows)
 
 # %%
 quiz("merge/three_calls")
@@ -522,7 +536,7 @@ with warnings.catch_warnings(record=True) as caught:
 print("loaded onto the merged model:", [str(w.message) for w in caught if "erge" in str(w.message)])
 
 # %%
-asked = [tasks.prompt(c.text) for c in tests["one"][:28]]
+asked = [c.prompt for c in tests["one"][:28]]
 print(merging.audit(fresh(), asked, words, deployed=double))
 
 # %% [markdown]
@@ -539,7 +553,7 @@ model.save_pretrained("runs/merging/discarded")
 print(type(model).__name__, "wrote", sorted(f.name for f in Path("runs/merging/discarded").iterdir()))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    again = PeftModel.from_pretrained(copy.deepcopy(small), checks.adapter_folder("runs/merging/discarded"))
+    again = PeftModel.from_pretrained(copy.deepcopy(small), adapters.adapter_folder("runs/merging/discarded"))
 print("warned:", [str(w.message)[:58] + " ..." for w in caught if "missing" in str(w.message)])
 print("loaded again:", scoring.quick_score(again, words, tests["one"]))
 
@@ -607,7 +621,7 @@ for dtype in (torch.float32, torch.bfloat16):
     largest = max((after[n] - p).abs().max().item() for n, p in untouched.items())
     rows.append({"base": str(dtype).removeprefix("torch."), "weights changed by 5 rounds": f"{changed:.2%}",
                  "largest change": f"{largest:.1e}"})
-plots.table(rows)
+table(rows)
 
 # %%
 quiz("merge/unmerge")
@@ -629,11 +643,11 @@ def on_grid(model):
 transformers.set_seed(0)
 on_rounded = train(get_peft_model(on_grid(small), lora()), "one", steps=80, lr=0.003)
 on_rounded.save_pretrained("runs/merging/on-rounded")
-into = {where: PeftModel.from_pretrained(copy.deepcopy(start), checks.adapter_folder("runs/merging/on-rounded"))
+into = {where: PeftModel.from_pretrained(copy.deepcopy(start), adapters.adapter_folder("runs/merging/on-rounded"))
         .merge_and_unload() for where, start in {"rounded": on_grid(small), "original": small}.items()}
 
 # %%
-rows = words([tasks.prompt(c.text) + c.answer for c in tests["one"][:50]], padding=True, return_tensors="pt")
+rows = words([c.prompt + c.answer for c in tests["one"][:50]], padding=True, return_tensors="pt")
 seen = rows.pop("attention_mask").bool()
 with torch.no_grad():
     p = on_rounded(rows["input_ids"]).logits[seen].log_softmax(-1)
@@ -644,7 +658,7 @@ with torch.no_grad():
             table.append({"merged into": f"the {where} base", "served in": then,
                           "KL to what was trained": f"{(p.exp() * (p - q)).sum(-1).mean().abs():.1e}",
                           "skill one": f"{scoring.quick_score(shipped, words, tests['one']).exact:.1%}"})
-plots.table(table)
+table(table)
 
 # %%
 one = on_rounded.base_model.model.model.layers[0].mlp.up_proj
@@ -679,7 +693,7 @@ for active in ("one", "two"):
     rows.append({"active": active} | scores(skills))
 with skills.disable_adapter():
     rows.append({"active": "none (disable_adapter)"} | scores(skills))
-plots.table(rows)
+table(rows)
 
 # %% [markdown]
 # Each adapter knows its own half. Which one is active can differ from request to request, and even from row to row of a
@@ -688,13 +702,13 @@ plots.table(rows)
 # %%
 # NBVAL_CHECK_OUTPUT
 mixed = tests["one"][:3] + tests["two"][:3]
-rows = words([tasks.prompt(c.text) for c in mixed], padding=True, padding_side="left", return_tensors="pt")
+rows = words([c.prompt for c in mixed], padding=True, padding_side="left", return_tensors="pt")
 rows = {name: rows[name] for name in ("input_ids", "attention_mask")}
 with torch.no_grad():
     output = skills.generate(**rows, do_sample=False, max_new_tokens=16, pad_token_id=words.pad_token_id,
                              adapter_names=["one"] * 3 + ["two"] * 3)
 said = words.batch_decode(output[:, rows["input_ids"].shape[1]:], skip_special_tokens=True)
-plots.table([{"adapter": name, "command": c.text, "answer": a, "right": a == c.answer}
+table([{"adapter": name, "command": c.text, "answer": a, "right": a == c.answer}
              for name, c, a in zip(["one"] * 3 + ["two"] * 3, mixed, said)])
 
 # %% [markdown]
@@ -727,7 +741,7 @@ for kind, options in {"cat": {}, "linear": {}, "svd": {"svd_rank": 8}, "ties": {
         rows.append({"combination": kind, "weights": weight, "rank": rank} | scores(skills))
         skills.set_adapter("one")
         skills.delete_adapter(name)
-plots.table(rows)
+table(rows)
 
 # %%
 compare("merge/both_skills", 100 * together["cat", 1.0])
@@ -774,10 +788,10 @@ costs = {"set_adapter": milliseconds(lambda: [trained.set_adapter(name) for name
 trained.delete_adapter("second")
 size = {"one merged model": sum(p.nbytes for p in merged.parameters()),
         "one adapter": sum(p.nbytes for n, p in trained.named_parameters() if "lora_" in n)}
-plots.table([{"switch by": name, "ms": f"{ms:,.0f}"} for name, ms in costs.items()])
+table([{"switch by": name, "ms": f"{ms:,.0f}"} for name, ms in costs.items()])
 
 # %%
-plots.table([{"skills": n, "merged copies": f"{n * size['one merged model'] / 1e6:,.0f} MB",
+table([{"skills": n, "merged copies": f"{n * size['one merged model'] / 1e6:,.0f} MB",
               "base and adapters": f"{(size['one merged model'] + n * size['one adapter']) / 1e6:,.0f} MB"}
              for n in (1, 2, 10, 100)])
 
@@ -813,7 +827,7 @@ def card(kind, tags):
 Asked "> " + a command + a newline, it answers with one JSON action.
 
 - Base: HuggingFaceTB/SmolLM2-135M-Instruct, read from its 4-bit GGUF file. Licence: Apache-2.0.
-- Data: lora_lab.tasks, split "train", seed 0 (generated; held-out phrasings for the score).
+- Data: lora_lab.smart_home, split "train", seed 0 (generated; held-out phrasings for the score).
 - Score on held-out phrasings: {score}.
 - LoRA: rank {config.r}, alpha {config.lora_alpha}, {len(config.target_modules)} kinds of layers.
 """
@@ -827,7 +841,7 @@ print(card("adapter", {"library_name": "peft"}))
 # %%
 shipping.ship(trained, tokenizer, "adapters/shipped", card("adapter", {"library_name": "peft"}))
 shipping.ship(merged, tokenizer, "adapters/shipped-merged", card("merged", {"library_name": "transformers"}))
-plots.table([{"folder": folder, "file": f.name, "kB": f"{f.stat().st_size / 1000:,.1f}"}
+table([{"folder": folder, "file": f.name, "kB": f"{f.stat().st_size / 1000:,.1f}"}
              for folder in ("adapters/shipped", "adapters/shipped-merged") for f in sorted(Path(folder).iterdir())])
 
 # %% [markdown]
@@ -858,7 +872,7 @@ import sys
 
 from lora_lab import cache
 
-asked = [tasks.prompt(c.text) for c in held_out["phrasings"][:16]]
+asked = [c.prompt for c in held_out["phrasings"][:16]]
 for folder, needs in (("adapters/shipped", str(cache.model_folder())), ("adapters/shipped-merged", None)):
     command = [sys.executable, "runs/merging/ask.py", json.dumps([folder, needs, asked])]
     there = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
@@ -932,7 +946,7 @@ progress()
 # fill in the faults below: `"sound"`, `"base"`, `"merged"` or `"alpha"`.
 
 # %%
-from lora_lab import deployments
+from lora_lab.course.exercises import deployments
 
 reference = fresh()
 deployments.make(reference, "adapters/deployed")
@@ -941,7 +955,7 @@ def load_deployed(folder):
     deployed = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/base")
     return PeftModel.from_pretrained(deployed, f"{folder}/adapter")
 
-asked_of_skill_one = [tasks.prompt(c.text) for c in tests["one"][:28]]
+asked_of_skill_one = [c.prompt for c in tests["one"][:28]]
 # print(merging.audit(reference, asked_of_skill_one, words, deployed=load_deployed("adapters/deployed/a")))
 
 # %%

@@ -42,9 +42,9 @@ if util.find_spec("lora_lab") is None:
     assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
     # %pip install -q --no-deps git+{course}
     invalidate_caches()
-    from lora_lab import machine
-    machine.complete()
-    machine.report()
+    from lora_lab.course import environment
+    environment.complete()
+    environment.report()
 
 # %%
 import json
@@ -64,7 +64,9 @@ import transformers
 import yaml
 
 # %%
-from lora_lab import LabError, batches, compare, fleet, memory, outputs, plots, pocket, progress, quiz, recipes, tasks
+from lora_lab import LabError, batches, compare, distributed, memory, plots, pocket, progress, quiz, smart_home
+from lora_lab.display import table
+from lora_lab.finetune import recipes, run_folder
 from peft import LoraConfig, get_peft_model
 
 transformers.logging.set_verbosity_error()
@@ -101,11 +103,11 @@ plots.memory({name: plan.parts() for name, plan in shown.items()}, limit_gb=80)
 # once, so that answers differ in length.
 
 # %%
-pairs = zip(*[iter(pocket.dialect(tasks.commands("train", n=384, seed=0)))] * 2)
-commands = [tasks.Command(f"{a.text} {b.text}", a.answer + b.answer) if i % 3 == 0 else a
+pairs = zip(*[iter(pocket.dialect(smart_home.commands("train", n=384, seed=0)))] * 2)
+commands = [(smart_home.prompt(f"{a.text} {b.text}"), a.answer + b.answer) if i % 3 == 0 else a
             for i, (a, b) in enumerate(pairs)]
 Path("runs/fleet/rows.jsonl").write_text(
-    "".join(json.dumps({"text": c.text, "answer": c.answer}) + "\n" for c in commands))
+    "".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in commands))
 words = pocket.tokenizer()
 collate = batches.AnswerCollator(words)
 rows = batches.similar_lengths(batches.encode(commands, words), 8, seed=0)
@@ -139,7 +141,7 @@ print(f"{len(whole):,} numbers; answer tokens of the halves: {tokens}")
 merged = {"mean of the two means": (halves[0] + halves[1]) / 2,
           "each counted by its tokens": (tokens[0] * halves[0] + tokens[1] * halves[1]) / sum(tokens)}
 off = {name: ((found - whole).norm() / whole.norm()).item() for name, found in merged.items()}
-plots.table([{"two halves merged": name, "distance from the whole, relative": f"{far:.1e}"}
+table([{"two halves merged": name, "distance from the whole, relative": f"{far:.1e}"}
              for name, far in off.items()])
 
 # %%
@@ -180,7 +182,7 @@ for n in (2, 4, 8, 64):
     assert all(torch.allclose(found, sum(given), atol=1e-4) for found in results)
     table.append({"GPUs": n, "sent by each, times the gradient": f"{sent / given[0].nbytes:.4f}",
                   "2 (N-1)/N": f"{2 * (n - 1) / n:.4f}"})
-plots.table(table)
+table(table)
 
 # %% [markdown]
 # **Look** down the column: it stops growing. 64 GPUs cost each one hardly more than 8. What counts is the size of the
@@ -189,7 +191,7 @@ plots.table(table)
 # %%
 adapter_bytes = shown["7B, 4 rows"].gradient_bytes
 full_bytes = shown["7B, 4 rows"].weights_bytes  # full fine-tuning has a gradient for every weight, in bfloat16
-plots.table([{"training": name, "gradients": memory.human(size), "sent by each of 8 GPUs": memory.human(size * 7 / 4)}
+table([{"training": name, "gradients": memory.human(size), "sent by each of 8 GPUs": memory.human(size * 7 / 4)}
              for name, size in (("LoRA, rank 8, all linear", adapter_bytes), ("full fine-tuning", full_bytes))])
 
 # %%
@@ -285,13 +287,13 @@ quiz("fleet/two_processes")
 
 # %%
 for name, folder in (("1 process", "one"), ("2 processes", "two")):
-    losses[name] = [line["loss"] for line in outputs.read_metrics(f"runs/fleet/{folder}")]
+    losses[name] = [line["loss"] for line in run_folder.read_metrics(f"runs/fleet/{folder}")]
     assert len(losses[name]) == 24, f"{name} is not complete: run the launch above again"
 plots.lines({name: (range(1, 25), values) for name, values in losses.items()}, "step", "loss")
 
 # %%
 worst = {name: max(abs(a - b) for a, b in zip(values, losses["notebook"])) for name, values in losses.items()}
-plots.table([{"run": name, "last loss": f"{losses[name][-1]:.6f}", "worst difference": f"{far:.1e}"}
+table([{"run": name, "last loss": f"{losses[name][-1]:.6f}", "worst difference": f"{far:.1e}"}
              for name, far in worst.items()])
 
 # %%
@@ -309,7 +311,8 @@ compare("fleet/two_processes", worst["2 processes"])
 # %%
 Path("runs/fleet/slowly.py").write_text("""
 import sys, time
-from lora_lab import finetune, recipes
+from lora_lab import finetune
+from lora_lab.finetune import recipes
 from transformers import TrainerCallback
 
 class Slowly(TrainerCallback):
@@ -323,14 +326,14 @@ print("runs/fleet/slowly.py is written")
 # %%
 recipe = write("killed")
 process = start("runs/fleet/slowly.py", recipe)
-while process.poll() is None and outputs.last_checkpoint("runs/fleet/killed") is None:
+while process.poll() is None and run_folder.last_checkpoint("runs/fleet/killed") is None:
     time.sleep(0.05)  # until there is a first checkpoint
-print("complete:", outputs.last_checkpoint("runs/fleet/killed"))
+print("complete:", run_folder.last_checkpoint("runs/fleet/killed"))
 for child in psutil.Process(process.pid).children():
     if child.environ().get("RANK") == "1":
         child.send_signal(signal.SIGKILL)
 said, code = follow(process)
-print("steps on record:", len(outputs.read_metrics("runs/fleet/killed")))
+print("steps on record:", len(run_folder.read_metrics("runs/fleet/killed")))
 assert code != 0
 
 # %% [markdown]
@@ -345,9 +348,9 @@ except LabError as error:
 
 # %%
 _ = follow(start("-m", "lora_lab.finetune", recipe, "--resume"))
-resumed = [line["loss"] for line in outputs.read_metrics("runs/fleet/killed")]
+resumed = [line["loss"] for line in run_folder.read_metrics("runs/fleet/killed")]
 far = max(abs(a - b) for a, b in zip(resumed, losses["2 processes"], strict=True))
-plots.table([{"run": "never stopped", "steps": 24, "last loss": f"{losses['2 processes'][-1]:.6f}"},
+table([{"run": "never stopped", "steps": 24, "last loss": f"{losses['2 processes'][-1]:.6f}"},
              {"run": "killed, resumed", "steps": len(resumed), "last loss": f"{resumed[-1]:.6f}"}])
 
 # %%
@@ -399,7 +402,7 @@ quiz("fleet/refused")
 
 # %%
 losses_16 = in_notebook(batch_size=16)  # two processes with 8 each take these steps
-plots.table([{"rows a step": size, "rows seen": size * 24, "last loss": f"{values[-1]:.4f}",
+table([{"rows a step": size, "rows seen": size * 24, "last loss": f"{values[-1]:.4f}",
               "mean of the last six": f"{sum(values[-6:]) / 6:.4f}"}
              for size, values in ((8, losses["notebook"]), (16, losses_16))])
 
@@ -444,7 +447,7 @@ _ = follow(start("runs/fleet/seeds.py"), show="seeds:")
 _ = follow(subprocess.Popen([sys.executable, "-m", "lora_lab.finetune", str(write("drop1", lora_dropout=0.1))],
                             env=on_cpu, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
 _ = follow(start("-m", "lora_lab.finetune", write("drop2", lora_dropout=0.1)))
-dropped = [[line["loss"] for line in outputs.read_metrics(f"runs/fleet/{name}")] for name in ("drop1", "drop2")]
+dropped = [[line["loss"] for line in run_folder.read_metrics(f"runs/fleet/{name}")] for name in ("drop1", "drop2")]
 print(f"worst difference with dropout {max(abs(a - b) for a, b in zip(*dropped)):.1e}, "
       f"without {worst['2 processes']:.1e}")
 
@@ -453,7 +456,7 @@ print(f"worst difference with dropout {max(abs(a - b) for a, b in zip(*dropped))
 
 # %%
 try:
-    fleet.plan(seven, lora_of_large, "nf4", gpus=8, mode="fsdp")
+    distributed.plan(seven, lora_of_large, "nf4", gpus=8, mode="fsdp")
 except LabError as error:
     print(error)
 
@@ -467,9 +470,9 @@ except LabError as error:
 SPEEDS = dict(flop_per_second=200e12, bytes_per_second=25e9)
 SHAPE = dict(batch_size=64, seq_len=512, checkpointing=True)
 plans = {(name, mode, share.gpus): share for name, config in (("7B", seven), ("70B", seventy))
-         for mode in fleet.MODES
-         for share in fleet.plan(config, lora_of_large, gpus=(1, 8, 64), mode=mode, **SHAPE, **SPEEDS)}
-plots.table([{"shape": name, "mode": mode.upper(), "GPUs": n, "rows each": s.rows,
+         for mode in distributed.MODES
+         for share in distributed.plan(config, lora_of_large, gpus=(1, 8, 64), mode=mode, **SHAPE, **SPEEDS)}
+table([{"shape": name, "mode": mode.upper(), "GPUs": n, "rows each": s.rows,
               "memory each": memory.human(s.memory.total_bytes), "in 80 GB": "yes" if s.memory.fits(80) else "no",
               "sent a step": memory.human(s.sent_bytes), "sending": f"{s.send_seconds:.3f} s",
               "computing": f"{s.compute_seconds:.2f} s"}
@@ -482,7 +485,8 @@ plots.table([{"shape": name, "mode": mode.upper(), "GPUs": n, "rows each": s.row
 
 # %%
 GPUS = (2, 4, 8, 16, 32, 64)
-by_mode = {mode: fleet.plan(seven, lora_of_large, gpus=GPUS, mode=mode, **SHAPE, **SPEEDS) for mode in fleet.MODES}
+by_mode = {mode: distributed.plan(seven, lora_of_large, gpus=GPUS, mode=mode, **SHAPE, **SPEEDS)
+           for mode in distributed.MODES}
 plots.lines({"sending, FSDP": (GPUS, [s.send_seconds for s in by_mode["fsdp"]]),
              "computing": (GPUS, [s.compute_seconds for s in by_mode["ddp"]]),
              "sending, DDP": (GPUS, [s.send_seconds for s in by_mode["ddp"]])},
@@ -495,10 +499,10 @@ plots.lines({"sending, FSDP": (GPUS, [s.send_seconds for s in by_mode["fsdp"]]),
 # %%
 rows_each = []
 for rows in (1, 4, 16, 64):
-    (share,) = fleet.plan(seven, lora_of_large, gpus=8, mode="fsdp", **SHAPE | {"batch_size": 8 * rows}, **SPEEDS)
+    (share,) = distributed.plan(seven, lora_of_large, gpus=8, mode="fsdp", **SHAPE | {"batch_size": 8 * rows}, **SPEEDS)
     rows_each.append({"rows a GPU": rows, "sending": f"{share.send_seconds:.2f} s",
                       "computing": f"{share.compute_seconds:.2f} s", "bound by": share.bound_by})
-plots.table(rows_each)
+table(rows_each)
 
 # %%
 quiz("fleet/bound")

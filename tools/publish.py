@@ -30,9 +30,9 @@ if util.find_spec("lora_lab") is None:
     assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
     %pip install -q --no-deps git+{{course}}
     invalidate_caches()
-    from lora_lab import machine
-    machine.complete()
-    machine.report()'''
+    from lora_lab.course import environment
+    environment.complete()
+    environment.report()'''
 
 
 def address(repository: str) -> str:

@@ -1,0 +1,224 @@
+"""What a learner answers with: a control for each kind of question, from ipywidgets' core alone."""
+
+from __future__ import annotations
+
+import html
+import sys
+
+import ipywidgets
+import traitlets
+from IPython.display import HTML, display
+
+from .question_kinds import Choice, Match, Multiple, Number, Order, Predict, Question
+
+try:
+    import anywidget
+except ImportError:
+    anywidget = None
+
+def control(question: Question) -> Control:
+    makers = {Choice: Radios, Predict: Radios, Multiple: Ticks, Number: Writing, Match: Menus, Order: Menus}
+    return makers.get(type(question), Control)(question)
+
+
+class Control:
+    """Of an exercise: none, since its answer is in the cell. The others say what they hold."""
+
+    wanted = ""  # what to say where `get` gives None
+
+    def __init__(self, question: Question):
+        self.widgets: list[ipywidgets.Widget] = []
+
+    def get(self):
+        """The answer as the question's `grade` takes it; None if there is none yet."""
+
+    def set(self, answer) -> None:
+        """Show a saved answer."""
+
+    def set_held(self, held: list) -> None:
+        """What the page's controls hold: ticked or not, the place of a menu's line, or the text."""
+
+    def lock(self) -> None:
+        for widget in self.widgets:
+            widget.disabled = True
+
+
+class Radios(Control):
+    wanted = "Choose one first."
+
+    def __init__(self, question: Choice | Predict):
+        options = [(text, place) for place, text in enumerate(question.lines)]
+        layout = ipywidgets.Layout(width="auto")
+        self.radio = ipywidgets.RadioButtons(options=options, index=None, layout=layout)
+        self.widgets = [self.radio]
+
+    def get(self) -> int | None:
+        return self.radio.index
+
+    def set(self, answer: int | None) -> None:
+        self.radio.index = answer
+
+    def set_held(self, held: list[bool]) -> None:
+        self.set(held.index(True) if True in held else None)
+
+
+class Ticks(Control):
+    wanted = "Tick at least one first."
+
+    def __init__(self, question: Multiple):
+        layout = ipywidgets.Layout(width="auto")
+        self.widgets = [
+            ipywidgets.Checkbox(value=False, description=_label(text), indent=False, layout=layout)
+            for text in question.lines
+        ]
+
+    def get(self) -> list[int] | None:
+        return [place for place, box in enumerate(self.widgets) if box.value] or None
+
+    def set(self, answer: list[int] | None) -> None:
+        for place, box in enumerate(self.widgets):
+            box.value = place in (answer or [])
+
+    def set_held(self, held: list[bool]) -> None:
+        self.set([place for place, ticked in enumerate(held) if ticked])
+
+
+class Writing(Control):
+    wanted = "Write a number first."
+
+    def __init__(self, question: Number):
+        self.box = ipywidgets.Text(
+            description=_label(f"Answer ({question.unit})"), style={"description_width": "initial"},
+            continuous_update=False,  # or a quick click would find half a number
+            layout=ipywidgets.Layout(width="24em"),
+        )
+        self.widgets = [self.box]
+
+    def get(self) -> str | None:
+        return self.box.value.strip()[:100] or None
+
+    def set(self, answer: str | None) -> None:
+        self.box.value = answer or ""
+
+    def set_held(self, held: list[str]) -> None:
+        self.set(held[0])
+
+
+class Menus(Control):
+    wanted = "Choose something for each of them first."
+
+    def __init__(self, question: Match | Order):
+        options = [("choose ...", -1), *((text, place) for place, text in enumerate(question.choices))]
+        self.menus = [ipywidgets.Dropdown(options=options, description=_label(item)) for item in question.items]
+        for menu in self.menus:
+            menu.style.description_width, menu.layout.width = "initial", "auto"
+        self.widgets = self.menus
+
+    def get(self) -> list[int] | None:
+        places = [menu.value for menu in self.menus]
+        return None if -1 in places else places
+
+    def set(self, answer: list[int] | None) -> None:
+        for menu, place in zip(self.menus, answer or [-1] * len(self.menus), strict=True):
+            menu.value = place
+
+    def set_held(self, held: list[int]) -> None:
+        self.set([place - 1 for place in held])  # the first line asks to choose
+
+
+def _label(text: str) -> str:
+    """ipywidgets 7 reads a description as HTML, 8 as plain text."""
+    return html.escape(text) if ipywidgets.__version__.startswith("7.") else text
+
+
+_VIEW = "application/vnd.jupyter.widget-view+json"
+_SCRIPT = """
+function mend(guarded, label, unique) {
+  guarded.setAttribute('role', 'group');
+  guarded.setAttribute('aria-label', label);
+  for (const part of [guarded, ...guarded.querySelectorAll('input, button, select, [role=slider]')])
+    part.setAttribute('data-lm-suppress-shortcuts', 'true');
+  const ask = guarded.querySelector('.lora-lab-ask');
+  if (ask) ask.id = unique;
+  for (const box of guarded.querySelectorAll('.widget-radio-box')) {
+    box.setAttribute('role', 'radiogroup');
+    box.setAttribute('aria-labelledby', unique);
+    box.querySelectorAll('input').forEach(input => { input.name = unique; });  // one group: arrows choose
+  }
+  for (const slider of guarded.querySelectorAll('.widget-slider, .jupyter-widget-slider'))
+    slider.querySelector('[role=slider]')?.setAttribute('aria-label', slider.querySelector('label')?.textContent);
+}
+function held(guarded) {
+  return [...guarded.querySelectorAll('input, select')].map(part =>
+    part.matches('[type=radio], [type=checkbox]') ? part.checked : part.matches('select') ? part.selectedIndex
+      : part.value);
+}
+function render({ model, el }) {
+  const unique = `lora-lab-${Math.random().toString(36).slice(2)}`;
+  // what is chosen goes with the click: a message of its own could arrive after it
+  const check = event => { event.stopPropagation(); model.send({ held: held(guarded) }); };
+  const click = event => {
+    const button = guarded.querySelector('button');
+    if (model.get('sends') && !button.disabled && button.contains(event.target)) check(event);
+  };
+  const enter = event => {
+    if (model.get('sends') && event.key === 'Enter' && event.target.matches('input[type=text]')) check(event);
+  };
+  const watch = new MutationObserver(() => start());
+  let waiting, guarded;
+  const start = () => {
+    guarded ??= el.closest('.lora-lab-guard');
+    if (!guarded) { waiting = setTimeout(start, 50); return; }  // not on the page yet
+    guarded.addEventListener('click', click, true);
+    guarded.addEventListener('keydown', enter, true);
+    watch.disconnect();  // what is mended must not be seen as a change
+    mend(guarded, model.get('label'), unique);
+    watch.observe(guarded, { childList: true, subtree: true });
+  };
+  start();
+  return () => { clearTimeout(waiting); watch.disconnect(); guarded?.removeEventListener('click', click, true);
+    guarded?.removeEventListener('keydown', enter, true); };
+}
+export default { render };
+"""
+
+
+def guard(children: list, label: str, checked=None) -> ipywidgets.VBox:
+    """The controls in a box that keeps their keys; `label` names the box to a screen reader.
+
+    Where the page can, `checked(held)` is called instead of the first button, with what each control
+    holds at that moment: whether it is ticked, the place of the chosen line, or the text.
+    """
+    box = ipywidgets.VBox([*children, *_mender(label, checked)])
+    box.add_class("lora-lab-guard")
+    return box
+
+
+if anywidget:
+    class Mender(anywidget.AnyWidget):
+        _esm = _SCRIPT
+        label = traitlets.Unicode().tag(sync=True)
+        sends = traitlets.Bool().tag(sync=True)
+
+
+# A notebook reopened without its kernel has only an error to show where the widget was.
+_HIDE_LOST = HTML(
+    '<span class="lora-lab-widget"></span><style>.jp-OutputArea-child:has(.lora-lab-widget) + .jp-OutputArea-child '
+    ".jp-OutputArea-output.jupyter-widgets:not(:has(*)) {display: none}</style>"
+)
+
+
+def show(box: ipywidgets.Widget) -> None:
+    """Display a widget so that pages which cannot show it show nothing, not an error or its Python text."""
+    display(_HIDE_LOST)
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    display({_VIEW: view, "text/html": "", "text/plain": ""}, raw=True)
+
+
+def _mender(label: str, checked) -> list:
+    if anywidget is None or "google.colab" in sys.modules:
+        return []
+    mender = Mender(label=label, sends=checked is not None)
+    mender.on_msg(lambda _, content, __: checked(content["held"]))
+    # hidden with display, so that a page which cannot load it shows no error either
+    return [ipywidgets.Box([mender], layout=ipywidgets.Layout(display="none"))]

@@ -1,0 +1,49 @@
+"""Checks of the exercises of lesson 0: each runs the learner's answer on fresh inputs and says what it found."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+
+from ... import smart_home
+from ..question_kinds import Verdict
+from . import say
+
+
+def small_adapter(config, base_config, megabytes: float) -> Verdict:
+    """Does `config` adapt every linear layer in a float32 adapter file under `megabytes`?"""
+    with torch.device("meta"):  # shapes without memory
+        model = get_peft_model(AutoModelForCausalLM.from_config(base_config), config)
+    linear = sum(
+        isinstance(module, torch.nn.Linear) and "lora_" not in name and "lm_head" not in name
+        for name, module in model.named_modules()
+    )
+    adapted = len(model.base_model.targeted_module_names)
+    size = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name) * 4 / 1e6
+    solved = adapted == linear and size < megabytes
+    found = f"{size:.2f} MB of adapter weights (under {megabytes} wanted), {adapted} of {linear} layers adapted."
+    return say(solved, found)
+
+
+def exact_by_device(function) -> Verdict:
+    """Does `function(commands, answers)` give the share of exact answers for each device?"""
+    rng = random.Random()
+    commands = smart_home.commands("train", n=60, seed=rng.randrange(10**6))
+    answers = [c.answer if rng.random() < 0.7 else "{}" for c in commands]
+    right: dict[str, list[bool]] = {}
+    for command, answer in zip(commands, answers):
+        right.setdefault(list(json.loads(command.answer))[1], []).append(answer == command.answer)
+    expected = {device: sum(flags) / len(flags) for device, flags in right.items()}
+    found = function(commands, answers)
+    if not isinstance(found, dict):
+        return say(False, f"Expected a dict, found {type(found).__name__}.")
+    for device, share in expected.items():
+        if device not in found:
+            return say(False, f"{device!r} is missing; your function returned {sorted(map(str, found))}.")
+        if not isinstance(found[device], (int, float)) or abs(found[device] - share) > 1e-6:
+            return say(False, f"{device!r} should be {share:.3f} on the check's data, yours is {found[device]!r}.")
+    return say(True, f"All {len(expected)} devices agree.")

@@ -1,0 +1,76 @@
+"""Checks of the exercises of lesson 6: each runs the learner's answer on fresh inputs and says what it found."""
+
+from __future__ import annotations
+
+import functools
+import random
+import tempfile
+from pathlib import Path
+
+import yaml
+from peft import LoraConfig
+from transformers import LlamaConfig
+
+from ... import distributed, files, memory
+from ...errors import LabError
+from ...finetune import recipes
+from ..question_kinds import Verdict
+from . import say
+
+
+def repaired_recipe(recipe: dict) -> Verdict:
+    """Can two processes train the pocket model by `recipe`, for the steps and layers that were asked for?"""
+    with tempfile.TemporaryDirectory() as folder:
+        output = str(Path(folder, "run"))  # the learner's own may have a run in it by now
+        try:
+            path = files.write(Path(folder, "recipe.yaml"), yaml.safe_dump(recipe | {"output": output}))
+            read = recipes.read(path, processes=2)
+        except (LabError, yaml.YAMLError) as error:
+            return say(False, str(error).replace(f"{folder}/", ""))
+    found = (read.model, read.training.max_steps, set(read.lora.get("target_modules") or ()))
+    if found != ("pocket", 20, {"q_proj", "o_proj"}):
+        return say(False, f"It can be trained by, but the pocket model, 20 steps, q_proj and o_proj were asked for. "
+                          f"Found {found[0]}, {found[1]} steps, {', '.join(sorted(found[2]))}.")
+    return say(True, f"Two processes can train by it, with {read.training.batch_size // 2} rows each in a step.")
+
+
+def smallest_fleet(chosen: dict) -> Verdict:
+    """Do `gpus` GPUs of 12 GB in `mode` fit a step on the 7B shape, and would fewer not do?"""
+    gpus, mode = chosen.get("gpus"), chosen.get("mode")
+    if gpus not in (1, 2, 4, 8, 16, 32, 64) or mode not in distributed.MODES:
+        return say(False, f"Expected gpus of 1, 2, 4, ... 64 and mode ddp or fsdp, found {gpus!r} and {mode!r}.")
+    planned = _fleet_memory(gpus, mode)
+    needs = f"{gpus} GPUs, {mode}: {memory.human(planned.total_bytes)} on each"
+    if not planned.fits(12):
+        return say(False, f"{needs}; 12 GB allow 10.8.")
+    if gpus > 1 and any(_fleet_memory(gpus // 2, other).fits(12) for other in distributed.MODES):
+        return say(False, f"{needs}. It fits, and half as many do, too.")
+    return say(True, f"{needs}, and half as many do not fit.")
+
+
+@functools.cache
+def _fleet_memory(gpus: int, mode: str):
+
+
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    (share,) = distributed.plan(LlamaConfig(dtype="bfloat16"), lora, gpus=gpus, mode=mode, checkpointing=True)
+    return share.memory
+
+
+def per_process(function) -> Verdict:
+    """Does `function(batch_size, processes, most_rows)` give equal steps in as few passes as possible?"""
+    for _ in range(30):
+        processes, own, most = random.choice((1, 2, 4, 8)), random.randint(1, 48), random.randint(1, 16)
+        passes = next(n for n in range(1, own + 1) if own % n == 0 and own // n <= most)
+        asked = f"For a batch of {own * processes}, {processes} processes and at most {most} rows"
+        found = function(own * processes, processes, most)
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            return say(False, f"Expected two numbers, rows and passes, found {found!r}.")
+        rows, times = found
+        if rows * times * processes != own * processes:
+            return say(False, f"{asked}: {rows} rows, {times} times, makes {rows * times * processes} rows a step.")
+        if rows > most:
+            return say(False, f"{asked}: {rows} rows are too many.")
+        if times != passes:
+            return say(False, f"{asked}: {passes} passes are enough, and yours are {times}.")
+    return say(True, "Thirty batches are shared out rightly.")

@@ -1,0 +1,86 @@
+"""Checks of the exercises of lesson 1: each runs the learner's answer on fresh inputs and says what it found."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ..question_kinds import Verdict
+from . import say
+
+
+def lora_forward(layer_class) -> Verdict:
+    """Does `layer_class(base, r, alpha, dropout)`, with parameters A and B, compute LoRA's forward?"""
+    for r, alpha, dropout in ((4, 8, 0.0), (3, 16, 0.5)):
+        base = torch.nn.Linear(random.randint(5, 9), random.randint(5, 9))
+        layer = layer_class(base, r, alpha, dropout)
+        x = torch.randn(2, 3, base.in_features)
+        with torch.no_grad():
+            layer.B.normal_()
+        for training in (False, True) if dropout else (False,):
+            layer.train(training)
+            seed = random.randrange(10**6)
+            torch.manual_seed(seed)
+            expected = base(x) + alpha / r * torch.nn.functional.dropout(x, dropout, training) @ layer.A.T @ layer.B.T
+            torch.manual_seed(seed)
+            found = layer(x)
+            if found is None or found.shape != expected.shape:
+                return say(False, f"Expected an output of shape {tuple(expected.shape)}.")
+            found = found.cpu()
+            if not torch.allclose(found, expected, atol=1e-5):
+                off, on = (found - expected).abs().max().item(), "on" if training else "off"
+                return say(False, f"With r={r}, alpha={alpha}, dropout {on}, the output is off by up to {off:.3f}.")
+    return say(True, "Right with two ranks and scalings, dropout on and off.")
+
+
+def count_for_new_model(count: int) -> Verdict:
+    """The trainable parameters of rank 16 on all linear layers of a model given by its sizes."""
+    sizes = LlamaConfig(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=24,
+        num_attention_heads=16, num_key_value_heads=4, head_dim=128,
+    )
+    with torch.device("meta"):
+        model = get_peft_model(LlamaForCausalLM(sizes), LoraConfig(r=16, target_modules="all-linear"))
+    right = model.get_nb_trainable_parameters()[0]
+    if not isinstance(count, int):
+        return say(False, f"Expected a whole number, found {count!r}.")
+    if count == right:
+        return say(True, f"PEFT counts {right:,} as well.")
+    hint = "One layer costs r × (d_in + d_out); k and v have only 4 × 128 outputs."
+    if count and right == 24 * count:
+        hint = f"It is {right // count} times more: did you count every layer?"
+    return say(False, f"PEFT counts otherwise than {count:,}. {hint}")
+
+
+def smallest_rank(function) -> Verdict:
+    """Does `function(W, bound)` give the smallest rank whose relative Frobenius error is at most `bound`?"""
+    for bound in (0.5, 0.2, 0.05):
+        values = torch.rand(12).sort(descending=True).values + 0.05
+        rotation = torch.linalg.qr(torch.randn(20, 12))[0] * values, torch.linalg.qr(torch.randn(12, 12))[0]
+        errors = ((values**2).sum() - (values**2).cumsum(0)).clamp(min=0).sqrt() / values.norm()
+        right = int((errors > bound).sum()) + 1
+        if min(abs(error - bound) for error in errors.tolist()) < 1e-3:
+            right = None  # too close to call in float32
+        found = function(rotation[0] @ rotation[1], bound)
+        if right is not None and found != right:
+            return say(False, f"For an error of at most {bound} the smallest rank is {right} here; yours is {found}.")
+    return say(True, "The smallest rank for three matrices and bounds.")
+
+
+def merged_weight(function) -> Verdict:
+    """Does `function(W, A, B, alpha, r)` give the weight that acts as base and adapter together?"""
+    W, A, B, x = torch.randn(7, 5), torch.randn(3, 5), torch.randn(7, 3), torch.randn(4, 5)
+    before = W.clone()
+    found = function(W, A, B, 12, 3)
+    if not torch.is_tensor(found) or found.shape != W.shape:
+        return say(False, f"Expected a matrix of shape {tuple(W.shape)}.")
+    found = found.cpu()
+    if not torch.equal(W, before):
+        return say(False, "Your function changed W itself. Return a new matrix.")
+    if torch.allclose(found, W + B @ A, atol=1e-4):
+        return say(False, "That is W + BA: the scaling alpha/r is missing.")
+    off = (x @ found.T - (x @ W.T + 12 / 3 * x @ A.T @ B.T)).abs().max().item()
+    return say(off < 1e-3, f"Base and adapter against your merged weight: largest difference {off:.2g}.")

@@ -1,0 +1,171 @@
+"""Things to move and click: a slider over any picture, the explorer of target modules, the memory planner.
+
+Only the controls are widgets. What they change is an ordinary output, which stays in the saved
+notebook and reads on the web without a kernel.
+"""
+
+from __future__ import annotations
+
+import html
+
+import ipywidgets
+from IPython.display import HTML, display
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from peft import LoraConfig
+
+from .. import memory, plots, targets
+from ..display import table
+from ..plots import BLUE, GREY, ORANGE, Picture
+from .controls import guard, show
+
+
+def slide(draw, label: str, low: int, high: int, start: int) -> None:
+    """A slider for a whole number over the picture (or table) `draw(number)`; arrow keys move it too."""
+    control = ipywidgets.IntSlider(value=start, min=low, max=high, description=label)
+    show(guard([control], label))
+    shown = display(draw(start), display_id=True)
+    control.observe(lambda change: shown.update(draw(change["new"])), "value")
+
+
+def dial(draw, factors: tuple[float, ...], generate=None) -> None:
+    """A slider over `factors` above `draw(factor)`; a button shows `generate(factor)`, for what takes longer."""
+    start = min(factors, key=lambda factor: abs(factor - 1))
+    options = [(f"{factor:g}", factor) for factor in factors]
+    control = ipywidgets.SelectionSlider(options=options, value=start, description="factor")
+    button = ipywidgets.Button(description="Ask the model")
+    show(guard([control, button] if generate else [control], "dial of the adapter"))
+    shown = display(draw(start), display_id=True)
+    control.observe(lambda change: shown.update(draw(change["new"])), "value")
+    if generate:
+        answers = display(HTML(""), display_id=True)
+        control.observe(lambda change: answers.update(HTML("")), "value")  # they belong to another factor
+
+        def ask(_):
+            button.disabled = True
+            try:
+                answers.update(generate(control.value))
+            finally:
+                button.disabled = False
+
+        button.on_click(ask)
+
+
+def explore(model, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -> None:
+    """The target explorer: tick the layers to adapt, and see what a LoraConfig with them trains.
+
+    `ticked` are the names ticked at first, where the model has them.
+    """
+    groups = targets.groups(model)
+    names = list(dict.fromkeys(group.name for group in groups if group.kind != "Parameter"))
+    boxes = [ipywidgets.Checkbox(name in ticked, description=name, indent=False) for name in names]
+    rank = ipywidgets.IntSlider(value=r, min=1, max=64, description="rank")
+    layout = ipywidgets.Layout(grid_template_columns="repeat(4, 10em)")
+    show(guard([ipywidgets.GridBox(boxes, layout=layout), rank], "target modules and rank"))
+
+    def outputs():
+        chosen = [box.description for box in boxes if box.value]
+        if not chosen:
+            return block(groups, {}, rank.value), HTML("Tick a layer.")
+        report = targets.inspect(model, LoraConfig(r=rank.value, target_modules=chosen))
+        words = f"LoraConfig(r={rank.value}, target_modules={chosen})\n{report}"
+        return block(groups, report.per_path, rank.value), _preformatted(words)
+
+    shown = [display(output, display_id=True) for output in outputs()]
+
+    def redraw(_):
+        for handle, output in zip(shown, outputs()):
+            handle.update(output)
+
+    for control in [*boxes, rank]:
+        control.observe(redraw, "value")
+
+
+def plan_memory(model, gpu_gb: float, **start) -> None:
+    """The memory planner: controls for what `memory.plan` takes, and its parts as a bar against `gpu_gb` GB.
+
+    `start` are values of the controls: rank, targets, precision, batch_size, seq_len, checkpointing.
+    """
+    start = dict(rank=8, targets="q_proj v_proj", precision="bfloat16", batch_size=1, seq_len=512,
+                 checkpointing="off") | start
+    choices = {"rank": (1, 4, 8, 16, 64, 256), "targets": ("q_proj v_proj", "all-linear"),
+               "precision": ("float32", "bfloat16", "int8", "nf4"), "batch_size": (1, 2, 4, 8, 16),
+               "seq_len": (128, 512, 1024, 2048, 4096), "checkpointing": ("off", "on", "reentrant")}
+    look = dict(layout=ipywidgets.Layout(width="17em"), style={"description_width": "7.5em"})
+    controls = {name: ipywidgets.Dropdown(options=values, value=start[name], description=name.replace("_", " "), **look)
+                for name, values in choices.items()}
+    layout = ipywidgets.Layout(grid_template_columns="repeat(3, 18em)")
+    show(guard([ipywidgets.GridBox(list(controls.values()), layout=layout)], "memory planner"))
+
+    def outputs():
+        chosen = {name: control.value for name, control in controls.items()}
+        rank, names, checkpointing = (chosen.pop(name) for name in ("rank", "targets", "checkpointing"))
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM",
+                          target_modules=names if names == "all-linear" else names.split())
+        planned = memory.plan(model, lora, **chosen, checkpointing={"off": False, "on": True}.get(
+            checkpointing, checkpointing))
+        fits = "fits" if planned.fits(gpu_gb) else "does not fit"
+        return plots.memory({f"r = {rank}": planned.parts()}, gpu_gb), _preformatted(
+            f"{planned}\n{fits} {gpu_gb:g} GB, of which 10 % are kept free")
+
+    shown = [display(output, display_id=True) for output in outputs()]
+
+    def redraw(_):
+        for handle, output in zip(shown, outputs()):
+            handle.update(output)
+
+    for control in controls.values():
+        control.observe(redraw, "value")
+
+
+def _preformatted(text: str) -> HTML:
+    return HTML(f"<pre>{html.escape(text)}</pre>")
+
+
+def group_table(model, report: targets.Report | None = None) -> HTML:
+    """The linear layers of `model` by name; with a report, how many of each get an adapter and what trains there."""
+    rows = []
+    for group in targets.groups(model):
+        row = {"name": group.name, "where": group.where, "layers": len(group.paths), "type": group.kind,
+               "out × in": " × ".join(map(str, group.shape))}
+        if report is not None:
+            adapted = [path for path in group.paths if path in report.modules + report.parameters]
+            row |= {"adapted": len(adapted), "trainable": f"{sum(report.per_path.get(p, 0) for p in adapted):,}"}
+        rows.append(row)
+    return table(rows)
+
+
+def block(groups: list[targets.Group], per_path: dict[str, int], r: int) -> Picture:
+    """The linear layers of one transformer block, drawn to scale, with A and B beside those that are adapted."""
+    inside = [group for group in groups if "*" in group.where]
+    rows: dict[str, list[targets.Group]] = {}
+    for group in inside:
+        rows.setdefault(group.where.rpartition(".")[0].rpartition("*.")[2], []).append(group)
+    scale = 1.1 / max(max(group.shape[-2:]) for group in inside)
+    heights = [0.85 + scale * max(group.shape[-2] for group in members) for members in rows.values()]
+    figure = Figure(figsize=(7, sum(heights)), dpi=110)
+    figure.patch.set_alpha(0)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7), ylim=(-sum(heights), 0))
+    axes.set_axis_off()
+    parts, top = [], 0.0
+    for (parent, members), height in zip(rows.items(), heights):
+        axes.text(0.05, top - 0.05, parent or "block", color=GREY, fontsize=8, weight="bold", va="top")
+        for place, group in enumerate(members):
+            count = sum(per_path.get(path, 0) for path in group.paths)
+            parts.append(f"{group.name} {'adapted' if count else 'frozen'}")
+            _draw_layer(axes, 0.3 + place * 6.6 / max(4, len(members)), top - 0.62, group, count, r, scale)
+        top -= height
+    return Picture(figure, f"One block's linear layers to scale, rank {r}: {', '.join(parts)}.")
+
+
+def _draw_layer(axes, x: float, top: float, group: targets.Group, trainable: int, r: int, scale: float) -> None:
+    height, width = (side * scale for side in group.shape[-2:])
+    thin = max(r * scale, 0.012)  # a rank of 1 must still be visible
+    axes.add_patch(Rectangle((x, top - height), width, height, color=GREY, alpha=0.35, linewidth=0))
+    many = f" ×{group.shape[0]}" if len(group.shape) == 3 else ""  # experts
+    label = f"{group.name}\n{group.shape[-1]} → {group.shape[-2]}{many}"
+    if trainable:
+        axes.add_patch(Rectangle((x, top - height - 0.04 - thin), width, thin, color=BLUE, linewidth=0))  # A
+        axes.add_patch(Rectangle((x - 0.04 - thin, top - height), thin, height, color=ORANGE, linewidth=0))  # B
+        label += f", {trainable:,}"
+    axes.text(x, top + 0.06, label, color=BLUE if trainable else GREY, fontsize=7, va="bottom")

@@ -1,0 +1,319 @@
+"""The learner's own copies of the lessons, in `my-lessons/` beside `notebooks/`: handed out, updated, put back.
+
+A copy is replaced only while it is, byte for byte, what was handed out. What is solved is in `progress_file`.
+`python -m lora_lab.course.handout --help` lists what it does from a command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import html
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from .. import files
+from ..display import Page
+from ..errors import LabError
+from . import progress_file, question_files
+
+WORK = "my-lessons"
+_KEPT = ".handed-out.json"  # for each file the SHA-256 that it was handed out with
+_INDEX = "index.ipynb"
+_LIVE = "from lora_lab.course import handout\n\nhandout.show()"
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str  # of the notebook, without .ipynb
+    title: str
+    solved: int
+    questions: int
+
+    @property
+    def finished(self) -> bool:
+        return self.solved == self.questions
+
+
+def course() -> Path:
+    """The course's folder: the current one or the one above, else where this package lies. Raises LabError."""
+    first = f"notebooks/{question_files.lessons()[0].notebook}.ipynb"
+    for folder in (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parents[2]):
+        if (folder / first).is_file():
+            return folder
+    raise LabError(f"There is no {first} in {Path.cwd()}. Go to the course's folder and run this again.")
+
+
+def overview(root: Path | None = None) -> list[Entry]:
+    """Every lesson of the course in order, with its title and what is solved of it."""
+    solved = {name for name, kept in progress_file.read().items() if kept.solved}
+    asked = {lesson.notebook: [question.id for question in lesson.questions] for lesson in question_files.lessons()}
+    entries = []
+    for file in _lessons(root or course()):
+        questions = asked.get(file.stem, [])
+        entries.append(Entry(file.stem, _title(file), len(solved.intersection(questions)), len(questions)))
+    return entries
+
+
+def next_one(root: Path | None = None) -> str:
+    """Name of the first lesson with something left to solve; "index" if all are finished."""
+    left = [entry.name for entry in overview(root) if not entry.finished]
+    return left[0] if left else "index"
+
+
+def sync(root: Path | None = None) -> list[str]:
+    """Hand out what is missing or newer; returns what the learner should know, a line each. Raises LabError.
+
+    Never replaces a copy that was edited or run: the new version goes beside it, as `NAME.new.ipynb`. Each file is
+    written whole or not at all and before it is noted down, so a sync that was killed goes on at the next.
+    """
+    root = root or course()
+    work, lines = root / WORK, []
+    try:
+        work.mkdir(exist_ok=True)
+        with files.lock(work / ".lock", timeout=20):
+            for leftover in work.glob(".*.tmp"):  # of a sync that was killed
+                leftover.unlink()
+            known = _known(work, lines)
+            for source in _lessons(root):
+                lines += _hand_out(work / source.name, source.read_bytes(), known)
+                _note(work, known)
+            _write_index(work, root, known)
+            _note(work, known)
+    except OSError as error:
+        raise LabError(f"The lessons cannot be copied to {work}: {error}. Make the folder writable and run again; "
+                       "nothing of yours was changed.") from None
+    return lines
+
+
+def put_back(name: str, root: Path | None = None) -> str:
+    """Lesson `name` as the course has it now; an edited copy is kept as `NAME.mine-1.ipynb`. Says what was done."""
+    root = root or course()
+    source = next((file for file in _lessons(root) if file.stem == name), None)
+    if source is None:
+        names = ", ".join(file.stem for file in _lessons(root))
+        raise LabError(f"There is no lesson {name!r}. There are: {names}.")
+    copy, said = root / WORK / source.name, f"{name} is as handed out."
+    copy.parent.mkdir(exist_ok=True)
+    known, new = _known(copy.parent, []), source.read_bytes()
+    version = hashlib.sha256(new).hexdigest()
+    if copy.exists() and _sha(copy) not in (version, known.get(copy.name)):
+        kept = files.free(copy, "mine")
+        os.rename(copy, kept)  # killed here, the next sync hands out the missing lesson
+        said += f" What you had is kept as {kept.name}."
+    files.write(copy, new)
+    offered = copy.with_name(f"{name}.new.ipynb")
+    if offered.exists() and _sha(offered) == version:  # the same again
+        offered.unlink()
+    known[copy.name] = version
+    _note(copy.parent, known)
+    return said
+
+
+def show():
+    """The lessons in order with links and your progress, as a page for a notebook in the learner's folder."""
+    return page(overview())
+
+
+def _lessons(root: Path) -> list[Path]:
+    return sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def _title(file: Path) -> str:
+    try:
+        source = json.loads(file.read_text(encoding="utf-8"))["cells"][0]["source"]
+        return "".join(source).splitlines()[0].removeprefix("# ").strip()
+    except (ValueError, LookupError, TypeError):
+        raise LabError(f"{file} is not a notebook that begins with its title. Get the course's file again.") from None
+
+
+def _known(work: Path, lines: list[str]) -> dict[str, str]:
+    try:
+        known = files.read_json(work / _KEPT, dict)
+        if all(isinstance(value, str) for value in known.values()):
+            return known
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        pass
+    lines.append(f"{WORK}/{_KEPT} was damaged: every lesson that differs from the course's counts as edited by you.")
+    return {}
+
+
+def _note(work: Path, known: dict[str, str]) -> None:
+    files.write(work / _KEPT, json.dumps(known, indent=1).encode())
+
+
+def _hand_out(copy: Path, new: bytes, known: dict[str, str]) -> list[str]:
+    """Put `new` at `copy`, or beside it where the learner has worked in it; notes it in `known`."""
+    version, offered = hashlib.sha256(new).hexdigest(), f"{copy.stem}.new.ipynb"
+    if not copy.exists():
+        files.write(copy, new)
+        known[copy.name] = version
+    elif (mine := _sha(copy)) == version:
+        known[copy.name] = version
+    elif mine == known.get(copy.name):
+        files.write(copy, new)
+        known[copy.name] = version
+        return [f"{copy.name}: updated."]
+    elif version not in (known.get(copy.name), known.get(offered)):
+        beside = copy.with_name(offered)
+        if beside.exists() and _sha(beside) not in (version, known.get(offered)):
+            os.rename(beside, files.free(beside, "mine"))  # worked in as well
+        files.write(beside, new)
+        known[offered] = version
+        return [f"{copy.name}: you have worked in it, so it stays. The course's new version is beside it: {offered}."]
+    return []
+
+
+def _write_index(work: Path, root: Path, known: dict[str, str]) -> None:
+    """Writes the index with today's progress in it, unless the learner changed a cell of it."""
+    file, content = work / _INDEX, notebook(overview(root), _LIVE)
+    if file.exists():
+        try:
+            mine = json.loads(file.read_text(encoding="utf-8"))
+            if _of(sources(mine)) not in (known.get(_INDEX), _of(sources(content))):
+                return
+        except (ValueError, LookupError, TypeError, AttributeError):
+            os.rename(file, files.free(file, "mine"))
+    files.write(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    known[_INDEX] = _of(sources(content))
+
+
+def _of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _start(root: Path, lesson: str | None, options: list[str]) -> None:
+    """JupyterLab in this process, on `lesson` (a name, or a path in the course), else on what comes next."""
+    for line in sync(root):
+        print(line)
+    where = f"{WORK}/{lesson or next_one(root)}".removesuffix(".ipynb") + ".ipynb"
+    if lesson and not (root / where).is_file():
+        where = lesson
+    if not (root / where).is_file():
+        raise LabError(f"There is no lesson {lesson!r}. Name one such as {next(iter(_lessons(root))).stem}.")
+    from jupyterlab.labapp import LabApp
+
+    print(f"Opening {where} in JupyterLab. Stop it with Ctrl+C.", flush=True)
+    as_root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    first = f"--LabApp.default_url=/lab/tree/{where}"
+    LabApp.launch_instance([*as_root, f"--ServerApp.root_dir={root}", first, *options])
+
+
+def _reset(root: Path, names: list[str], sure: bool) -> None:
+    asked, names = names, names or [file.stem for file in _lessons(root)]
+    if not sure and not sys.stdin.isatty():
+        raise LabError("Nothing was put back: there is no terminal to ask at. Say yes beforehand: "
+                       f"`{' '.join(['python -m lora_lab.course.handout reset', *asked, '--yes'])}`, or with make "
+                       "YES=1.")
+    which = names[0] if len(names) == 1 else f"all {len(names)} lessons"
+    question = f"Put {which} back as handed out? What you edited is kept beside it. [y/N] "
+    if not sure and not _agreed(question):
+        return print("Nothing was changed.")
+    for name in names:
+        print(put_back(name.removesuffix(".ipynb"), root))
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl+D
+        print()
+        return False
+
+
+_STYLE = "color:var(--jp-content-font-color1,inherit)"
+
+
+def page(entries) -> Page:
+    """A table of `Entry`; links go to notebooks in the same folder. Every text is escaped."""
+    rows, text = "", []
+    for entry in entries:
+        link = f'<a href="{quote(entry.name)}.ipynb">{html.escape(entry.title)}</a>'
+        bar = (f'<progress max="{entry.questions}" value="{entry.solved}" aria-label="{html.escape(entry.title)}">'
+               "</progress>" if entry.questions else "")
+        rows += (f'<tr><td style="text-align:left">{link}</td><td style="text-align:left">{_state(entry)}</td>'
+                 f"<td>{bar}</td></tr>")
+        text.append(f"{entry.title} ({entry.name}.ipynb): {_state(entry)}")
+    head = "".join(f'<th scope="col" style="text-align:left">{name}</th>' for name in ("lesson", "solved", ""))
+    return Page(f'<table style="{_STYLE}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>', "\n".join(text))
+
+
+def notebook(entries, live: str) -> dict:
+    """The index as a notebook: links that work without a kernel, and the cell `live` with its output of now."""
+    shown = page(entries)
+    links = "".join(f"\n- [{_plain(entry.title)}]({quote(entry.name)}.ipynb)" for entry in entries)
+    words = f"# The lessons, in order\n{links}\n\nRun the cell below to see what is solved and what is left."
+    output = {"output_type": "execute_result", "execution_count": 1, "metadata": {},
+              "data": {"text/html": shown.data, "text/plain": shown.text}}
+    return {
+        "cells": [
+            {"cell_type": "markdown", "id": "lessons", "metadata": {}, "source": words},
+            {"cell_type": "code", "id": "progress", "metadata": {}, "execution_count": 1, "outputs": [output],
+             "source": live},
+        ],
+        "metadata": {  # with what a kernel would add, so that opening it changes nothing
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {
+                "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py",
+                "mimetype": "text/x-python", "name": "python", "nbconvert_exporter": "python",
+                "pygments_lexer": "ipython3", "version": platform.python_version(),
+            },
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def sources(content: dict) -> str:
+    """What a notebook's cells say, without their outputs."""
+    return "\n\n".join("".join(cell["source"]) for cell in content["cells"])
+
+
+def _state(entry) -> str:
+    if not entry.questions:
+        return "no questions"
+    return f"{entry.solved} of {entry.questions}" + (" ✓" if entry.finished else "")
+
+
+def _plain(title: str) -> str:
+    return "".join(f"\\{sign}" if sign in "\\[]<>*_`" else sign for sign in title)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lora_lab.course.handout",
+                                     description="Your copies of the lessons.")
+    parts = parser.add_subparsers(dest="do", required=True)
+    parts.add_parser("sync", help=f"copy missing and updated lessons to {WORK}/; never over your work")
+    start = parts.add_parser("open", help="sync, then JupyterLab on the first unfinished lesson; takes its options")
+    start.add_argument("--lesson", help="open this one instead")
+    back = parts.add_parser("reset", help="put lessons back as handed out; keeps what you edited")
+    back.add_argument("lesson", nargs="*", help="such as 01_low_rank_math; none means all")
+    back.add_argument("--yes", action="store_true", help="without asking")
+    given, options = parser.parse_known_args(arguments)
+    if options and given.do != "open":
+        parser.error(f"unknown: {' '.join(options)}")
+    try:
+        root = course()
+        if given.do == "sync":
+            print("\n".join(sync(root)) or f"{WORK}/ is up to date.")
+        elif given.do == "open":
+            _start(root, given.lesson, options)
+        else:
+            _reset(root, given.lesson, given.yes)
+    except LabError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

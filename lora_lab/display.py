@@ -1,0 +1,85 @@
+"""What a notebook shows without a widget and without the libraries that plots need: a table, a page, a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import time
+
+from IPython import get_ipython
+from IPython.display import HTML, display
+
+
+class Page(HTML):
+    """HTML with a text for places that show none, such as a plain Python program."""
+
+    def __init__(self, data: str, text: str):
+        super().__init__(data)
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def table(rows: list[dict]) -> Page:
+    """Rows (dicts with the same keys) as a table; cells are escaped."""
+    def line(tag, cells):
+        return "".join(f'<{tag} style="text-align:left">{html.escape(str(cell))}</{tag}>' for cell in cells)
+
+    head = line("th", rows[0])
+    body = "".join(f"<tr>{line('td', row.values())}</tr>" for row in rows)
+    text = "\n".join(" | ".join(map(str, cells)) for cells in (rows[0], *(row.values() for row in rows)))
+    return Page(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", text)
+
+
+def in_notebook() -> bool:
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+class Progress:
+    """`with Progress("scoring", total=200) as bar: bar.update(50)`. Silent without a label or a notebook."""
+
+    def __init__(self, label: str | None, total: int):
+        self.label, self.total, self.done = label, total, 0
+
+    def __enter__(self):
+        self.started = time.monotonic()
+        shown = self.label is not None and in_notebook()
+        self.handle = display(self._bar(), display_id=True) if shown else None
+        return self
+
+    def update(self, more: int) -> None:
+        self.done += more
+        if self.handle:
+            self.handle.update(self._bar())
+
+    def __exit__(self, *_):
+        if self.handle:
+            self.handle.update(HTML(""))
+
+    def _bar(self) -> HTML:
+        elapsed = time.monotonic() - self.started
+        left = f", {elapsed / self.done * (self.total - self.done):.0f} s left" if self.done else ""
+        return bar(self.label, self.done, self.total, f"{self.done} of {self.total}{left}")
+
+
+def bar(label: str, done: int, total: int, text: str) -> HTML:
+    """The browser's own progress element, with its text beside it."""
+    label, text = html.escape(label), html.escape(text)
+    style = "width:20em;vertical-align:middle"
+    element = f'<progress aria-label="{label}" style="{style}" value="{done}" max="{total}"></progress>'
+    return HTML(f"{element} {label}: {text}")
+
+
+@contextlib.contextmanager
+def no_progress_bars():
+    """Without transformers' own bars, for steps of a second that would fill a notebook with widgets."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,320 @@
+"""Recipes: what was tuned in a notebook as a small YAML file, checked whole before any model loads.
+
+Reads, checks and writes them; `training` trains by them. Paths in a recipe start from the folder that you launch from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import reprlib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from .. import files
+from ..errors import LabError, nearest, reason
+from . import checks, values
+from .checks import POCKET
+
+if typing.TYPE_CHECKING:
+    from peft import LoraConfig
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8", "nf4")
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+COPY = "recipe.yaml"  # in the output folder: says whose checkpoints those are
+_FIXED = {"task_type": "CAUSAL_LM", "peft_type": "LORA"}  # may be written, and is so anyway
+_NOT_HERE = ("inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version")
+# The others turn part of the base's own weights into the adapter, so that it would fit no base as it was, or need data.
+_STARTS = (True, False, "gaussian", "orthogonal")
+
+
+def _number(default=dataclasses.MISSING, **limits):
+    """A field with a number: `low` and `above` are its limits, the first one included."""
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows to train on: `path`, a file with a JSON object on each line.
+
+    `prompt` and `answer` are templates: the fields of a row in braces, such as "### {question}\\n" and "{reply}". Left
+    out, a row has its prompt and its answer as they are, in fields of these names. `n`: the first n rows alone.
+    """
+
+    path: str
+    prompt: str = "{prompt}"
+    answer: str = "{answer}"
+    n: int | None = _number(None, low=1)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The Trainer's settings under its own names; `batch_size` counts the rows of a step.
+
+    All processes share them, and take them in `gradient_accumulation_steps` passes.
+    """
+
+    max_steps: int = _number(low=1)
+    batch_size: int = _number(low=1)
+    learning_rate: float = _number(above=0)
+    warmup_steps: int = _number(0, low=0)
+    seed: int = _number(0, low=0)
+    logging_steps: int = _number(1, low=1)
+    save_steps: int = _number(50, low=1)
+    lr_scheduler_type: str = "linear"
+    max_grad_norm: float = _number(1.0, above=0)
+    weight_decay: float = _number(0.0, low=0)
+    gradient_accumulation_steps: int = _number(1, low=1)
+    gradient_checkpointing: bool = False
+    save_total_limit: int | None = _number(None, low=2)  # of one, a kill in the middle of a save would leave none
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training, whole. `lora` has fields of PEFT's LoraConfig; `output` is the folder that is written."""
+
+    model: str
+    output: str
+    lora: dict
+    training: Training
+    data: Data
+    precision: str = "auto"
+
+    def lora_config(self) -> LoraConfig:
+        """Return `lora` as PEFT takes it."""
+        from peft import LoraConfig
+
+        return LoraConfig(**self.lora | _FIXED)
+
+    @functools.cached_property
+    def rows(self) -> list[tuple[str, str]]:
+        """The (prompt, answer) pairs to train on, read once. Raises LabError."""
+        return checks.read_rows(self.data)
+
+    def as_dict(self) -> dict:
+        """Return it as the file has it."""
+        flat = dataclasses.asdict(self)
+        usual = dataclasses.asdict(Data(""))
+        flat["data"] = {name: value for name, value in flat["data"].items() if value != usual[name]}
+        return {name: flat[name] for name in ("model", "precision", "data", "lora", "training", "output")}
+
+
+def read(path, processes: int = 1, resume: bool = False) -> Recipe:
+    """Return the recipe in the YAML file `path`, if `processes` processes can train by it here and now.
+
+    `resume` allows an output folder that holds this recipe's checkpoints. Looks at the model's config and never at
+    its weights. Raises one LabError that lists every fault with its key, what was found and what is expected.
+    """
+    faults: list[str] = []
+    recipe = _parse(values.read_yaml(path, faults), faults)
+    _check_batch(recipe.get("training", {}), processes, faults)
+    _check_output(recipe, resume, faults)
+    data = recipe.get("data") or {}
+    rows = checks.check_rows(Data(**data) if "path" in data else None, recipe.get("training", {}), faults)
+    checks.check_layers(recipe.get("model"), recipe.get("lora"), faults)
+    _raise(faults, f"{path} cannot be trained by, and no model was loaded.")
+    built = _build(recipe)
+    vars(built)["rows"] = rows  # as the cached property would
+    return built
+
+
+def write(recipe: Recipe | dict, path) -> Path:
+    """Write `recipe` to `path`, which changes whole or not at all. In a dict, `lora` may be a LoraConfig.
+
+    Raises LabError for a recipe that `read` would refuse for its keys or values; what it names need not be there yet.
+    """
+    given = recipe.as_dict() if isinstance(recipe, Recipe) else recipe
+    if isinstance(given, dict) and dataclasses.is_dataclass(given.get("lora")):
+        given = given | {"lora": _as_fields(given["lora"])}
+    faults: list[str] = []
+    parsed = _parse(given, faults)
+    _raise(faults, "This is no recipe, and nothing was written.")
+    text = yaml.safe_dump(_build(parsed).as_dict(), sort_keys=False, allow_unicode=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return files.write(path, text)
+
+
+def _raise(faults: list[str], first: str) -> None:
+    if faults:
+        raise LabError("\n- ".join([f"{first} {len(faults)} fault{'s' * (len(faults) != 1)}:", *faults]))
+
+
+def _build(parsed: dict) -> Recipe:
+    sections = {"training": Training(**parsed["training"]), "data": Data(**parsed["data"])}
+    return Recipe(**parsed | sections)
+
+
+# Keys and values.
+
+
+def _parse(given, faults: list[str]) -> dict:
+    """The values that are right; what is not, is a fault."""
+    if not isinstance(given, dict):
+        faults.append(f"Found {values.kind(given)}, expected keys with values: {', '.join(_names(Recipe))}.")
+        return {}
+    _find_unknown(given, "", _names(Recipe), faults)
+    found: dict = {}
+    for name, default in (("model", None), ("output", None), ("precision", "auto")):
+        value = given.get(name, default)
+        if not isinstance(value, str) or not value.strip() or "\0" in value:
+            faults.append(values.fault(name, given, "a name" if name != "output" else "a folder"))
+        else:
+            found[name] = value
+    if found.get("precision", "auto") not in PRECISIONS:
+        faults.append(values.choice("precision", found.pop("precision"), PRECISIONS))
+    if found.get("model") == POCKET and found.get("precision", "auto") not in ("auto", "float32"):
+        faults.append(f"precision: found {found['precision']!r}, and the pocket model is float32. Expected auto.")
+    found |= _parse_section("training", Training, given, faults) | _parse_section("data", Data, given, faults)
+    training, data = found.get("training", {}), found.get("data", {})
+    if training.get("lr_scheduler_type", "linear") not in SCHEDULES:
+        faults.append(values.choice("training.lr_scheduler_type", training.pop("lr_scheduler_type"), SCHEDULES))
+    if training.get("warmup_steps", 0) >= training.get("max_steps", math.inf):
+        faults.append(f"training.warmup_steps: found {training['warmup_steps']}, expected less than max_steps "
+                      f"({training['max_steps']}).")
+    for name in ("prompt", "answer"):
+        if name in data and checks.template_fields(data[name]) is None:
+            faults.append(f"data.{name}: found {reprlib.repr(data.pop(name))}, expected a text with the fields "
+                          'of a row in braces, such as "> {text}".')
+    found["lora"] = _parse_lora(given.get("lora"), "lora" in given, faults)
+    return found
+
+
+def _parse_section(name: str, kind, given: dict, faults: list[str]) -> dict:
+    section = given.get(name, {})
+    if not isinstance(section, dict):
+        faults.append(f"{name}: found {values.kind(section)}, expected keys with values: {', '.join(_names(kind))}.")
+        return {}
+    _find_unknown(section, f"{name}.", _names(kind), faults)
+    types, found = typing.get_type_hints(kind), {}
+    for f in dataclasses.fields(kind):
+        if f.name in section:
+            value = values.as_number(section[f.name]) if types[f.name] is float else section[f.name]
+            if values.fits(value, types[f.name]) and (value is None or values.within(value, **f.metadata)):
+                found[f.name] = value
+                continue
+        elif f.default is not dataclasses.MISSING:
+            continue
+        faults.append(values.fault(f"{name}.{f.name}", section, values.expected(types[f.name], **f.metadata)))
+    return {name: found}
+
+
+def _parse_lora(section, is_there: bool, faults: list[str]) -> dict | None:
+    """The fields, if they make a LoraConfig."""
+    from peft import LoraConfig
+
+    if not isinstance(section, dict):
+        found = values.kind(section) if is_there else "nothing"
+        faults.append(f"lora: found {found}, expected fields of LoraConfig, such as r, lora_alpha and target_modules.")
+        return None
+    types = typing.get_type_hints(LoraConfig)
+    settable = [name for name in _names(LoraConfig) if name not in _NOT_HERE]
+    before = len(faults)
+    _find_unknown(section, "lora.", settable, faults)
+    limits = {"r": {"low": 1}, "lora_alpha": {"above": 0}, "lora_dropout": {"low": 0, "below": 1}}
+    fields: dict = {}
+    for name in (name for name in section if name in settable):
+        value, limit = section[name], limits.get(name, {})
+        value = fields[name] = values.as_number(value) if types[name] is float else value
+        if name in _FIXED:
+            if value != _FIXED[name]:
+                faults.append(values.choice(f"lora.{name}", value, (_FIXED[name],)))
+        elif name == "init_lora_weights":
+            if not any(value is start or (isinstance(value, str) and value == start) for start in _STARTS):
+                faults.append(values.choice(f"lora.{name}", value, _STARTS))
+        elif not values.fits(value, types[name]) or not values.within(value, **limit):
+            faults.append(values.fault(f"lora.{name}", section, values.expected(types[name], **limit)))
+        elif name in ("rank_pattern", "alpha_pattern"):
+            faults += [f"lora.{name}.{key}: found {reprlib.repr(number)}, expected a whole number of at least 1."
+                       for key, number in (value or {}).items()
+                       if not isinstance(key, str) or not values.fits(number, int) or not values.within(number, low=1)]
+    if len(faults) == before:
+        try:
+            LoraConfig(**fields | _FIXED)
+            return fields
+        except Exception as error:  # whatever PEFT has against these fields together
+            faults.append(f"lora: PEFT refuses it: {reason(error)}")
+    return None
+
+
+def _as_fields(config) -> dict:
+    """What makes a LoraConfig differ from LoraConfig(), as YAML has it."""
+    plain = type(config)()
+    found = {}
+    for name in _names(type(config)):
+        value = getattr(config, name)
+        if name not in _NOT_HERE and name not in _FIXED and value != getattr(plain, name):
+            found[name] = sorted(value) if isinstance(value, (set, tuple)) else value
+    return {"r": config.r, "lora_alpha": config.lora_alpha} | found
+
+
+def _names(kind) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind)]
+
+
+def _find_unknown(given: dict, prefix: str, known: list[str], faults: list[str]) -> None:
+    for key in given:
+        if key not in known:
+            close = nearest(key, known, cutoff=0.5)
+            hint = f"Nearest: {close[0]}." if close else f"There are: {', '.join(known[:12])}."
+            faults.append(f"{prefix}{reprlib.repr(key).strip(chr(39))}: found an unknown key. {hint}")
+
+
+# What the values need: processes, folders, rows, layers.
+
+
+def _check_batch(training: dict, processes: int, faults: list[str]) -> None:
+    passes = training.get("gradient_accumulation_steps", 1)
+    size = training.get("batch_size", processes * passes)
+    if size % (processes * passes):
+        faults.append(f"training.batch_size: found {size}, expected a multiple of {shares(processes, passes)}.")
+
+
+def shares(processes: int, passes: int) -> str:
+    """Return in words what divides a batch."""
+    of_each = f" times {passes} passes (gradient_accumulation_steps)" if passes > 1 else ""
+    return f"the {processes} processes{of_each}, which share each batch"
+
+
+def _check_output(recipe: dict, resume: bool, faults: list[str]) -> None:
+    if "output" not in recipe:
+        return
+    folder = Path(recipe["output"])
+    try:
+        if folder.exists() and not folder.is_dir():
+            faults.append(f"output: found a file, {recipe['output']}, expected a folder.")
+        elif not folder.is_dir() or not any(folder.iterdir()):
+            return
+        elif not resume:
+            faults.append(f"output: found files in {recipe['output']}, expected an empty or new folder. To go on with "
+                          "a run of this recipe, launch with --resume.")
+        elif differing := _differing(recipe, folder / COPY):
+            faults.append(f"output: found {recipe['output']} with {differing}, expected checkpoints of this recipe, or "
+                          "another folder.")
+    except OSError as error:
+        faults.append(f"output: found {recipe['output']}, which cannot be used: {error.strerror}. Expected a folder.")
+
+
+def _differing(recipe: dict, copy: Path) -> str:
+    """Return how the run in an output folder is another than `recipe`, in words, or "" if it is none. A moved one is none."""
+    faults: list[str] = []
+    try:
+        theirs = _parse(values.read_yaml(copy, faults), faults)
+    except LabError:
+        return "files of something else in it"
+    if faults or recipe.get("lora") is None or not {"max_steps", "batch_size"} <= set(recipe.get("training", ())):
+        return "a broken recipe in it" if faults else ""
+    try:
+        mine, theirs = (_flat(_build(parsed).as_dict()) for parsed in (recipe, theirs))
+    except (TypeError, KeyError):  # this recipe has faults of its own
+        return ""
+    keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key) and key != "output"]
+    return f"a run of another recipe in it (other: {', '.join(keys)})" if keys else ""
+
+
+def _flat(nested: dict) -> dict:
+    return {key if not inner else f"{key}.{inner}": v for key, value in nested.items()
+            for inner, v in (value.items() if isinstance(value, dict) else [("", value)])}

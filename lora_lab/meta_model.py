@@ -1,0 +1,114 @@
+"""Models without weights, on torch's meta device: built from a config, and adapted by PEFT in milliseconds."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from . import models
+from .errors import LabError, reason
+
+VALUES_ONLY = ("eva", "olora", "pissa", "corda", "loftq", "lora_ga")  # initialisations that change no shape
+
+
+def adapt(model, config: LoraConfig) -> tuple[PeftModel, list[str]]:
+    """Return what `get_peft_model(model, config)` makes of `model` without its weights, and PEFT's warnings.
+
+    Changes neither argument. Raises what PEFT raises.
+    """
+    config = copy.deepcopy(config)
+    if str(config.init_lora_weights).lower().startswith(VALUES_ONLY):
+        config.init_lora_weights = True
+    with warnings.catch_warnings(record=True) as caught, torch.device("meta"), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("always")
+        adapted = get_peft_model(bare(model), config)
+    return adapted, [str(w.message) for w in caught if not issubclass(w.category, FutureWarning)]
+
+
+def bare(model):
+    """Return the same modules under the same names, with parameters on the meta device.
+
+    A copy by hand: deepcopy would also copy what layers keep beside their parameters.
+    """
+    seen = {}  # tied weights stay tied, shared modules stay shared
+
+    def tensor(original):
+        if original is not None and id(original) not in seen:
+            empty = torch.empty_like(original, device="meta")
+            if isinstance(original, torch.nn.Parameter):
+                empty = torch.nn.Parameter(empty, requires_grad=original.requires_grad)
+                empty.__dict__.update(original.__dict__)  # quantised weights keep their settings here
+            seen[id(original)] = empty
+        return seen.get(id(original))
+
+    def module(original):
+        if original is not None and id(original) not in seen:
+            clone = seen[id(original)] = object.__new__(type(original))
+            clone.__dict__ = {name: attribute(value) for name, value in vars(original).items()}
+            clone._parameters = {name: tensor(p) for name, p in original._parameters.items()}
+            clone._buffers = {name: tensor(b) for name, b in original._buffers.items()}
+            clone._modules = {name: module(child) for name, child in original._modules.items()}
+        return seen.get(id(original))
+
+    def attribute(original):
+        if isinstance(original, PreTrainedConfig):  # layer_replication changes the number of layers in it
+            return seen.setdefault(id(original), copy.deepcopy(original))
+        return copy.copy(original) if isinstance(original, (dict, list, set)) else original  # PEFT may add hooks
+
+    return module(model)
+
+
+def build(config: PreTrainedConfig, model_class: type[PreTrainedModel] | None = None) -> PreTrainedModel:
+    """Return the causal language model of `config`, or a `model_class` of it, on the meta device.
+
+    Raises what transformers raises of a config that makes no model.
+    """
+    with torch.device("meta"):
+        return model_class(config) if model_class else AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def without_weights(source) -> tuple[PreTrainedModel, str | None, torch.dtype | None]:
+    """Return `source` (a model, its config, a folder or a hub id) as a float32 model on the meta device.
+
+    And its quantisation ("int8", "nf4" or None), and the dtype of what is not quantised, if known. Raises LabError.
+    """
+    if isinstance(source, PeftModel):
+        source = source.get_base_model()
+    model_class = None
+    if isinstance(source, str):
+        config = models.read_config(source)
+    elif isinstance(source, PreTrainedModel):
+        config, model_class = source.config, type(source)
+    elif isinstance(source, PreTrainedConfig):
+        config = source
+    else:
+        raise LabError(f"Expected a transformers model, its config, a folder or a hub id, found "
+                       f"{type(source).__name__}.")
+    config = copy.deepcopy(config)
+    quantisation = getattr(config, "quantization_config", None) or {}
+    if not isinstance(quantisation, dict):  # as in a loaded model
+        quantisation = quantisation.to_dict()
+    if quantisation:
+        del config.quantization_config
+    own = "int8" if quantisation.get("load_in_8bit") else "nf4" if quantisation.get("load_in_4bit") else None
+    dtype = next(p.dtype for p in source.parameters() if p.is_floating_point()) if model_class else config.dtype
+    config.dtype = None
+    try:
+        return build(config, model_class).float(), own, dtype
+    except ValueError as error:
+        raise LabError(f"Cannot plan for {config.model_type!r}: {reason(error, 200)} Give the config of a causal "
+                       "language model.") from None
+
+
+def linear_shape(module) -> tuple[int, int] | None:
+    """Return (out, in) of a linear layer, quantised ones included, or of GPT-2's Conv1D; None for other modules."""
+    if isinstance(module, Conv1D):  # stored as (in, out)
+        return (module.nf, module.nx)
+    if isinstance(module, torch.nn.Linear):
+        return (module.out_features, module.in_features)
+    return None

@@ -1,0 +1,154 @@
+"""What a LoraConfig will adapt in a model, before any training: which layers, how many parameters.
+
+PEFT itself decides (see `skeleton`); what a config asks for and does not get is found in `misses`.
+Drawing is in `plots`, clicking in `widgets`.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import LabError, reason
+from ..meta_model import adapt, linear_shape
+from . import unmatched
+from .layer_names import with_stars
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linear layers that differ only in their numbers: `where` is their path with the numbers as `*`.
+
+    `shape` is (out, in), or the shape of the one parameter that holds all experts of a layer. `paths`
+    are the layers' full names.
+    """
+
+    name: str
+    where: str
+    kind: str
+    shape: tuple[int, ...]
+    paths: tuple[str, ...]
+
+
+@dataclass
+class Report:
+    """What a config does to a model.
+
+    `modules` and `parameters` are the full names of what PEFT adapts; `saved` is trained as a full copy
+    (modules_to_save); `trainable` counts parameters in all, `per_path` those of each adapted layer. `ranks` are the
+    ranks of the adapted modules.
+    `problems` lists what the config asks for and does not get; `refused` is PEFT's error, if it raises.
+    """
+
+    modules: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
+    trainable: int = 0
+    per_path: dict[str, int] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    refused: str = ""
+
+    def __str__(self) -> str:
+        if self.refused:
+            first = f"get_peft_model refuses: {self.refused}"
+        else:
+            layers, copies = len(self.modules + self.parameters), len(self.saved)
+            first = f"{self.trainable:,} parameters will train, in {layers} adapted layer{'s' * (layers != 1)}"
+            first += f" and {copies} full cop{'y' if copies == 1 else 'ies'}" if copies else ""
+        return "\n".join([first, *(f"- {text}" for text in self.problems + self.notes)])
+
+
+class TargetError(LabError):
+    """A config that does not do all it says. `report` has the details."""
+
+    def __init__(self, report: Report):
+        silent = "" if report.refused else "PEFT accepts this config, and part of it has no effect.\n"
+        super().__init__(silent + str(report))
+        self.report = report
+
+
+def check(model, config: LoraConfig) -> Report:
+    """`inspect`, but raise TargetError where PEFT refuses the config or any entry of it has no effect."""
+    report = inspect(model, config)
+    if report.refused or report.problems:
+        raise TargetError(report)
+    return report
+
+
+def inspect(model, config: LoraConfig) -> Report:
+    """What `get_peft_model(model, config)` will adapt and what it will leave out. Changes neither."""
+    if isinstance(model, PeftModel):
+        raise LabError("This model has an adapter already. Give the model as it was before get_peft_model.")
+    if not isinstance(config, LoraConfig):
+        raise LabError(f"Expected a LoraConfig, found {type(config).__name__}.")
+    try:
+        adapted, said = adapt(model, config)
+    except Exception as error:  # whatever PEFT has against this config is the answer
+        report = Report(refused=f"{type(error).__name__}: {reason(error, 200)}")
+        report.problems = tuple(unmatched.problems(model, config, report, linear_paths(model)))
+        return report
+    tuner = adapted.base_model
+    report = Report(
+        modules=tuple(tuner.targeted_module_names),
+        parameters=tuple(tuner.targeted_parameter_names),
+        saved=tuple(n for n, m in tuner.model.named_modules() if isinstance(m, ModulesToSaveWrapper)),
+        trainable=_trainable(adapted),
+        ranks={n: tuner.model.get_submodule(n).r["default"] for n in tuner.targeted_module_names},
+        per_path=dict(_own(n, m) for n, m in tuner.model.named_modules() if isinstance(m, LoraLayer)),
+    )
+    asked = copy.copy(config)
+    if config.target_modules is None:  # PEFT's own choice for this kind of model
+        asked.target_modules = adapted.peft_config["default"].target_modules
+    report.problems = tuple(unmatched.problems(model, asked, report, linear_paths(model)))
+    bare = [path for group in groups(model) if group.kind == "Parameter" for path in group.paths]
+    warned = [f"PEFT warns: {reason(text, 200)}" for text in said if not text.startswith(unmatched.PEFT_SAYS_TOO)]
+    report.notes = (*unmatched.notes(model, asked, report, adapted, bare), *dict.fromkeys(warned))
+    return report
+
+
+def groups(model) -> list[Group]:
+    """The linear layers of `model` by name and shape, in the model's order; also experts held as parameters."""
+    found: dict[tuple, list[str]] = {}
+    for path, module in model.named_modules():
+        if (shape := linear_shape(module)) is not None:
+            found.setdefault((with_stars(path), type(module).__name__, shape), []).append(path)
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{path}.{name}"
+            if _is_bare(module, full, parameter):
+                found.setdefault((with_stars(full), "Parameter", tuple(parameter.shape)), []).append(full)
+    return [
+        Group(where.rpartition(".")[2], where, kind, shape, tuple(paths))
+        for (where, kind, shape), paths in found.items()
+    ]
+
+
+def linear_paths(model) -> list[str]:
+    return [path for group in groups(model) if group.kind != "Parameter" for path in group.paths]
+
+
+def _is_bare(module, name: str, parameter) -> bool:
+    """Whether `parameter` is a weight matrix, or several, that no layer of its own holds: mostly experts."""
+    if isinstance(module, (Conv1D, torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd)):
+        return False
+    return parameter.ndim == 3 or (parameter.ndim == 2 and "expert" in name)
+
+
+def _own(path: str, layer: LoraLayer) -> tuple[str, int]:
+    """The name of what `layer` adapts, and how many parameters train there."""
+    if not hasattr(layer, "parameter_name"):
+        return path, _trainable(layer)
+    own = [p for name, p in layer.named_parameters() if p.requires_grad and not name.startswith("base_layer")]
+    holder = path.replace(".base_layer", "")  # the wrappers of one module's parameters are nested
+    return f"{holder}.{layer.parameter_name}", sum(p.numel() for p in own)
+
+
+def _trainable(module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

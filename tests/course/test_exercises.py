@@ -1,0 +1,145 @@
+"""Every exercise: its cell is judged unsolved as the learner finds it, and solved with the solution in its place."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import jupytext
+import pytest
+import torch
+import transformers
+from lora_lab import merging, pocket, smart_home, targets
+from lora_lab.course import exercises, question_files
+from lora_lab.course.exercises import first, math
+from lora_lab.course.exercises import targets as targets_check
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+
+# For each check of a lesson: what the solution replaces in the exercise's cell, and what by.
+SOLUTIONS = {
+    check: [(part["replace"], part["by"]) for part in parts]
+    for check, parts in tomllib.loads((FOLDER.parent / "teacher/solutions.toml").read_text(encoding="utf-8")).items()
+}
+
+
+def pocket_adapter():
+    """A pocket model with an adapter that changes its answers."""
+    torch.manual_seed(0)
+    model = get_peft_model(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    return model
+
+
+def load_deployed(folder):
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(f"{folder}/base"), f"{folder}/adapter")
+
+
+# The cell that prepares an exercise, by its first words, where that is not the exercise's own.
+PREPARED_BY = {"faults": "from lora_lab.course.exercises import deployments"}
+
+
+def exercise_cells():
+    for twin in sorted(FOLDER.glob("*.py")):
+        code = [cell.source for cell in jupytext.read(twin).cells if cell.cell_type == "code"]
+        for source in code:
+            if call := re.search(r'^quiz\("\w+/(\w+)", ', source, re.MULTILINE):
+                if words := PREPARED_BY.get(call[1]):
+                    source = next(other for other in code if other.startswith(words)) + "\n" + source
+                yield pytest.param(source, call[1], id=f"{twin.stem[:2]}-{call[1]}")
+
+
+def run(source, base):
+    verdicts = []
+    names = {"quiz": lambda question_id, *answer: verdicts.append(
+                 exercises.grade(question_files.find(question_id), answer)),
+             "targets": targets, "smart_home": smart_home, "torch": torch, "nn": nn, "LoraConfig": LoraConfig,
+             "get_peft_model": get_peft_model, "prepare_model_for_kbit_training": prepare_model_for_kbit_training,
+             "base": base, "fresh_base": base, "merging": merging, "words": pocket.tokenizer(),
+             "transformers": transformers,
+             "PeftModel": PeftModel, "PeftConfig": PeftConfig, "fresh": pocket_adapter, "load_deployed": load_deployed,
+             "tests": {"one": smart_home.commands("test combinations", n=28)}}
+    exec(source, names)
+    return verdicts[0]
+
+
+@pytest.mark.parametrize("source, check", list(exercise_cells()))
+def test_exercise_fails_before_and_passes_after_its_solution(source, check, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where an exercise writes files
+    model = base[0]
+    assert run(source, model).solved is False
+    solved = source
+    for old, new in SOLUTIONS[check]:
+        assert old in solved
+        solved = solved.replace(old, new)
+    for _ in range(5):  # the checks draw their inputs at random
+        assert run(solved, model).solved is True
+
+
+def test_every_code_question_has_its_exercise():
+    asked = {question.check for lesson in question_files.lessons() for question in lesson.questions
+             if hasattr(question, "check")}
+    assert asked == {cell.values[1] for cell in exercise_cells()} == SOLUTIONS.keys()
+
+
+@pytest.mark.parametrize("check, wrong", [
+    ("lora_forward", "return self.base(x) + self.dropout(x) @ self.A.T @ self.B.T"),  # the card's formula
+    ("lora_forward", "return self.scaling * x @ self.A.T @ self.B.T + self.base(x)"),  # no dropout
+    ("lora_forward", "return None"),
+    ("lora_forward", "return self.bass(x)"),
+])
+def test_likely_mistakes_in_the_layer_are_found(check, wrong, base):
+    source = next(p.values[0] for p in exercise_cells() if p.values[1] == check)
+    for _ in range(5):
+        assert run(source.replace("return self.base(x)", wrong), base[0]).solved is False
+
+
+def test_an_error_in_the_learners_code_is_a_verdict(base):
+    verdict = exercises.grade(question_files.find("math/merged_weight"), (lambda W, A, B, alpha, r: W @ "<b>",))
+    assert verdict.solved is False and verdict.plain and "Your code raised TypeError" in verdict.text
+    assert "W @ \"<b>\"" in verdict.text, "with the line of the learner's own code"
+
+
+def test_likely_mistakes_in_numbers_are_found(base):
+    count = math.count_for_new_model(16 * (2 * (2048 + 2048) + 2 * (2048 + 512) + 3 * (2048 + 8192)))
+    assert "24 times more" in count.text
+    assert math.merged_weight(lambda W, A, B, alpha, r: W + B @ A).solved is False
+    assert "changed W itself" in math.merged_weight(lambda W, A, B, alpha, r: W.add_(alpha / r * B @ A)).text
+    assert math.smallest_rank(lambda W, bound: 1).solved is False
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(r=10, lora_alpha=10), "the scaling is 1"),
+    (dict(r=1, lora_alpha=2, rank_pattern={"mlp.*": 10}), "no patterns"),
+    (dict(r=5, lora_alpha=10), "475,200 of 1,000,000 parameters, at rank 5. There is room"),
+    (dict(r=11, lora_alpha=22), "1,045,440 of 1,000,000 parameters, at rank 11. That is over"),
+    (dict(r=10, lora_alpha=20, layers_to_transform=list(range(14, 30))), "and 3 others"),
+    (dict(r=10, lora_alpha=20, layers_to_transform=list(range(15, 31))), "there is no layer 30"),
+])
+def test_near_misses_of_the_budget_are_told_apart(options, words, base):
+    given = dict(target_modules=["gate_proj", "up_proj", "down_proj"], layers_to_transform=list(range(15, 30)))
+    verdict = targets_check.config_for_budget(LoraConfig(**given | options), base[0])
+    assert words in verdict.text and verdict.solved is False
+
+
+def test_small_adapter_is_not_had_by_leaving_layers_out(base):
+    def verdict(**options):
+        return first.small_adapter(LoraConfig(task_type="CAUSAL_LM", **options), base[0].config, 3)
+
+    assert verdict(r=2, target_modules="all-linear").solved
+    assert "9.77 MB" in verdict(r=8, target_modules="all-linear").text
+    assert not verdict(r=8, target_modules=["q_proj"]).solved
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda c, a: {}, "is missing"), (lambda c, a: None, "Expected a dict"),
+    (lambda c, a: dict.fromkeys(["light", "door", "blinds"], "all"), "should be"),
+])
+def test_wrong_shares_by_device_are_named(answer, words):
+    verdict = first.exact_by_device(answer)
+    assert not verdict.solved and words in verdict.text

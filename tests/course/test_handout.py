@@ -1,0 +1,263 @@
+"""The learner's copies: handed out and updated, and nothing of theirs is ever overwritten."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from lora_lab import LabError
+from lora_lab.course import handout, progress_file, question_files
+from lora_lab.course.progress_file import Record
+
+NAMES = [lesson.notebook for lesson in question_files.lessons()]
+FIRST, SECOND = NAMES[:2]
+
+
+def write(root, name, text, title=None):
+    top = nbformat.v4.new_markdown_cell(f"# {title or name}", id="title")
+    code = nbformat.v4.new_code_cell(text, id="code")
+    nbformat.write(nbformat.v4.new_notebook(cells=[top, code]), root / "notebooks" / f"{name}.ipynb")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A course of small notebooks that bear the real lessons' names."""
+    monkeypatch.setenv("LORA_LAB_PROGRESS", str(tmp_path / "progress.json"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    for name in NAMES:
+        write(tmp_path, name, "version = 1")
+    return tmp_path
+
+
+def mine(root, name):
+    return root / "my-lessons" / f"{name}.ipynb"
+
+
+def edit(root, name):
+    content = mine(root, name).read_text().replace("version = 1", "my_work = 1")
+    mine(root, name).write_text(content)
+    return content
+
+
+def solve(*ids):
+    for name in ids:
+        progress_file.change(name, lambda kept: Record(attempts=1, solved=True))
+
+
+def asked(place):
+    return [question.id for question in question_files.lessons()[place].questions]
+
+
+def test_a_missing_lesson_is_handed_out(root):
+    assert handout.sync() == []
+    mine(root, SECOND).unlink()
+    assert handout.sync() == []
+    assert [f.read_bytes() for f in sorted((root / "my-lessons").glob("0*"))] == [
+        f.read_bytes() for f in sorted((root / "notebooks").iterdir())
+    ]
+
+
+def test_an_update_replaces_what_was_not_touched_and_never_what_was_edited(root):
+    handout.sync()
+    work = edit(root, FIRST)
+    for name in (FIRST, SECOND):
+        write(root, name, "version = 2")
+    said = handout.sync()
+    assert mine(root, FIRST).read_text() == work, "the learner's work"
+    assert "version = 2" in mine(root, f"{FIRST}.new").read_text()
+    assert "version = 2" in mine(root, SECOND).read_text() and not mine(root, f"{SECOND}.new").exists()
+    assert [line.partition(":")[0] for line in said] == [f"{FIRST}.ipynb", f"{SECOND}.ipynb"]
+    assert f"{FIRST}.new.ipynb" in said[0]
+    mine(root, f"{FIRST}.new").unlink()
+    assert handout.sync() == [] and not mine(root, f"{FIRST}.new").exists(), "offered once a version"
+
+
+def test_work_in_the_new_version_is_kept_too(root):
+    handout.sync()
+    edit(root, FIRST)
+    write(root, FIRST, "version = 2")
+    handout.sync()
+    mine(root, f"{FIRST}.new").write_text("my notes")
+    write(root, FIRST, "version = 3")
+    handout.sync()
+    assert "version = 3" in mine(root, f"{FIRST}.new").read_text()
+    assert mine(root, f"{FIRST}.new.mine-1").read_text() == "my notes"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"a": 1}', None])
+def test_without_the_list_of_what_was_handed_out_nothing_counts_as_untouched(root, damage):
+    handout.sync()
+    work = edit(root, FIRST)
+    kept = root / "my-lessons/.handed-out.json"
+    kept.unlink() if damage is None else kept.write_text(damage)
+    write(root, FIRST, "version = 2")
+    write(root, SECOND, "version = 2")
+    handout.sync()
+    assert mine(root, FIRST).read_text() == work and "version = 1" in mine(root, SECOND).read_text()
+    assert "version = 2" in mine(root, f"{SECOND}.new").read_text()
+
+
+DIES_AT_WRITE = """
+import os, signal, sys
+from lora_lab.course import handout
+left = [int(sys.argv[1])]
+def sync_to_disk(file, real=os.fsync):
+    real(file)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)  # all is written under another name, nothing under its own
+os.fsync = sync_to_disk
+handout.sync()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
+@pytest.mark.parametrize("write_number", [1, 2, 3, 4, 9, 13])
+def test_a_sync_that_is_killed_loses_nothing_and_goes_on(root, write_number):
+    handout.sync()
+    work = edit(root, FIRST)
+    for name in NAMES:
+        write(root, name, "version = 2")
+    done = subprocess.run([sys.executable, "-c", DIES_AT_WRITE, str(write_number)], cwd=root)
+    assert done.returncode == -signal.SIGKILL
+    updated = [mine(root, f"{FIRST}.new"), *(mine(root, name) for name in NAMES[1:])]
+    new = [file.exists() and "version = 2" in file.read_text() for file in updated]
+    handed = min(write_number // 2, len(NAMES))  # each file and then the list of what was handed out
+    assert new == [True] * handed + [False] * (len(NAMES) - handed), "each file is the old one or the new one"
+    assert mine(root, FIRST).read_text() == work
+    assert handout.sync() is not None and all("version = 2" in file.read_text() for file in updated)
+    assert mine(root, FIRST).read_text() == work
+    assert not list((root / "my-lessons").glob(".*.tmp")) and handout.sync() == []
+
+
+def test_the_first_unfinished_lesson_comes_next(root):
+    assert handout.next_one() == FIRST, "nothing is begun"
+    solve(asked(0)[0])
+    assert handout.next_one() == FIRST
+    solve(*asked(0))
+    assert handout.next_one() == SECOND
+    solve(*asked(2))
+    assert handout.next_one() == SECOND
+    solve(*(name for place in range(len(NAMES)) for name in asked(place)))
+    assert handout.next_one() == "index", "all finished"
+
+
+def test_the_index_shows_progress_and_escapes_titles(root):
+    write(root, FIRST, "", title="0 · <img src=x onerror=alert(1)> & [link](javascript:x)")
+    solve(*asked(0), asked(1)[0])
+    handout.sync()
+    notebook = nbformat.read(mine(root, "index"), 4)
+    nbformat.validate(notebook)
+    shown = notebook.cells[1].outputs[0]["data"]["text/html"]
+    assert "<img" not in shown and "&lt;img" in shown and f'href="{SECOND}.ipynb"' in shown
+    assert f"{len(asked(0))} of {len(asked(0))} ✓" in shown and f"1 of {len(asked(1))}" in shown
+    assert "<img" not in notebook.cells[0].source.replace("\\<", "") and "\\[link\\](" in notebook.cells[0].source
+    assert handout.show().data == shown
+
+
+def test_the_index_follows_until_the_learner_writes_in_it(root):
+    handout.sync()
+    before = mine(root, "index").read_text()
+    solve(asked(0)[0])
+    handout.sync()
+    after = mine(root, "index").read_text()
+    assert after != before
+    mine(root, "index").write_text(after.replace("in order", "in my order"))
+    solve(asked(0)[1])
+    handout.sync()
+    assert mine(root, "index").read_text() == after.replace("in order", "in my order")
+
+
+def test_reset_keeps_the_edited_copy_and_counts_them(root):
+    handout.sync()
+    for n in (1, 2):
+        work = edit(root, FIRST)
+        assert f"{FIRST}.mine-{n}.ipynb" in handout.put_back(FIRST)
+        assert mine(root, f"{FIRST}.mine-{n}").read_text() == work
+        assert "version = 1" in mine(root, FIRST).read_text()
+    assert "kept" not in handout.put_back(FIRST), "nothing was edited"
+    with pytest.raises(LabError, match=f"There are: {FIRST}"):
+        handout.put_back("../secret")
+
+
+@pytest.mark.parametrize("answer, done", [("y", True), ("Yes", True), ("", False), ("n", False)])
+def test_reset_asks_first(root, monkeypatch, answer, done):
+    handout.sync()
+    work, asked_for = edit(root, FIRST), []
+    monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("builtins.input", lambda text: asked_for.append(text) or answer)
+    handout.main(["reset", FIRST])
+    assert len(asked_for) == 1 and FIRST in asked_for[0]
+    assert (mine(root, FIRST).read_text() != work) is done
+
+
+def test_reset_at_the_end_of_input_changes_nothing(root, monkeypatch, capsys):
+    def end_of_input(_question):
+        raise EOFError
+
+    handout.sync()
+    work = edit(root, FIRST)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", end_of_input)
+    handout.main(["reset", FIRST])
+    assert mine(root, FIRST).read_text() == work and "Nothing was changed" in capsys.readouterr().out
+
+
+def test_reset_takes_the_offered_copy_of_the_same_version_away(root):
+    handout.sync()
+    edit(root, FIRST)
+    write(root, FIRST, "version = 2")
+    handout.sync()
+    offered = mine(root, f"{FIRST}.new")
+    assert offered.exists()
+    handout.put_back(FIRST)
+    assert not offered.exists() and "version = 2" in mine(root, FIRST).read_text()
+
+
+def test_reset_without_a_terminal_needs_a_yes_beforehand(root, monkeypatch):
+    handout.sync()
+    work = edit(root, FIRST)
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))
+    with pytest.raises(SystemExit, match="YES=1"):
+        handout.main(["reset"])
+    assert mine(root, FIRST).read_text() == work
+    handout.main(["reset", "--yes"])
+    assert "version = 1" in mine(root, FIRST).read_text() and mine(root, f"{FIRST}.mine-1").read_text() == work
+
+
+@pytest.mark.parametrize("lesson, opened", [
+    (None, f"my-lessons/{FIRST}.ipynb"), (SECOND, f"my-lessons/{SECOND}.ipynb"),
+    (f"notebooks/{SECOND}.ipynb", f"notebooks/{SECOND}.ipynb"),
+])
+def test_opening_syncs_and_names_the_lesson_to_jupyterlab(root, monkeypatch, lesson, opened):
+    from jupyterlab.labapp import LabApp
+
+    calls = []
+    monkeypatch.setattr(LabApp, "launch_instance", calls.append)
+    handout.main(["open", *(["--lesson", lesson] if lesson else []), "--no-browser", "--port=8888"])
+    assert f"--LabApp.default_url=/lab/tree/{opened}" in calls[0] and calls[0][-2:] == ["--no-browser", "--port=8888"]
+    assert mine(root, FIRST).exists()
+
+
+def test_the_course_is_found_from_its_folders_and_from_elsewhere(root, monkeypatch, tmp_path_factory):
+    handout.sync()
+    for folder in ("notebooks", "my-lessons"):
+        monkeypatch.chdir(root / folder)
+        assert handout.course() == root
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert handout.course() == Path(handout.__file__).resolve().parents[2]
+
+
+def test_a_lesson_that_is_not_there_is_named(root):
+    with pytest.raises(SystemExit, match="no lesson '99_none'"):
+        handout.main(["open", "--lesson", "99_none"])
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_with_a_remedy(root):
+    Path(root / "my-lessons").write_text("a file")
+    with pytest.raises(LabError, match="nothing of yours was changed"):
+        handout.sync()

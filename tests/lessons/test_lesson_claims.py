@@ -1,0 +1,61 @@
+"""What the lessons claim about their own code, on a model small enough to check in seconds."""
+
+import copy
+from pathlib import Path
+
+import jupytext
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import set_seed
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+
+
+def cell(lesson, text):
+    return next(c.source for c in jupytext.read(FOLDER / f"{lesson}.py").cells if c.source.startswith(text))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_lora_by_hand_is_pefts(tiny_model, dropout):
+    names = {"nn": nn}
+    exec(cell("01_low_rank_math", "class LoRALinear"), names)
+    assert len(cell("01_low_rank_math", "class LoRALinear").split("\n\nprint")[0].splitlines()) < 20
+
+    theirs = copy.deepcopy(tiny_model)
+    set_seed(1)
+    config = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", lora_dropout=dropout, task_type="CAUSAL_LM")
+    theirs = get_peft_model(theirs, config)
+    ours = tiny_model.requires_grad_(False)
+    set_seed(1)
+    layers = {n: m for n, m in ours.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"}
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        setattr(ours.get_submodule(parent), child, names["LoRALinear"](layer, r=4, alpha=12, dropout=dropout))
+    pairs = []
+    for name in layers:
+        a, b = ours.get_submodule(name), theirs.base_model.model.get_submodule(name)
+        pairs += [(a.A.weight, b.lora_A["default"].weight), (a.B.weight, b.lora_B["default"].weight)]
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert sum(p.numel() for p in ours.parameters() if p.requires_grad) == theirs.get_nb_trainable_parameters()[0]
+
+    batches = torch.randint(0, 49152, (20, 4, 12), generator=torch.Generator().manual_seed(0))
+    curves = [train(model, batches) for model in (ours, theirs)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5) and curves[0][-1] != curves[0][0]
+    for a, b in pairs:
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def train(model, batches):
+    set_seed(2)  # the same dropout masks for both
+    trained = [p for p in model.train().parameters() if p.requires_grad]
+    optimizer, losses = torch.optim.AdamW(trained, lr=1e-3), []
+    for ids in batches:
+        optimizer.zero_grad()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

@@ -1,0 +1,65 @@
+"""The quiz and the sliders with ipywidgets 7.7.1, which Colab has; its own tests run again, beside that version."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from lora_lab.course import question_files
+
+OLD = ["ipywidgets==7.7.1", "ipython_genutils"]  # what Colab had at the last look, and what that needs
+TESTS = Path(__file__).parents[1]
+ASK = "---\n".join(  # a cell a lesson: nbval waits five seconds for the outputs of one
+    f"for question in question_files.lessons()[{place}].questions:\n"
+    "    if not hasattr(question, 'check'):\n        quiz(question.id)\n"
+    for place in range(len(question_files.lessons())))
+CELLS = f"""\
+import ipywidgets
+assert ipywidgets.__version__ == "7.7.1"
+---
+from pathlib import Path
+from lora_lab.course import explorers, question_files
+from lora_lab import compare, progress, quiz
+---
+{ASK}---
+compare("first/untrained", 0.5)
+---
+progress()
+---
+question_files.FOLDER = Path({str(TESTS / "questions")!r})
+question_files.lessons.cache_clear()
+quiz("every/code", lambda commands, answers: {{}})
+---
+explorers.slide(lambda r: r, "rank", 1, 8, start=2)
+---
+from transformers import LlamaConfig, LlamaForCausalLM
+explorers.explore(LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                             num_attention_heads=4, num_key_value_heads=2)))"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    site = tmp_path_factory.mktemp("ipywidgets-7")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--target", site, *OLD], check=True)
+    return {**os.environ, "PYTHONPATH": str(site)}
+
+
+def run(environment, *arguments):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return int(re.search(r"(\d+) passed", done.stdout)[1])
+
+
+def test_the_quiz_without_a_browser(environment):
+    assert run(environment, TESTS / "test_quizzes.py", TESTS / "test_widgets.py") > 30
+
+
+def test_every_question_under_nbval(environment, tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS.split("---\n")])
+    nbformat.write(notebook, tmp_path / "questions.ipynb")
+    assert run(environment, tmp_path / "questions.ipynb", "--nbval-lax", "--nbval-current-env") == len(notebook.cells)

@@ -1,0 +1,90 @@
+"""Saved adapters, their settings, and turning one up or down in a model."""
+
+import copy
+import math
+
+import pytest
+import torch
+from lora_lab import LabError, adapters, pocket
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
+
+
+@pytest.fixture(scope="module")
+def small():
+    return pocket.load()
+
+
+def adapted(small, **options):
+    torch.manual_seed(0)
+    config = LoraConfig(**dict(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False) | options)
+    return get_peft_model(copy.deepcopy(small[0]), config)
+
+
+def scalings(model):
+    return [value for m in model.modules() if isinstance(m, LoraLayer) for value in m.scaling.values()]
+
+
+def test_saved_adapter_passes(tmp_path, tiny_model):
+    get_peft_model(tiny_model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "a", save_embedding_layers=False
+    )
+    assert adapters.adapter_folder(tmp_path / "a") == str(tmp_path / "a")
+
+
+def test_other_folders_are_named_with_what_they_hold(tmp_path):
+    with pytest.raises(LabError, match="it is no folder"):
+        adapters.adapter_folder(tmp_path / "nowhere")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(LabError, match="no adapter_model.safetensors .*it holds adapter_config.json"):
+        adapters.adapter_folder(tmp_path)
+
+
+def test_turning_multiplies_and_restores(small):
+    model = adapted(small)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = model(ids).logits
+        with adapters.turned(model, 0):
+            assert torch.equal(model(ids).logits, small[0](ids).logits)
+        with adapters.turned(model, 2), adapters.turned(model, 1.5):
+            assert set(scalings(model)) == {6.0}
+        assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_block_leaves_nothing_turned(small, error):
+    model = adapted(small)
+    with pytest.raises(error), adapters.turned(model, 3):
+        raise error
+    assert set(scalings(model)) == {2.0}
+
+
+@pytest.mark.parametrize("factor", [-1, math.nan, math.inf, "2", None, True])
+def test_factors_without_sense_change_nothing(small, factor):
+    model = adapted(small)
+    with pytest.raises(LabError, match="Cannot turn an adapter by"), adapters.turned(model, factor):
+        pass
+    assert set(scalings(model)) == {2.0}
+
+
+def test_a_model_without_an_adapter_or_with_a_merged_one_is_refused(small):
+    with pytest.raises(LabError, match="no LoRA layer"), adapters.turned(small[0], 2):
+        pass
+    model = adapted(small)
+    model.merge_adapter()
+    with pytest.raises(LabError, match="merged"), adapters.turned(model, 2):
+        pass
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "16", None, True])
+def test_settings_that_train_nothing_are_refused(value):
+    with pytest.raises(LabError, match="alpha is"):
+        adapters.positive(lr=0.1, alpha=value)
+
+
+def test_an_adapter_of_another_rank_is_refused(small, tmp_path):
+    adapted(small, r=4).save_pretrained(tmp_path)
+    assert adapters.adapter_folder(tmp_path, r=4) == adapters.adapter_folder(tmp_path) == str(tmp_path)
+    with pytest.raises(LabError, match="has rank 4, and rank 8 is needed"):
+        adapters.adapter_folder(tmp_path, r=8)

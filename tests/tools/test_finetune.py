@@ -1,0 +1,351 @@
+"""Training by a recipe: any number of processes takes the same steps, and a killed one loses none.
+
+The processes here are real ones of `accelerate launch`, two on the CPU over gloo; the model is the pocket model.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from lora_lab import LabError, batches, finetune, pocket, smart_home
+from lora_lab.finetune import recipes, run_folder
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+ROOT = Path(finetune.__file__).parents[2]
+STEPS, BATCH = 12, 8
+SLOW = '''
+import sys, time
+from lora_lab import finetune
+from lora_lab.finetune import recipes
+from transformers import TrainerCallback
+class Slowly(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        time.sleep(0.3)
+finetune._choose_devices()
+finetune.train(recipes.read(sys.argv[1], 2), callbacks=(Slowly(),))
+'''
+COUNTED = '''
+import json, os, sys
+import torch
+from lora_lab import finetune
+from lora_lab.finetune import recipes
+from transformers import TrainerCallback
+sizes = []
+def count(state, bucket):
+    sizes.append(bucket.buffer().nbytes)
+    work = torch.distributed.all_reduce(bucket.buffer() / 2, async_op=True).get_future()
+    return work.then(lambda done: done.value()[0])
+class Count(TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        wrapped = holder[0].model_wrapped
+        if not sizes and not hasattr(wrapped, "counted"):
+            wrapped.register_comm_hook(None, count)
+            wrapped.counted = True
+holder = []
+from transformers import Trainer
+made = Trainer.__init__
+def remember(self, *a, **k):
+    made(self, *a, **k)
+    holder.append(self)
+Trainer.__init__ = remember
+trainer = finetune.train(recipes.read(sys.argv[1], 2), callbacks=(Count(),))
+trained = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
+if os.environ["RANK"] == "0":
+    print(json.dumps({"sent": sum(sizes), "trained": trained}))
+'''
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with rows whose answers differ much in length, so that processes get different numbers of tokens."""
+    folder = tmp_path_factory.mktemp("finetune")
+    commands = pocket.dialect(smart_home.commands("train", n=STEPS * BATCH, seed=0))
+    lines = [{"text": c.text, "answer": c.answer * (1 + 3 * (i % 5 == 0))} for i, c in enumerate(commands)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def write(work, name, **changes):
+    training = {"max_steps": STEPS, "batch_size": BATCH, "learning_rate": 1e-2, "warmup_steps": 2, "save_steps": 3}
+    recipe = {
+        "model": "pocket", "output": str(work / name), "data": {"path": str(work / "rows.jsonl")},
+        "lora": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}, "training": training | changes,
+    }
+    return recipes.write(recipe, work / f"{name}.yaml")
+
+
+def launch(*arguments, processes=2):
+    """A started launch; its output comes together, as on a terminal."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        config = str(ROOT / "launch" / "cpu2.yaml")
+        command += ["accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
+    command += [str(argument) for argument in arguments] if processes > 1 else list(map(str, arguments))[1:]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True)
+
+
+def finish(process, code=0):
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    return output
+
+
+def adapter(output):
+    return load_file(Path(output) / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same(a, b, tolerance=1e-5):
+    """The same losses, gradient norms and adapters, to the round-off of float32."""
+    one, other = run_folder.read_metrics(a), run_folder.read_metrics(b)
+    assert [line["step"] for line in one] == [line["step"] for line in other] == list(range(1, STEPS + 1))
+    for key in ("loss", "grad_norm", "learning_rate"):
+        assert [line[key] for line in one] == pytest.approx([line[key] for line in other], rel=tolerance, abs=1e-9)
+    weights, others = adapter(a), adapter(b)
+    assert weights.keys() == others.keys()
+    assert max((weights[name] - others[name]).abs().max().item() for name in weights) < tolerance
+
+
+@pytest.fixture(scope="module")
+def alone(work):
+    """The output of an uninterrupted training in this process."""
+    finetune.train(recipes.read(write(work, "alone")))
+    return work / "alone"
+
+
+@pytest.fixture(scope="module")
+def together(work):
+    said = finish(launch("-m", "lora_lab.finetune", write(work, "together")))
+    assert "2 processes share each batch of 8 (DDP, gloo)." in said
+    return work / "together"
+
+
+def test_two_processes_take_the_same_steps_as_one(alone, together):
+    assert_same(alone, together)
+    assert any(line["grad_norm"] > 1.0 for line in run_folder.read_metrics(alone))  # some gradients were clipped
+
+
+def test_without_counting_tokens_across_processes_the_steps_would_differ(work, alone):
+    """What makes the test above one that can fail: a mean of means is another loss for these rows."""
+    tokenizer = pocket.tokenizer()
+    rows = finetune.order(batches.encode(recipes.read(write(work, "x")).commands(), tokenizer),
+                          recipes.read(work / "x.yaml").training)
+    shares = [sum(row["answer_length"] for row in rows[i : i + BATCH // 2]) for i in (0, BATCH // 2)]
+    assert shares[0] != shares[1]
+    model = get_peft_model(pocket.load()[0], LoraConfig(target_modules="all-linear"))
+    collate = batches.AnswerCollator(tokenizer)
+    with torch.no_grad():
+        halves = [model(**collate(rows[i : i + BATCH // 2])).loss.item() for i in (0, BATCH // 2)]
+    first = run_folder.read_metrics(alone)[0]["loss"]
+    assert abs(sum(halves) / 2 - first) > 1e-3
+    assert sum(h * s for h, s in zip(halves, shares)) / sum(shares) == pytest.approx(first, rel=1e-5)
+
+
+def test_one_process_takes_the_same_steps_as_the_notebook(work, alone):
+    set_seed(0)
+    base, tokenizer = pocket.load()
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, bias="none",
+                        task_type="CAUSAL_LM")
+    model = get_peft_model(base, config)
+    commands = [smart_home.Command(**json.loads(line)) for line in (work / "rows.jsonl").read_text().splitlines()]
+    rows = batches.similar_lengths(batches.encode(commands, tokenizer), BATCH, seed=0)
+    arguments = TrainingArguments(
+        output_dir=work / "notebook", max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=1e-2,
+        warmup_steps=2, train_sampling_strategy="sequential", logging_steps=1, save_strategy="no",
+        remove_unused_columns=False, disable_tqdm=True, seed=0, dataloader_pin_memory=False,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=batches.AnswerCollator(tokenizer))
+    trainer.train()
+    logged = [line for line in trainer.state.log_history if "loss" in line]
+    assert logged == run_folder.read_metrics(alone)
+    trained = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
+    assert all(torch.equal(weight, trained[name]) for name, weight in adapter(alone).items())
+
+
+def test_the_adapter_loads_and_has_learned(alone):
+    model = PeftModel.from_pretrained(pocket.load()[0], alone / "adapter")
+    losses = [line["loss"] for line in run_folder.read_metrics(alone)]
+    assert losses[-1] < losses[0] / 1.5
+    assert sorted(file.name for file in (alone / "adapter").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert model.peft_config["default"].r == 4
+
+
+def test_no_checkpoint_holds_a_pickle_of_settings(together):
+    assert not list(together.rglob("training_args.bin"))
+
+
+def workers(launcher):
+    """Process ids of the two that train, by rank; empty until both are there."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == launcher.pid:
+                rank = re.search(rb"\0RANK=(\d+)", (stat.parent / "environ").read_bytes())[1]
+                found[int(rank)] = int(stat.parent.name)
+        except (OSError, TypeError):
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
+def test_a_killed_process_ends_the_launch_and_resuming_completes_it(work, alone):
+    recipe = write(work, "killed")
+    (work / "slow.py").write_text(SLOW)
+    process = launch(work / "slow.py", recipe)
+    deadline = time.monotonic() + 60
+    while run_folder.last_checkpoint(work / "killed") is None:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    killed = time.monotonic()
+    said = finish(process, code=1)
+    assert time.monotonic() - killed < 60
+    assert re.search(r"rank +: 1 ", said) and "Signal 9 (SIGKILL)" in said
+    assert len(run_folder.read_metrics(work / "killed")) < STEPS and not (work / "killed" / "adapter").exists()
+    with pytest.raises(LabError, match="--resume"):
+        recipes.read(recipe)
+    # What a kill in the middle of a save leaves: the newest checkpoint, and not all of it.
+    broken = work / "killed" / "checkpoint-9"
+    broken.mkdir(exist_ok=True)
+    (broken / "adapter_model.safetensors").write_bytes(b"half")
+    with open(work / "killed" / "metrics.jsonl", "a") as file:
+        file.write('{"loss": 1.2')
+    said = finish(launch("-m", "lora_lab.finetune", recipe, "--resume"))
+    assert "checkpoint-9 was not complete" in said and re.search(r"Going on after step (3|6)\.", said)
+    assert_same(alone, work / "killed")
+
+
+def test_what_two_processes_began_one_can_finish(work, alone, together, capsys):
+    recipe = write(work, "moved")
+    shutil.copytree(together, work / "moved")
+    shutil.rmtree(work / "moved" / "adapter")
+    for step in range(6, STEPS + 1, 3):
+        shutil.rmtree(work / "moved" / f"checkpoint-{step}")
+    trainer = finetune.train(recipes.read(recipe, resume=True), resume=True)
+    assert trainer.state.global_step == STEPS and "Going on after step 3." in capsys.readouterr().out
+    assert_same(alone, work / "moved")
+
+
+def test_resuming_with_edited_rows_is_refused(work, alone):
+    recipe = write(work, "edited")
+    shutil.copytree(alone, work / "edited")
+    rows = (work / "rows.jsonl").read_text()
+    try:
+        (work / "rows.jsonl").write_text(rows[: rows.rindex("\n", 0, -1) + 1])
+        with pytest.raises(LabError, match="data: found other rows"):
+            finetune.train(recipes.read(recipe, resume=True), resume=True)
+    finally:
+        (work / "rows.jsonl").write_text(rows)
+
+
+def test_a_batch_in_passes_and_checkpointing_take_the_same_steps(work, alone):
+    changes = dict(gradient_accumulation_steps=2, gradient_checkpointing=True, save_total_limit=2)
+    said = finish(launch("-m", "lora_lab.finetune", write(work, "passes", **changes)))
+    assert "2 processes share each batch of 8 in 2 passes" in said and f"Step {STEPS} of {STEPS}: loss" in said
+    assert_same(alone, work / "passes")
+    assert len(list((work / "passes").glob("checkpoint-*"))) == 2
+    trainer = finetune.train(recipes.read(write(work, "checkpointing", gradient_checkpointing=True)))
+    assert trainer.model.get_base_model().model.layers[0].gradient_checkpointing
+    with pytest.raises(LabError, match="expected a multiple of the 3 processes times 2 passes"):
+        recipes.read(write(work, "three", gradient_accumulation_steps=2), processes=3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="signals of Unix")
+def test_an_interrupted_training_says_how_to_go_on(work):
+    recipe = write(work, "interrupted", max_steps=2000)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
+    process = launch("-m", "lora_lab.finetune", recipe, processes=1)
+    signal.signal(signal.SIGINT, before)
+    while run_folder.last_checkpoint(work / "interrupted") is None:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = finish(process, code=130)
+    assert "--resume" in said and "Traceback" not in said
+
+
+def test_all_reduced_bytes_are_those_of_the_trained_parameters(work):
+    (work / "counted.py").write_text(COUNTED)
+    said = finish(launch(work / "counted.py", write(work, "counted", max_steps=3)))
+    found = json.loads(re.search(r"\{.sent.*\}", said)[0])
+    assert found["sent"] == 3 * found["trained"] > 0
+
+
+def test_a_bad_recipe_ends_the_launch_naming_the_key(work):
+    recipe = write(work, "odd", batch_size=7)
+    said = finish(launch("-m", "lora_lab.finetune", recipe), code=1)
+    assert said.count("training.batch_size: found 7, expected a multiple of the 2 processes") == 1
+    assert not (work / "odd").exists()
+
+
+def test_a_run_that_diverges_stops_and_says_what_to_change(work, tmp_path):
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **_):
+            for parameter in model.parameters():
+                parameter.data.fill_(float("nan"))
+
+    with pytest.raises(LabError, match="step 2.*training.learning_rate"):
+        finetune.train(recipes.read(write(work, "diverging")), callbacks=(Spoil(),))
+    assert not (work / "diverging" / "adapter").exists()
+
+
+def test_two_trainings_do_not_share_an_output_folder(work):
+    recipe = recipes.read(write(work, "taken"))
+    (work / "taken").mkdir()
+    with FileLock(work / "taken" / ".lock"), pytest.raises(LabError, match="output: .*another training"):
+        finetune.train(recipe)
+
+
+def test_a_checkpoint_counts_only_with_every_file_whole(alone, tmp_path):
+    shutil.copytree(alone, tmp_path / "run")
+    newest = tmp_path / "run" / f"checkpoint-{STEPS}"
+    assert run_folder.last_checkpoint(tmp_path / "run") == newest
+    (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-1])
+    assert run_folder.step_of(run_folder.last_checkpoint(tmp_path / "run")) == STEPS - 3
+    (tmp_path / "run" / f"checkpoint-{STEPS - 3}" / "complete.json").write_text("{")
+    assert run_folder.step_of(run_folder.last_checkpoint(tmp_path / "run")) == STEPS - 6
+
+
+@pytest.mark.parametrize(("n", "steps", "size"), [(10, 9, 4), (8, 4, 4), (100, 3, 8), (5, 7, 5), (9, 20, 4)])
+def test_each_pass_sees_a_row_once_and_no_row_is_left_out(n, steps, size):
+    rows = [{"input_ids": [0] * (i % 5 + 1), "answer_length": 1, "number": i} for i in range(n)]
+    ordered = finetune.order(rows, recipes.Training(max_steps=steps, batch_size=size, learning_rate=1.0))
+    assert len(ordered) == steps * size
+    whole = n // size * size
+    seen = [row["number"] for row in ordered]
+    for start in range(0, len(seen), whole):
+        assert len(set(seen[start : start + whole])) == len(seen[start : start + whole])
+    if steps * size >= 2 * n:
+        assert set(seen) == set(range(n))
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "cpu2"])
+def test_the_launch_files_are_read_by_accelerate(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(ROOT / "launch" / f"{name}.yaml"))
+    assert config.num_processes == 2 and config.num_machines == 1
+
+
+@pytest.mark.parametrize(("variable", "precision", "word"), [
+    ("ACCELERATE_USE_FSDP", "auto", "FSDP"), ("NOTHING", "float16", "precision")])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="these are possible with a GPU")
+def test_what_this_machine_cannot_do_is_refused(work, monkeypatch, variable, precision, word):
+    monkeypatch.setenv(variable, "true")
+    recipe = recipes.read(write(work, "refused"))
+    with pytest.raises(LabError, match=word):
+        finetune.train(recipes.Recipe(**vars(recipe) | {"precision": precision}))
+    assert not (work / "refused").exists()

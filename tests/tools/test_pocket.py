@@ -1,0 +1,88 @@
+"""The pocket model, and two laws of alpha that have to hold exactly on it."""
+
+import copy
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from lora_lab import pocket, scoring, smart_home
+from peft import LoraConfig, get_peft_model
+
+
+@pytest.fixture(scope="module")
+def small():
+    return pocket.load()
+
+
+def adapted(small, **options):
+    torch.manual_seed(0)
+    config = LoraConfig(**dict(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False) | options)
+    return get_peft_model(copy.deepcopy(small[0]), config)
+
+
+def test_pocket_model_answers_held_out_commands(small):
+    commands = smart_home.commands("test combinations", n=300, seed=3)
+    assert scoring.quick_score(*small, commands).exact >= 0.98
+    assert scoring.score(commands[:50], scoring.generate(*small, [c.prompt for c in commands[:50]])).exact >= 0.96
+    assert small[0].num_parameters() < 250_000 and pocket.WEIGHTS.stat().st_size < 1_000_000
+
+
+def test_every_sentence_of_the_grammar_survives_the_tokenizer(small):
+    for split in smart_home.SPLITS:
+        for command in smart_home.commands(split, n=150, seed=1):
+            text = command.prompt + command.answer
+            ids = small[1](text, add_special_tokens=False)["input_ids"]
+            assert small[1].pad_token_id not in ids and small[1].decode(ids) == text
+
+
+def test_a_dialect_renames_everything_but_numbers():
+    commands = smart_home.commands("train", n=300, seed=0)
+    for old, new in zip(commands, pocket.dialect(commands, seed=1), strict=True):
+        (_, room), (device, state) = json.loads(old.answer).items()
+        (_, new_room), (new_device, new_state) = json.loads(new.answer).items()
+        assert old.text == new.text and room != new_room and device != new_device
+        assert (state == new_state) == isinstance(state, int)
+    assert pocket.dialect(commands, 1) == pocket.dialect(commands, 1) != pocket.dialect(commands, 2)
+
+
+def test_pretraining_learns_and_is_seeded():
+    losses = []
+    for _ in range(2):
+        model = pocket.pretrain(steps=12, progress=None)
+        commands = smart_home.commands("train", n=60, seed=0)
+        losses.append(scoring.quick_score(model, pocket.tokenizer(), commands).loss)
+    assert losses[0] == losses[1] < 4.5 < math.log(len(pocket.tokenizer()))
+
+
+def trained_loss(small, alpha, lr, optimizer, divide_a=1.0, freeze_a=False):
+    model = adapted(small, lora_alpha=alpha, init_lora_weights=True)
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.data /= divide_a
+            parameter.requires_grad_(not freeze_a)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    chosen = getattr(torch.optim, optimizer)(parameters, lr=lr)
+    commands = pocket.dialect(smart_home.commands("train", n=100, seed=0))
+    for batch in itertools.islice(pocket.stream(commands, 16), 10):
+        loss = model(**batch).loss
+        loss.backward()
+        chosen.step()
+        chosen.zero_grad()
+    return loss.item()
+
+
+@pytest.mark.parametrize("optimizer, lr, power, tolerance", [("SGD", 0.2, 2, 1e-6), ("AdamW", 0.01, 1, 2e-3)])
+def test_with_a_frozen_the_learning_rate_moves_by_a_power_of_alpha(small, optimizer, lr, power, tolerance):
+    one, other = (trained_loss(small, 16 * k, lr / k**power, optimizer, freeze_a=True) for k in (1, 16))
+    assert other == pytest.approx(one, rel=tolerance)
+    assert trained_loss(small, 256, lr, optimizer, freeze_a=True) != pytest.approx(one, rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer, lr, power, tolerance", [("SGD", 0.2, 1, 1e-6), ("AdamW", 0.01, 0.5, 2e-3)])
+def test_with_a_scaled_at_the_start_it_moves_by_half_the_power(small, optimizer, lr, power, tolerance):
+    one, other = (
+        trained_loss(small, 16 * k, lr / k**power, optimizer, divide_a=k**0.5) for k in (1, 16)
+    )
+    assert other == pytest.approx(one, rel=tolerance)

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lora_lab import batches, load_base, scoring, smart_home
+from lora_lab.scoring import Score
+
+COMMANDS = smart_home.commands("train", 4)
+
+
+def test_exact_match_ignores_spacing_and_nothing_else():
+    right = COMMANDS[0].answer
+    answers = [right.replace(",", ", "), COMMANDS[1].answer + " sure", "{}", COMMANDS[0].answer]
+    score = scoring.score(COMMANDS, answers)
+    assert (score.exact, score.valid_json, score.n) == (0.25, 0.75, 4)
+
+
+def test_an_answer_too_few_is_an_error():
+    with pytest.raises(ValueError):
+        scoring.score(COMMANDS, ["{}"])
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_holds_the_score_and_stays_between_0_and_1(right_of):
+    right, n = right_of
+    low, high = Score(right / n, 1.0, n).interval
+    assert 0 <= low <= right / n + 1e-9 and right / n - 1e-9 <= high <= 1 and low < high
+
+
+def test_interval_matches_published_value():
+    # Newcombe (1998), Statistics in Medicine 17, table I, method 3: 81 of 263 gives 0.2553 to 0.3662.
+    low, high = Score(81 / 263, 1.0, 263).interval
+    assert low == pytest.approx(0.2553, abs=1e-4) and high == pytest.approx(0.3662, abs=1e-4)
+
+
+def test_batched_generation_equals_one_by_one():
+    model, tokenizer = load_base(precision="float32", quiet=True)  # in 16 bits round-off differs with the batch
+    prompts = ["The capital of France is", "Once", "Two plus two equals four, and three plus three equals"]
+    batched = scoring.generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=3)
+    for prompt, continuation in zip(prompts, batched):
+        ids = tokenizer(prompt, return_tensors="pt").to(model.device)
+        alone = model.generate(**ids, do_sample=False, max_new_tokens=8, pad_token_id=tokenizer.pad_token_id)
+        assert continuation == tokenizer.decode(alone[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_generation_leaves_the_model_in_its_mode(tiny_model, tokenizer):
+    tiny_model.train()
+    scoring.generate(tiny_model, tokenizer, ["a"], max_new_tokens=1)
+    assert tiny_model.training
+
+
+def test_base_model_answers_questions_and_fails_the_task(base):
+    model, tokenizer = base
+    assert "Paris" in scoring.chat(model, tokenizer, "What is the capital of France?")
+    commands = smart_home.commands("test combinations", 40)
+    assert scoring.score(commands, scoring.generate(model, tokenizer, [c.prompt for c in commands])).exact < 0.05
+
+
+def test_perplexity_of_an_ignorant_model_is_its_vocabulary(tiny_model, tokenizer):
+    torch.nn.init.zeros_(tiny_model.lm_head.weight)
+    assert scoring.perplexity(tiny_model, tokenizer) == pytest.approx(49152, rel=1e-3)
+
+
+def test_quick_score_is_the_score_of_greedy_generation(tiny_model, tokenizer):
+    known, unknown = smart_home.commands("train", 6), smart_home.commands("test phrasings", 6)
+    batch = batches.AnswerCollator(tokenizer)(batches.encode(known, tokenizer))
+    optimizer = torch.optim.Adam(tiny_model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = tiny_model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    both = known + unknown
+    quick = scoring.quick_score(tiny_model, tokenizer, both)
+    slow = scoring.score(both, scoring.generate(tiny_model, tokenizer, [c.prompt for c in both]))
+    assert quick.exact == slow.exact > 0.3
+    of_known = scoring.quick_score(tiny_model, tokenizer, known).loss
+    assert of_known == pytest.approx(tiny_model(**batch).loss.item(), rel=1e-2)
+    assert "loss" in str(quick) and "JSON" not in str(quick) and tiny_model.training
