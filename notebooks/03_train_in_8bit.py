@@ -395,8 +395,7 @@ transformers.set_seed(SEED)
 fresh, _ = load_base(precision="int8")
 frozen = [(parameter, fingerprint(parameter)) for parameter in fresh.parameters()]
 model = get_peft_model(prepare_model_for_kbit_training(fresh, use_gradient_checkpointing=False), lora())
-rows = batches.encode(smart_home.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
-rows = batches.similar_lengths(rows, BATCH)
+rows = batches.similar_lengths(batches.encode(smart_home.commands("train", STEPS * BATCH, SEED), tokenizer), BATCH)
 arguments = TrainingArguments(
     output_dir="runs/eight", max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=2e-3, warmup_steps=3,
     train_sampling_strategy="sequential", bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,

@@ -66,7 +66,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 transformers.set_seed(0)
 SEEDS = (0, 1)  # more of them narrow every spread below, and cost as much again each
-CORES = torch.get_num_threads()  # the small model leaves most of two cores idle: sweeps train one on each
 tokenizer = load_base(precision="float32")[1]
 
 # %% [markdown]
@@ -349,6 +348,7 @@ quiz("alpha/best_factor")
 
 # %%
 VALLEY = (0.5, 1, 1.25, 1.5, 2, 3)
+CORES = torch.get_num_threads()  # the small model leaves most of two cores idle: sweeps train one on each
 
 def along_the_dial(model):
     found = {}

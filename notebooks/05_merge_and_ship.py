@@ -57,21 +57,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from lora_lab import (
-    adapters,
-    batches,
-    compare,
-    load_base,
-    merging,
-    models,
-    plots,
-    pocket,
-    progress,
-    quiz,
-    scoring,
-    smart_home,
-)
+from lora_lab import adapters, batches, compare, load_base, merging, plots, pocket, progress, quiz, scoring, smart_home
 from lora_lab.display import table
+from lora_lab.models import clock
 from peft import LoraConfig, PeftModel, get_peft_model
 
 transformers.set_seed(0)
@@ -198,11 +186,11 @@ quiz("merge/unmerged_cost")
 @torch.no_grad()
 def seconds(model, prompt):
     """For one new token after `prompt`, and for the prompt itself. The clock waits for a GPU to be done."""
-    started = models.clock()
+    started = clock()
     past = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
-    middle = models.clock()
+    middle = clock()
     model(prompt[:, :1], past_key_values=past, use_cache=True)
-    return models.clock() - middle, middle - started
+    return clock() - middle, middle - started
 
 prompt = torch.randint(1000, 2000, (1, 128), device=base.device)
 token, all_128 = [seconds(base, prompt) for _ in range(2)][1]  # the first call warms up
@@ -775,10 +763,10 @@ from peft.utils.hotswap import hotswap_adapter
 
 
 def milliseconds(function, times=5):
-    started = models.clock()
+    started = clock()
     for _ in range(times):
         function()
-    return 1000 * (models.clock() - started) / times
+    return 1000 * (clock() - started) / times
 
 trained.load_adapter(adapter, adapter_name="second")
 costs = {"set_adapter": milliseconds(lambda: [trained.set_adapter(name) for name in ("second", "default")]) / 2,

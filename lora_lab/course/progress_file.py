@@ -130,14 +130,14 @@ def _repaired() -> dict[str, Record]:
 def _parse(source: Path) -> tuple[dict[str, Record], str]:
     """The good records of a file, and what is wrong with the others ('' if nothing is)."""
     try:
-        content = files.read_json(source, dict)
+        content = files.read_json(source, object)
     except FileNotFoundError:
         return {}, ""
     except OSError as error:
         raise _unusable(error) from None
     except ValueError as error:
         return {}, str(error)
-    if not isinstance(content.get("questions"), dict):
+    if not isinstance(content, dict) or not isinstance(content.get("questions"), dict):
         return {}, "it holds no questions"
     records = {name: _record(value) for name, value in content["questions"].items() if len(name) < 100}
     good = {name: record for name, record in records.items() if record}

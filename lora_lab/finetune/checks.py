@@ -64,8 +64,10 @@ def check_rows(data, training: dict, faults: list[str]) -> list[tuple[str, str]]
     except LabError as error:
         faults.append(str(error))
         return []
-    if (found := len(rows)) < training["batch_size"]:
-        key = "path" if data.n is None or found < data.n else "n"
+    if data.n and len(rows) < data.n:
+        faults.append(f"data.n: found {data.n}, and {data.path} has {len(rows)} rows. Expected at most as many.")
+    elif (found := len(rows)) < training["batch_size"]:
+        key = "n" if data.n else "path"
         faults.append(f"data.{key}: found {found} rows, expected at least one batch ({training['batch_size']}).")
     return rows
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 import small_wheel
-from lora_lab import LabError, models
+from lora_lab import LabError
 from lora_lab.course import environment
 from packaging.requirements import Requirement
 
@@ -41,7 +41,7 @@ def test_an_install_that_fails_shows_what_pip_said(monkeypatch):
 
 COMPLETE = """
 import sys
-from lora_lab import _pip, models
+from lora_lab import _pip
 from lora_lab.course import environment
 from packaging.requirements import Requirement
 if sys.argv[1] == "uv":
@@ -67,29 +67,3 @@ def test_what_is_missing_is_added_where_the_environment_has_no_pip(tmp_path, by)
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": f"{Path(environment.__file__).parents[2]}{os.pathsep}{tmp_path / 'shared'}"})
     assert done.returncode == 0 and done.stdout.startswith(str(tmp_path / "env")), done.stdout + done.stderr
-
-
-def test_the_least_of_all_limits_counts(monkeypatch):
-    monkeypatch.delenv("LORA_LAB_MEMORY_GB", raising=False)
-    monkeypatch.delenv("MEM_LIMIT", raising=False)
-    whole = models.memory_limit()
-    assert 0 < whole <= environment.psutil.virtual_memory().total
-    monkeypatch.setenv("MEM_LIMIT", str(2 * 2**30))  # as JupyterHub says it
-    assert models.memory_limit() == min(whole, 2 * 2**30)
-    monkeypatch.setenv("LORA_LAB_MEMORY_GB", "1.5")
-    assert models.memory_limit() == 1_500_000_000
-
-
-def test_a_limit_set_by_ulimit_counts():
-    resource = pytest.importorskip("resource")
-    code = "from lora_lab import machine; print(models.memory_limit())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, preexec_fn=lambda:
-                          resource.setrlimit(resource.RLIMIT_DATA, (3 * 10**9, resource.RLIM_INFINITY)))
-    assert int(done.stdout) == 3 * 10**9
-
-
-def test_the_smaller_path_is_said(monkeypatch, capsys):
-    monkeypatch.setenv("LORA_LAB_MEMORY_GB", "2")
-    assert models.has_memory(1.5, "nothing") and not capsys.readouterr().out
-    assert not models.has_memory(5, "it trains less")
-    assert "up to 5 GB of memory and there is 2.0 GB. The smaller path: it trains less." in capsys.readouterr().out

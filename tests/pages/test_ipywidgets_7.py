@@ -56,7 +56,7 @@ def run(environment, *arguments):
 
 
 def test_the_quiz_without_a_browser(environment):
-    assert run(environment, TESTS / "test_quizzes.py", TESTS / "test_widgets.py") > 30
+    assert run(environment, TESTS / "course/test_quizzes.py", TESTS / "course/test_explorers.py") > 30
 
 
 def test_every_question_under_nbval(environment, tmp_path):

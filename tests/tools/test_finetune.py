@@ -71,7 +71,7 @@ def work(tmp_path_factory):
     """A folder with rows whose answers differ much in length, so that processes get different numbers of tokens."""
     folder = tmp_path_factory.mktemp("finetune")
     commands = pocket.dialect(smart_home.commands("train", n=STEPS * BATCH, seed=0))
-    lines = [{"text": c.text, "answer": c.answer * (1 + 3 * (i % 5 == 0))} for i, c in enumerate(commands)]
+    lines = [{"prompt": c.prompt, "answer": c.answer * (1 + 3 * (i % 5 == 0))} for i, c in enumerate(commands)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -140,7 +140,7 @@ def test_two_processes_take_the_same_steps_as_one(alone, together):
 def test_without_counting_tokens_across_processes_the_steps_would_differ(work, alone):
     """What makes the test above one that can fail: a mean of means is another loss for these rows."""
     tokenizer = pocket.tokenizer()
-    rows = finetune.order(batches.encode(recipes.read(write(work, "x")).commands(), tokenizer),
+    rows = finetune.order(batches.encode(recipes.read(write(work, "x")).rows, tokenizer),
                           recipes.read(work / "x.yaml").training)
     shares = [sum(row["answer_length"] for row in rows[i : i + BATCH // 2]) for i in (0, BATCH // 2)]
     assert shares[0] != shares[1]
@@ -159,7 +159,7 @@ def test_one_process_takes_the_same_steps_as_the_notebook(work, alone):
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, bias="none",
                         task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
-    commands = [smart_home.Command(**json.loads(line)) for line in (work / "rows.jsonl").read_text().splitlines()]
+    commands = [tuple(json.loads(line).values()) for line in (work / "rows.jsonl").read_text().splitlines()]
     rows = batches.similar_lengths(batches.encode(commands, tokenizer), BATCH, seed=0)
     arguments = TrainingArguments(
         output_dir=work / "notebook", max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=1e-2,

@@ -1,6 +1,8 @@
 import os
+import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 from lesson_memory import anonymous
@@ -156,3 +158,29 @@ def test_pickled_weights_are_refused(tmp_path, tiny_model, tokenizer):
     torch.save(tiny_model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(LabError, match="safetensors"):
         load_base(str(tmp_path))
+
+
+def test_the_least_of_all_limits_counts(monkeypatch):
+    monkeypatch.delenv("LORA_LAB_MEMORY_GB", raising=False)
+    monkeypatch.delenv("MEM_LIMIT", raising=False)
+    whole = models.memory_limit()
+    assert 0 < whole <= psutil.virtual_memory().total
+    monkeypatch.setenv("MEM_LIMIT", str(2 * 2**30))  # as JupyterHub says it
+    assert models.memory_limit() == min(whole, 2 * 2**30)
+    monkeypatch.setenv("LORA_LAB_MEMORY_GB", "1.5")
+    assert models.memory_limit() == 1_500_000_000
+
+
+def test_a_limit_set_by_ulimit_counts():
+    resource = pytest.importorskip("resource")
+    code = "from lora_lab import models; print(models.memory_limit())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, preexec_fn=lambda:
+                          resource.setrlimit(resource.RLIMIT_DATA, (3 * 10**9, resource.RLIM_INFINITY)))
+    assert int(done.stdout) == 3 * 10**9
+
+
+def test_the_smaller_path_is_said(monkeypatch, capsys):
+    monkeypatch.setenv("LORA_LAB_MEMORY_GB", "2")
+    assert models.has_memory(1.5, "nothing") and not capsys.readouterr().out
+    assert not models.has_memory(5, "it trains less")
+    assert "up to 5 GB of memory and there is 2.0 GB. The smaller path: it trains less." in capsys.readouterr().out

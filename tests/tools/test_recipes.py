@@ -20,12 +20,15 @@ GOOD = {
     "model": "pocket", "output": "out",
     "lora": {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "up_proj"]},
     "training": {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-3},
+    "data": {"path": "rows.jsonl"},
 }
+ROWS = [(f"ask {i}", f"say {i}") for i in range(16)]
 
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    write_rows(*({"prompt": prompt, "answer": answer} for prompt, answer in ROWS))
 
 
 @pytest.fixture
@@ -40,6 +43,10 @@ def no_weights(monkeypatch):
     monkeypatch.setattr("torch.load", refuse)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     monkeypatch.setattr("lora_lab.cache._build", refuse)
+
+
+def write_rows(*rows):
+    Path("rows.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
 
 
 def changed(key, value):
@@ -69,7 +76,7 @@ def test_a_good_recipe_comes_back_with_its_defaults(no_weights):
     recipe = read(GOOD)
     assert (recipe.model, recipe.precision, recipe.training.max_grad_norm) == ("pocket", "auto", 1.0)
     assert recipe.lora_config().target_modules == {"q_proj", "up_proj"}
-    assert recipe.commands() == smart_home.commands("train", n=16, seed=0)
+    assert recipe.rows == ROWS and recipe.data == recipes.Data("rows.jsonl")
 
 
 @pytest.mark.parametrize(("key", "value", "words"), [
@@ -78,7 +85,7 @@ def test_a_good_recipe_comes_back_with_its_defaults(no_weights):
     ("lora.target_module", ["q_proj"], "lora.target_module: found an unknown key. Nearest: target_modules."),
     ("training.learning_rat", 1, "training.learning_rat: found an unknown key. Nearest: learning_rate."),
     ("training.per_device_train_batch_size", 1, "Nearest: batch_size."),
-    ("data.splits", "train", "data.splits: found an unknown key. Nearest: split."),
+    ("data.paths", "rows", "data.paths: found an unknown key. Nearest: path."),
     ("lora.r", "eight", "lora.r: found 'eight' (a text), expected a whole number of at least 1."),
     ("lora.r", 8.5, "lora.r: found 8.5"),
     ("lora.r", True, "lora.r: found True (true or false), expected a whole number"),
@@ -115,9 +122,16 @@ def test_a_good_recipe_comes_back_with_its_defaults(no_weights):
     ("training.seed", -1, "training.seed: found -1"),
     ("training.seed", 2**32, "training.seed: found 4294967296"),
     ("training.lr_scheduler_type", "cosin", "training.lr_scheduler_type: found 'cosin'"),
-    ("data.split", "tests", "data.split: found 'tests', expected one of train, validation combinations"),
+    ("data", {}, "data.path: found nothing, expected a text."),
+    ("data.prompt", "no field", "data.prompt: found 'no field', expected a text with the fields of a row in braces"),
+    ("data.prompt", "{prompt", "data.prompt: found '{prompt'"),
+    ("data.prompt", "{0}", "data.prompt: found '{0}'"),
+    ("data.prompt", "{prompt.__class__}", "data.prompt: found '{prompt.__class__}'"),
+    ("data.prompt", "{prompt!r:>9}", "data.prompt: found '{prompt!r:>9}'"),
+    ("data.answer", "{reply}", 'lines that are no rows, the first line 1. Expected {"prompt": "...", "reply": "..."}'),
     ("data.n", 3, "data.n: found 3 rows, expected at least one batch (4)."),
-    ("data.n", 10**9, "data.n: The grammar has fewer than 1000000000"),
+    ("data.n", 10**9, "data.n: found 1000000000, and rows.jsonl has 16 rows."),
+    ("data.path", "/dev/zero", "data.path: found '/dev/zero', which cannot be read: it is no regular file"),
     ("data.path", "nowhere.jsonl", "data.path: found 'nowhere.jsonl', which cannot be read: No such file"),
     ("precision", "int7", "precision: found 'int7', expected one of auto, float32"),
     ("precision", "int8", "precision: found 'int8', and the pocket model is float32."),
@@ -142,7 +156,7 @@ def test_a_bad_value_is_refused_by_its_key(key, value, words, no_weights):
     ("lora:\n  r: 1\n  r: 2", "lora.r: found twice, in lines 2 and 3. Expected once."),
     ("[" * 5000, "is not YAML that can be read"),
     ("a: &a [*a]\nlora: *a", "a: found an unknown key."),
-    ("#" + "x" * 200_000, "Give the recipe's file."),
+    ("#" + "x" * 200_000, "it has 200,001 bytes, and 100,000 are the most"),
 ])
 def test_a_file_that_is_no_recipe_is_refused(text, words, no_weights):
     assert words in fault(text)
@@ -184,22 +198,29 @@ def test_only_the_same_recipe_resumes(tmp_path, no_weights):
 
 
 @pytest.mark.parametrize(("lines", "words"), [
-    ('{"text": "a", "answer": "b"}\nnot json', "data.path: found rows.jsonl with 1 lines that are no rows, the first"),
-    ('{"text": "a"}', "the first line 1."),
-    ('{"text": "a", "answer": 3}', "the first line 1."),
-    ('{"text": "a", "answer": "b"}', "data.path: found 1 rows, expected at least one batch (4)."),
+    ('{"prompt": "a", "answer": "b"}\nnot json', "data.path: found rows.jsonl with 1 lines that are no rows, the first"),
+    ('{"prompt": "a"}', "the first line 1."),
+    ('{"prompt": "a", "answer": 3}', "the first line 1."),
+    ("[" * 100_000, "the first line 1."),
+    ('{"prompt": "a", "answer": "b"}', "data.path: found 1 rows, expected at least one batch (4)."),
 ])
 def test_a_data_file_with_other_lines_is_refused(lines, words, tmp_path, no_weights):
     (tmp_path / "rows.jsonl").write_text(lines)
     assert words in fault(changed("data.path", "rows.jsonl"))
 
 
-def test_a_data_file_stands_alone(tmp_path, no_weights):
-    (tmp_path / "rows.jsonl").write_text('{"text": "a", "answer": "b"}\n\n' * 4)
-    recipe = changed("data.path", "rows.jsonl")
-    assert read(recipe).commands() == [smart_home.Command("a", "b")] * 4
-    recipe["data"]["n"] = 4
-    assert "data.path: found beside n." in fault(recipe)
+def test_rows_have_the_format_that_the_recipe_gives_them(no_weights):
+    write_rows(*({"question": f"why {i}?", "reply": "so {it} is", "id": i} for i in range(6)))
+    recipe = changed("data", {"path": "rows.jsonl", "prompt": "### {question}\n", "answer": " {reply}", "n": 5})
+    assert read(recipe).rows == [(f"### why {i}?\n", " so {it} is") for i in range(5)]
+    written = recipes.read(recipes.write(recipe, "again.yaml"))
+    assert written.data == recipes.Data("rows.jsonl", "### {question}\n", " {reply}", 5)
+
+
+def test_rows_are_read_once_on_the_way_to_the_training(monkeypatch, no_weights):
+    recipe = read(GOOD)
+    Path("rows.jsonl").unlink()
+    assert recipe.rows == ROWS
 
 
 def test_a_model_folder_is_judged_by_its_config_alone(tmp_path, no_weights):
@@ -236,15 +257,17 @@ def test_a_bad_recipe_is_not_written(tmp_path):
     assert (tmp_path / "recipe.yaml").read_text() == "kept"
 
 
-def test_the_shipped_recipe_is_the_first_lesson(no_weights):
+def test_the_shipped_recipe_is_the_first_lesson(no_weights, monkeypatch):
     file = Path(recipes.__file__).parents[2] / "launch" / "home_commands.yaml"
+    monkeypatch.chdir(file.parents[1])
     recipe = recipes.read(file)
-    assert (recipe.lora["r"], recipe.training.max_steps, recipe.training.batch_size, recipe.data.n) == (8, 60, 8, 480)
-    assert len({recipe.training.seed, recipe.data.seed, 0}) == 1 and recipe.training.learning_rate == 2e-3
+    assert (recipe.lora["r"], recipe.training.max_steps, recipe.training.batch_size) == (8, 60, 8)
+    assert recipe.rows == smart_home.commands("train", n=480, seed=recipe.training.seed)
+    assert recipe.training.learning_rate == 2e-3
 
 
 def test_reading_keys_needs_no_torch():
-    code = "import sys; from lora_lab import recipes; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, lora_lab.finetune.recipes; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
