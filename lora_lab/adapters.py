@@ -37,7 +37,7 @@ def adapter_folder(folder, r: int | None = None) -> str:
         try:
             rank = files.read_json(folder / "adapter_config.json", dict).get("r")
         except ValueError as error:
-            raise LabError(f"adapter_config.json in {folder} cannot be read: {error}. Save the adapter again.") from None
+            raise LabError(f"adapter_config.json in {folder}: {error}. Save the adapter again.") from None
         if r not in (None, rank):
             raise LabError(
                 f"The adapter in {folder} has rank {rank}, and rank {r} is needed here. Train it with r={r}, or give "

@@ -77,7 +77,7 @@ def plan(model, lora: LoraConfig, precision: str | None = None, gpus=(1, 8, 64),
     for n in gpus:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1 or batch_size % n:
             raise LabError(f"gpus has {n!r}. Give whole numbers that divide batch_size ({batch_size}).")
-    bare, _, _ = memory._without_weights(model)
+    bare, _, _ = meta_model.without_weights(model)
     shares = []
     for n in gpus:
         rows = batch_size // n

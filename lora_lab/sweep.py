@@ -185,7 +185,7 @@ class Runs:
         return table(rows)
 
     def heat(self, figure: str, x: str, y: str) -> Picture:
-        """Draw the mean of `figure` by two settings as a heat map: a cross where runs diverged, nothing where none ran."""
+        """Draw the mean of `figure` by two settings as a heat map: crosses where runs diverged, gaps where none ran."""
         from . import plots  # here, so that a sweep needs nothing that draws
 
         xs, ys = self.values(x), self.values(y)

@@ -518,8 +518,8 @@ quiz("first/exact_by_device", exact_by_device)
 
 # %% [markdown]
 # **3. The one worth doing.** Write ten commands in your own words with their right answers, each as a pair
-# `(smart_home.prompt(text), answer)`, score the model on them, and compare with the phrasings above. Your family says it
-# differently than a grammar does.
+# `(smart_home.prompt(text), answer)`, score the model on them, and compare with the phrasings above. Your family says
+# it differently than a grammar does.
 #
 # ## Recap
 #

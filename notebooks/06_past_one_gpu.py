@@ -539,7 +539,7 @@ progress()
 
 # %%
 my_recipe = {
-    "model": "pocket", "output": "runs/fleet/mine",
+    "model": "pocket", "data": {"path": "runs/fleet/rows.jsonl"}, "output": "runs/fleet/mine",
     "lora": {"r": 80, "lora_alpha": 16, "target_modules": ["q_proj", "o_projj"]},
     "training": {"max_steps": 20, "batch_size": 9, "learning_rate": "0.01x", "warmup": 2},
 }

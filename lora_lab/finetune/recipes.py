@@ -299,7 +299,7 @@ def _check_output(recipe: dict, resume: bool, faults: list[str]) -> None:
 
 
 def _differing(recipe: dict, copy: Path) -> str:
-    """Return how the run in an output folder is another than `recipe`, in words, or "" if it is none. A moved one is none."""
+    """Return in words how the run in a folder is another than `recipe`, "" if it is the same one, perhaps moved."""
     faults: list[str] = []
     try:
         theirs = _parse(values.read_yaml(copy, faults), faults)

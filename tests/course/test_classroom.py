@@ -58,7 +58,8 @@ def test_a_prediction_is_never_missed(hand_in):
 
 
 @pytest.mark.parametrize("content, why", [
-    (b"{", "it is not JSON"), (b"\xff\xfe", "it is not a text file"), (b"[" * 100_000, "nested too deeply"), (b"[]", "holds no questions"),
+    (b"{", "it is not JSON"), (b"\xff\xfe", "it is not a text file"),
+    (b"[" * 100_000, "nested too deeply"), (b"[]", "holds no questions"),
     (b'{"questions": {"other/course": {"attempts": 1}}}', "of this course"),
     (b'{"questions": {"first/no_mark": {"attempts": "three"}}}', "make no sense"), (None, "no such file"),
 ])

@@ -37,7 +37,7 @@ MISTAKES = {
     "an order that gives itself away": ('text = "b: small"', 'text = "A: small"', "'order': the right order is the"),
     "bands that do not rise": ("below = 50\n", "", "'predict': the bands do not rise"),
     "a broken format": ('format = "{:.0f} %"', 'format = "{:.0q}"', "'predict': format '{:.0q}' does not work"),
-    "an exercise without a check": ('check = "first.exact_by_device"', 'check = "nothing"', "'code': there is no check"),
+    "an exercise without a check": ('check = "first.exact_by_device"', 'check = "none"', "'code': there is no check"),
     "no title": ('title = "T · Every kind"', "", "every.toml: 'title' is missing"),
     "no TOML": ('kind = "choice"', "kind = choice", "every.toml is not a TOML file"),
 }

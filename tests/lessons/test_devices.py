@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from lora_lab import cache, compare, load_base, memory, merging, models
-from lora_lab.course import exercises
+from lora_lab import cache, compare, load_base, memory, merging, meta_model, models
+from lora_lab.course.exercises import alpha, eight, fleet, math
 from peft import LoraConfig, get_peft_model
 from pretend_gpu import GPU, on_gpu, pretend_gpu, put
 
@@ -149,7 +149,7 @@ def test_exercises_take_what_is_on_the_gpu(gpu):
         scales = blocks.abs().amax(-1, keepdim=True) / 127
         return (blocks / scales).round().to(torch.int8).reshape(weights.shape), scales.squeeze(-1)
 
-    assert exercises.merged_weight(merged).solved and exercises.absmax(absmax).solved and not gpu
+    assert math.merged_weight(merged).solved and eight.absmax(absmax).solved and not gpu
 
 
 @pytest.mark.parametrize("twin", LESSONS, ids=lambda twin: twin.stem)
@@ -179,7 +179,7 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
     "02_config_and_targets": [(".to(base.device)", "")],
     "03_train_in_8bit": [(", device=linear.weight.device", ""),
                          (", device=model.device)\n    labels", ")\n    labels")],
-    "04_alpha_scaling": [("with scaling.", "with trained(torch.ones(1, 4, dtype=torch.long)) and scaling.")],
+    "04_alpha_scaling": [("with adapters.", "with trained(torch.ones(1, 4, dtype=torch.long)) and adapters.")],
     "05_merge_and_ship": [(", device=W.device", ""), (".to(model.device)", ""), (", device=base.device", "")],
     "06_past_one_gpu": [("trainer.train()", "trainer.train(); model(torch.ones(1, 4, dtype=torch.long))")],
 }
@@ -208,7 +208,7 @@ def cheap(small, monkeypatch):
         raise OSError("other processes are not seen")
 
     tokenizer = functools.cache(transformers.AutoTokenizer.from_pretrained)
-    bare = memory._without_weights(transformers.AutoConfig.from_pretrained(small))
+    bare = meta_model.without_weights(transformers.AutoConfig.from_pretrained(small))
 
     with twins.quick(), monkeypatch.context() as patch:  # undone before what `quick` patched
         for name, size in dict(STEPS=1, TOKENS=2, ROWS=1, COLUMNS=8).items():
@@ -218,10 +218,10 @@ def cheap(small, monkeypatch):
         patch.setattr(models, "_give_memory_back", lambda: None)  # small models have none, and gc takes a second
         patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda source, **_: tokenizer(str(source)))
         patch.setattr(memory, "plan", lambda *_, **__: memory.Plan(*[1] * 7))
-        patch.setattr(memory, "_without_weights", lambda _: bare)  # for lora_lab.distributed
+        patch.setattr(meta_model, "without_weights", lambda _: bare)  # for lora_lab.distributed
         patch.setattr(subprocess, "Popen", unseen)
         yield
-    for known in (exercises._tuned_loss, exercises._fleet_memory):
+    for known in (alpha._tuned_loss, fleet._fleet_memory):
         known.cache_clear()  # of models that hardly trained, and of plans left out
 
 

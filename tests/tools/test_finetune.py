@@ -3,6 +3,7 @@
 The processes here are real ones of `accelerate launch`, two on the CPU over gloo; the model is the pocket model.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -27,12 +28,12 @@ STEPS, BATCH = 12, 8
 SLOW = '''
 import sys, time
 from lora_lab import finetune
-from lora_lab.finetune import recipes
+from lora_lab.finetune import __main__, recipes
 from transformers import TrainerCallback
 class Slowly(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         time.sleep(0.3)
-finetune._choose_devices()
+__main__._choose_devices()
 finetune.train(recipes.read(sys.argv[1], 2), callbacks=(Slowly(),))
 '''
 COUNTED = '''
@@ -347,5 +348,5 @@ def test_what_this_machine_cannot_do_is_refused(work, monkeypatch, variable, pre
     monkeypatch.setenv(variable, "true")
     recipe = recipes.read(write(work, "refused"))
     with pytest.raises(LabError, match=word):
-        finetune.train(recipes.Recipe(**vars(recipe) | {"precision": precision}))
+        finetune.train(dataclasses.replace(recipe, precision=precision))
     assert not (work / "refused").exists()

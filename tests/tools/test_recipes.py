@@ -198,7 +198,7 @@ def test_only_the_same_recipe_resumes(tmp_path, no_weights):
 
 
 @pytest.mark.parametrize(("lines", "words"), [
-    ('{"prompt": "a", "answer": "b"}\nnot json', "data.path: found rows.jsonl with 1 lines that are no rows, the first"),
+    ('{"prompt": "a", "answer": "b"}\nno', "data.path: found rows.jsonl with 1 lines that are no rows, the first"),
     ('{"prompt": "a"}', "the first line 1."),
     ('{"prompt": "a", "answer": 3}', "the first line 1."),
     ("[" * 100_000, "the first line 1."),

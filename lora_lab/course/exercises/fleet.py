@@ -23,7 +23,9 @@ def repaired_recipe(recipe: dict) -> Verdict:
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder, "run"))  # the learner's own may have a run in it by now
         try:
-            path = files.write(Path(folder, "recipe.yaml"), yaml.safe_dump(recipe | {"output": output}))
+            rows = files.write(Path(folder, "rows.jsonl"), '{"prompt": "ask", "answer": "say"}\n' * 200)
+            own = {"output": output} | ({"data": {"path": str(rows)}} if recipe.get("data") else {})
+            path = files.write(Path(folder, "recipe.yaml"), yaml.safe_dump(recipe | own))
             read = recipes.read(path, processes=2)
         except (LabError, yaml.YAMLError) as error:
             return say(False, str(error).replace(f"{folder}/", ""))
