@@ -39,6 +39,7 @@ test:
 
 # What is quick and close to most edits; tests/conftest.py names what is slow.
 check:
+	@$(SET_UP) test -m mypy
 	@$(SET_UP) test -m pytest -q -m "not slow" $(ARGS)
 
 setup:

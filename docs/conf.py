@@ -10,13 +10,17 @@ from sphinx.transforms import SphinxContentsFilter
 
 project = "lora-lab"
 html_title = "lora-lab"
-extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.githubpages"]
-include_patterns = ["README.md", "notebooks/*.ipynb", "docs/*.md", "benchmarks/README.md"]
+extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc", "sphinx.ext.githubpages"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "notebooks/*.ipynb", "docs/*.md", "benchmarks/README.md"]
 exclude_patterns = ["_build", "**/.*"]
 external_toc_path = "docs/_toc.yml"
 suppress_warnings = ["etoc.glob"]  # docs/ need not have a page
 # A heading may link to a file: its line in the table of contents keeps the words only, as of any other link.
 SphinxContentsFilter.visit_download_reference = SphinxContentsFilter.ignore_node_but_process_children
+
+default_role = "code"  # `name` in a docstring, as in Markdown
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
 
 nb_execution_mode = "off"
 # A question has a live form and a text: the text, which needs no kernel and no script from elsewhere.

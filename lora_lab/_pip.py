@@ -11,7 +11,7 @@ from .errors import LabError
 
 
 def installing() -> list[str]:
-    """The beginning of a command that installs into this Python. Raises LabError."""
+    """Return the beginning of a command that installs into this Python. Raises LabError."""
     if pip := _pip():
         return [*pip, "install", "--disable-pip-version-check"]
     if uv := shutil.which("uv"):
@@ -20,7 +20,7 @@ def installing() -> list[str]:
 
 
 def fetching(requirements: Path, folder: Path) -> list[str]:
-    """The command that puts the one wheel of `requirements` into `folder`; uv unpacks it there. Raises LabError."""
+    """Return the command that puts the one wheel of `requirements` into `folder`; uv unpacks it. Raises LabError."""
     wheel = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={requirements}"]
     uv, elsewhere = shutil.which("uv"), shutil.which("pip") or shutil.which("pip3")
     pip = _pip()

@@ -30,7 +30,7 @@ def encode(pairs: Iterable[tuple[str, str]], tokenizer) -> list[dict[str, Any]]:
 
 
 def similar_lengths(rows: list[dict], batch_size: int, seed: int = 0, pool: int = 2) -> list[dict]:
-    """`rows` in a random order whose consecutive batches hold rows of similar length: little padding.
+    """Order `rows` at random so that consecutive batches hold rows of similar length: little padding.
 
     Sorts only within pools of a few batches, and shuffles the batches of each pool. Sorting more
     widely (`train_sampling_strategy="group_by_length"`) pads less still, but fills each batch with

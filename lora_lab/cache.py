@@ -64,7 +64,7 @@ _CHECKSUMS = "checksums.json"
 
 
 def cache_folder() -> Path:
-    """`LORA_LAB_CACHE` if set, else the user's cache folder of this system."""
+    """Return `LORA_LAB_CACHE` if set, else the user's cache folder of this system."""
     folder = Path(os.environ.get("LORA_LAB_CACHE") or platformdirs.user_cache_dir("lora-lab")).expanduser()
     if not folder.is_absolute():  # it would be another folder for every notebook
         raise LabError(f"LORA_LAB_CACHE is {str(folder)!r}. Give an absolute path, such as '{Path.cwd() / folder}'.")
@@ -72,7 +72,7 @@ def cache_folder() -> Path:
 
 
 def model_folder(source: PackagedModel = SMOLLM2) -> Path:
-    """Folder with the intact safetensors model; builds or repairs it first where needed.
+    """Return the folder with the intact safetensors model; builds or repairs it first where needed.
 
     Safe against a killed build (the checksums are written last), a damaged file (every byte is
     checked, the model alone is rebuilt) and several processes at once (a lock). Raises LabError

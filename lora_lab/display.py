@@ -22,7 +22,7 @@ class Page(HTML):
 
 
 def table(rows: list[dict]) -> Page:
-    """Rows (dicts with the same keys) as a table; cells are escaped."""
+    """Show rows (dicts with the same keys) as a table; cells are escaped."""
     def line(tag, cells):
         return "".join(f'<{tag} style="text-align:left">{html.escape(str(cell))}</{tag}>' for cell in cells)
 
@@ -33,6 +33,7 @@ def table(rows: list[dict]) -> Page:
 
 
 def in_notebook() -> bool:
+    """Return whether a notebook's kernel runs this."""
     return getattr(get_ipython(), "kernel", None) is not None
 
 
@@ -49,6 +50,7 @@ class Progress:
         return self
 
     def update(self, more: int) -> None:
+        """Count `more` as done."""
         self.done += more
         if self.handle:
             self.handle.update(self._bar())
@@ -64,7 +66,7 @@ class Progress:
 
 
 def bar(label: str, done: int, total: int, text: str) -> HTML:
-    """The browser's own progress element, with its text beside it."""
+    """Return the browser's own progress element, with its text beside it."""
     label, text = html.escape(label), html.escape(text)
     style = "width:20em;vertical-align:middle"
     element = f'<progress aria-label="{label}" style="{style}" value="{done}" max="{total}"></progress>'
@@ -73,7 +75,7 @@ def bar(label: str, done: int, total: int, text: str) -> HTML:
 
 @contextlib.contextmanager
 def no_progress_bars():
-    """Without transformers' own bars, for steps of a second that would fill a notebook with widgets."""
+    """Switch transformers' own bars off inside the block, for steps of a second that would fill a page with them."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -48,7 +48,7 @@ class Share:
 def plan(model, lora: LoraConfig, precision: str | None = None, gpus=(1, 8, 64), batch_size: int = 64,
          seq_len: int = 512, mode: str = "ddp", *, bytes_per_second: float | None = None,
          flop_per_second: float | None = None, **options) -> list[Share]:
-    """One Share for each number in `gpus`, of a step on `batch_size` rows of `seq_len` tokens, all GPUs together.
+    """Return one Share for each number in `gpus`, of a step of all GPUs on `batch_size` rows of `seq_len` tokens.
 
     `model`, `lora`, `precision` and `options` are those of `memory.plan`. `bytes_per_second` is what one GPU sends
     while it receives as much, over the slowest link on the way; `flop_per_second` what it reaches in training.

@@ -97,7 +97,7 @@ def _give_memory_back() -> None:
 
 
 def pick_device() -> torch.device:
-    """This process's NVIDIA GPU, else Apple's GPU, else the CPU."""
+    """Return this process's NVIDIA GPU, else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # `accelerate launch`: one GPU a process
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -200,7 +200,7 @@ def _check_folder(name: str) -> str:
 
 
 def read_config(name: str):
-    """The config of a model alone: `name` as in `load_base`. Raises LabError."""
+    """Return the config of a model alone: `name` as in `load_base`. Raises LabError."""
     return _from_pretrained(cache.model_folder() if name == DEFAULT else _check_folder(name), {}, AutoConfig)[0]
 
 

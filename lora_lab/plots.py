@@ -134,7 +134,7 @@ def _running_mean(values: list[float], decay: float = 0.8) -> list[float]:
 
 
 def score_bars(scores: dict[str, dict]) -> Picture:
-    """Exact match as bars with 95 % intervals: `{"before": {"combinations": Score, ...}, ...}`."""
+    """Draw exact match as bars with 95 % intervals: `{"before": {"combinations": Score, ...}, ...}`."""
     groups = list(next(iter(scores.values())))
     figure, axes = _axes(6, 0.55 * len(groups) * len(scores) + 0.9, xlabel="exact match on held-out commands (%)")
     parts = []
@@ -153,7 +153,7 @@ def score_bars(scores: dict[str, dict]) -> Picture:
 
 
 def lines(series: dict[str, tuple], xlabel: str, ylabel: str, mark: float | None = None, **scales) -> Picture:
-    """Curves `{name: (xs, ys)}` in one figure; `scales` such as `xscale="log"`, and `mark` an upright line."""
+    """Draw curves `{name: (xs, ys)}` in one figure; `scales` such as `xscale="log"`, and `mark` an upright line."""
     figure, axes = _axes(6.4, 3, xlabel=xlabel, ylabel=ylabel, **scales)
     parts = []
     styles = zip((BLUE, ORANGE, GREY, GREEN, PINK), ("-", "-", "--", "-.", ":"), (5, 2, 2, 2, 2))
@@ -167,7 +167,7 @@ def lines(series: dict[str, tuple], xlabel: str, ylabel: str, mark: float | None
 
 
 def matrices(named: dict[str, object]) -> Picture:
-    """Matrices side by side as images on one colour scale: blue below zero, orange above."""
+    """Draw matrices side by side as images on one colour scale: blue below zero, orange above."""
     figure = Figure(figsize=(7, 2.6), dpi=110, layout="tight")
     figure.patch.set_alpha(0)
     limit = 3 * float(next(iter(named.values())).std())
@@ -180,7 +180,7 @@ def matrices(named: dict[str, object]) -> Picture:
 
 
 def heat(values: list[list], xs: list, ys: list, xlabel: str, ylabel: str, name: str) -> Picture:
-    """Positive `values[y][x]` as a map on a logarithmic scale, with their numbers; NaN is crossed out, None empty."""
+    """Draw positive `values[y][x]` as a map on a logarithmic scale, with their numbers; NaN is a cross, None empty."""
     figure, axes = _axes(0.6 * len(xs) + 1.6, 0.4 * len(ys) + 0.9, xlabel=xlabel, ylabel=ylabel)
     grid = np.array(values, dtype=float)
     shades = np.log(np.where(grid > 0, grid, np.nan))
@@ -202,7 +202,7 @@ def _short(value) -> str:
 
 
 def memory(parts_of: dict[str, dict[str, int]], limit_gb: float | None = None) -> Picture:
-    """Stacked bars of `Plan.parts()` (or of measured parts) under their names, in GB; `limit_gb` an upright line."""
+    """Draw stacked bars of `Plan.parts()` (or measured ones) under their names, in GB; `limit_gb` is a line."""
     names = list(dict.fromkeys(name for parts in parts_of.values() for name in parts))
     figure, axes = _axes(7, 0.42 * len(parts_of) + 1.3, xlabel="GB (10⁹ bytes)")
     starts = [0.0] * len(parts_of)

@@ -7,6 +7,7 @@ import functools
 import html
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import ipywidgets
 from markdown_it import MarkdownIt
@@ -17,35 +18,7 @@ from . import progress_file
 from .controls import control, guard
 from .question_kinds import Code, Predict, Question, Verdict, escape
 
-# Jupyter's own colours, so that a question reads on a light and on a dark page; system colours elsewhere.
-_STYLE = """<style>
-.lora-lab-quiz {border: 1px solid var(--jp-border-color1, #8888); border-left: 5px solid #2a86d1; border-radius: 4px;
-  padding: 8px 14px; margin: 6px 0; max-width: 52em; overflow: hidden; color: var(--jp-content-font-color1, inherit)}
-.lora-lab-quiz .widget-html-content, .lora-lab-quiz .jupyter-widget-html-content,
-.lora-lab-quiz .widget-html, .lora-lab-quiz .widget-htmlmath {height: auto; line-height: 1.5}
-.lora-lab-quiz p {margin: 0.4em 0}
-.lora-lab-quiz pre {overflow-x: auto; padding: 6px; border: 1px solid var(--jp-border-color2, #8886)}
-.lora-lab-quiz .widget-radio-box label, .lora-lab-quiz .widget-checkbox label {display: flex; height: auto;
-  align-items: baseline; gap: 6px; margin: 0; padding: 3px 0; line-height: 1.4; min-height: 24px; white-space: normal}
-.lora-lab-quiz .widget-radio-box label {flex-direction: row-reverse; justify-content: flex-end}
-.lora-lab-quiz .widget-radio-box label span, .lora-lab-quiz .widget-checkbox label span {white-space: normal}
-.lora-lab-quiz .widget-checkbox {height: auto; width: auto}
-.lora-lab-quiz .widget-dropdown {display: grid; grid-template-columns: minmax(10em, 1fr) minmax(10em, 1fr);
-  height: auto; align-items: center}
-.lora-lab-quiz .widget-dropdown .widget-label {white-space: normal; height: auto; line-height: 1.4; padding-right: 10px;
-  text-align: left; overflow-wrap: anywhere}
-.lora-lab-quiz .widget-dropdown select {appearance: auto; background-image: none !important; min-width: 0;
-  min-height: 28px}
-.lora-lab-quiz .widget-radio-box input, .lora-lab-quiz .widget-checkbox input {height: auto !important;
-  flex: none !important; margin: 0 !important; align-self: baseline !important}
-.lora-lab-quiz input:focus-visible, .lora-lab-quiz button:focus-visible, .lora-lab-quiz select:focus-visible
-  {outline: 2px solid var(--jp-brand-color1, Highlight) !important; outline-offset: 2px}
-.lora-lab-quiz button {height: auto; min-height: 28px; width: auto; flex: none}
-.lora-lab-quiz .widget-hbox {flex-wrap: wrap}
-.lora-lab-says {border-left: 4px solid #7a7a7a; padding: 2px 10px; margin: 4px 0}
-.lora-lab-says.right {border-color: #1f9e77} .lora-lab-says.wrong {border-color: #d9822b}
-.lora-lab-note {opacity: 0.85; font-size: 0.92em}
-</style>"""
+_STYLE = f"<style>{Path(__file__).with_name('cards.css').read_text(encoding='utf-8')}</style>"
 
 _NAMES = {"Choice": "choose one", "Multiple": "tick all that apply", "Number": "a number", "Match": "match",
           "Order": "put in order", "Predict": "predict, then run", "Code": "exercise"}
@@ -206,7 +179,7 @@ def _ask(question: Question) -> str:
 
 
 def says(verdict: Verdict, announce: bool = False, attempt: int = 0, word: str = "") -> str:
-    """A verdict as HTML; `announce` makes screen readers read it out when it appears."""
+    """Return a verdict as HTML; `announce` makes screen readers read it out when it appears."""
     kind, usual = {True: ("right", "✓ Right."), False: ("wrong", "✗ Not yet."), None: ("", "")}[verdict.solved]
     count = f" (attempt {attempt})" if verdict.solved is not None and attempt else ""
     text = plain(verdict.text) if verdict.plain else markdown(verdict.text)
@@ -223,7 +196,7 @@ def _committed(question: Predict, answer: int) -> str:
 
 
 def outcome(question: Predict, kept: progress_file.Record, announce: bool = False) -> str:
-    """A prediction and what was measured, side by side, as far as there are any."""
+    """Return a prediction and what was measured, side by side, as far as there are any."""
     if kept.measured is None:
         return says(Verdict(None, _committed(question, kept.answer)), announce)
     predicted = "nothing: no prediction was committed" if kept.answer is None else question.band[kept.answer].text
@@ -236,7 +209,7 @@ def outcome(question: Predict, kept: progress_file.Record, announce: bool = Fals
 
 
 def read(question: Question) -> progress_file.Record:
-    """What is kept of a question, without an answer that its control could not hold."""
+    """Return what is kept of a question, without an answer that its control could not hold."""
     kept = progress_file.read().get(question.id, progress_file.Record())
     return kept if question.holds(kept.answer) else replace(kept, answer=None, measured=None)
 
@@ -257,7 +230,7 @@ def keep(question: Question, verdict: Verdict | None = None, **fields) -> progre
 
 
 def take_notices() -> str:
-    """What the progress file had to report since the last time, as HTML."""
+    """Return what the progress file had to report since the last time, as HTML."""
     taken = [says(Verdict(None, notice, plain=True)) for notice in progress_file.notices]
     progress_file.notices.clear()
     return "".join(taken)
@@ -280,9 +253,10 @@ def _math(content: str, options: dict) -> str:
 
 
 def markdown(text: str) -> str:
+    """Return Markdown with math as HTML that is safe to show."""
     return _markdown().render(text)
 
 
 def plain(text: str) -> str:
-    """As it is, line breaks included."""
+    """Return plain text as HTML, line breaks included."""
     return f'<p class="mathjax_ignore" style="white-space:pre-wrap">{html.escape(text)}</p>'

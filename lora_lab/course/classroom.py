@@ -23,6 +23,8 @@ from .question_kinds import Predict
 
 @dataclass(frozen=True)
 class Summary:
+    """A class's progress: two tables and what was noticed."""
+
     header: list[str]  # "learner", then a lesson each
     rows: list[list[str]]  # a learner each: name of the file, then "3 of 8"
     missed: list[list[str]]  # question, learners who tried, who did not solve it, who looked at the answer first
@@ -30,7 +32,7 @@ class Summary:
 
 
 def collect(files: Iterable[str | Path]) -> Summary:
-    """Reads exported files; one that is damaged or not of this course is named in the notes, never an error."""
+    """Read exported files; one that is damaged or not of this course is named in the notes, never an error."""
     asked = {lesson.title: [question.id for question in lesson.questions] for lesson in question_files.lessons()}
     ids = {name for names in asked.values() for name in names}
     graded = {q.id for lesson in question_files.lessons() for q in lesson.questions if not isinstance(q, Predict)}
@@ -63,7 +65,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
 
 
 def as_csv(summary: Summary) -> str:
-    """Both tables as CSV; "3 of 8" stays text, and no name is taken for a formula by a spreadsheet."""
+    """Return both tables as CSV; "3 of 8" stays text, and no name is taken for a formula by a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     for row in (summary.header, *summary.rows, [], MISSED, *summary.missed):
@@ -72,7 +74,7 @@ def as_csv(summary: Summary) -> str:
 
 
 def as_text(summary: Summary) -> str:
-    """Both tables in columns, lessons by their number, with the notes below."""
+    """Return both tables in columns, lessons by their number, with the notes below."""
     short = [summary.header[0], *(title.split(" ·")[0] for title in summary.header[1:])]
     parts = [_columns([short, *summary.rows])]
     if summary.missed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import sys
+from pathlib import Path
 
 import ipywidgets
 import traitlets
@@ -17,6 +18,7 @@ except ImportError:
     anywidget = None
 
 def control(question: Question) -> Control:
+    """Return the control with which a question of its kind is answered."""
     makers = {Choice: Radios, Predict: Radios, Multiple: Ticks, Number: Writing, Match: Menus, Order: Menus}
     return makers.get(type(question), Control)(question)
 
@@ -39,11 +41,14 @@ class Control:
         """What the page's controls hold: ticked or not, the place of a menu's line, or the text."""
 
     def lock(self) -> None:
+        """Take no other answer."""
         for widget in self.widgets:
             widget.disabled = True
 
 
 class Radios(Control):
+    """One of several lines."""
+
     wanted = "Choose one first."
 
     def __init__(self, question: Choice | Predict):
@@ -63,6 +68,8 @@ class Radios(Control):
 
 
 class Ticks(Control):
+    """Any number of several lines."""
+
     wanted = "Tick at least one first."
 
     def __init__(self, question: Multiple):
@@ -84,6 +91,8 @@ class Ticks(Control):
 
 
 class Writing(Control):
+    """A number, in a box."""
+
     wanted = "Write a number first."
 
     def __init__(self, question: Number):
@@ -105,6 +114,8 @@ class Writing(Control):
 
 
 class Menus(Control):
+    """A menu for each item."""
+
     wanted = "Choose something for each of them first."
 
     def __init__(self, question: Match | Order):
@@ -132,59 +143,10 @@ def _label(text: str) -> str:
 
 
 _VIEW = "application/vnd.jupyter.widget-view+json"
-_SCRIPT = """
-function mend(guarded, label, unique) {
-  guarded.setAttribute('role', 'group');
-  guarded.setAttribute('aria-label', label);
-  for (const part of [guarded, ...guarded.querySelectorAll('input, button, select, [role=slider]')])
-    part.setAttribute('data-lm-suppress-shortcuts', 'true');
-  const ask = guarded.querySelector('.lora-lab-ask');
-  if (ask) ask.id = unique;
-  for (const box of guarded.querySelectorAll('.widget-radio-box')) {
-    box.setAttribute('role', 'radiogroup');
-    box.setAttribute('aria-labelledby', unique);
-    box.querySelectorAll('input').forEach(input => { input.name = unique; });  // one group: arrows choose
-  }
-  for (const slider of guarded.querySelectorAll('.widget-slider, .jupyter-widget-slider'))
-    slider.querySelector('[role=slider]')?.setAttribute('aria-label', slider.querySelector('label')?.textContent);
-}
-function held(guarded) {
-  return [...guarded.querySelectorAll('input, select')].map(part =>
-    part.matches('[type=radio], [type=checkbox]') ? part.checked : part.matches('select') ? part.selectedIndex
-      : part.value);
-}
-function render({ model, el }) {
-  const unique = `lora-lab-${Math.random().toString(36).slice(2)}`;
-  // what is chosen goes with the click: a message of its own could arrive after it
-  const check = event => { event.stopPropagation(); model.send({ held: held(guarded) }); };
-  const click = event => {
-    const button = guarded.querySelector('button');
-    if (model.get('sends') && !button.disabled && button.contains(event.target)) check(event);
-  };
-  const enter = event => {
-    if (model.get('sends') && event.key === 'Enter' && event.target.matches('input[type=text]')) check(event);
-  };
-  const watch = new MutationObserver(() => start());
-  let waiting, guarded;
-  const start = () => {
-    guarded ??= el.closest('.lora-lab-guard');
-    if (!guarded) { waiting = setTimeout(start, 50); return; }  // not on the page yet
-    guarded.addEventListener('click', click, true);
-    guarded.addEventListener('keydown', enter, true);
-    watch.disconnect();  // what is mended must not be seen as a change
-    mend(guarded, model.get('label'), unique);
-    watch.observe(guarded, { childList: true, subtree: true });
-  };
-  start();
-  return () => { clearTimeout(waiting); watch.disconnect(); guarded?.removeEventListener('click', click, true);
-    guarded?.removeEventListener('keydown', enter, true); };
-}
-export default { render };
-"""
 
 
 def guard(children: list, label: str, checked=None) -> ipywidgets.VBox:
-    """The controls in a box that keeps their keys; `label` names the box to a screen reader.
+    """Return the controls in a box that keeps their keys; `label` names the box to a screen reader.
 
     Where the page can, `checked(held)` is called instead of the first button, with what each control
     holds at that moment: whether it is ticked, the place of the chosen line, or the text.
@@ -196,7 +158,7 @@ def guard(children: list, label: str, checked=None) -> ipywidgets.VBox:
 
 if anywidget:
     class Mender(anywidget.AnyWidget):
-        _esm = _SCRIPT
+        _esm = Path(__file__).with_name("controls.js").read_text(encoding="utf-8")
         label = traitlets.Unicode().tag(sync=True)
         sends = traitlets.Bool().tag(sync=True)
 

@@ -65,14 +65,14 @@ def report() -> None:
 
 
 def misfits() -> list[str]:
-    """The packages that the course needs in another version, each with what is there and what is needed."""
+    """Return the packages that the course needs in another version, each with what is there and what is needed."""
     return [f"{needed.name} is {there or 'missing'}, expected {needed.specifier}"
             for needed, there in requirements()
             if there is None or not needed.specifier.contains(there, prereleases=True)]
 
 
 def requirements() -> list[tuple[Requirement, str | None]]:
-    """What the course needs, each with the version that is there; None where it is missing."""
+    """Return what the course needs, each with the version that is there; None where it is missing."""
     found = []
     for line in metadata.requires("lora-lab") or ():
         needed = Requirement(line)

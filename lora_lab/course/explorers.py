@@ -21,7 +21,7 @@ from .controls import guard, show
 
 
 def slide(draw, label: str, low: int, high: int, start: int) -> None:
-    """A slider for a whole number over the picture (or table) `draw(number)`; arrow keys move it too."""
+    """Show a slider for a whole number over the picture (or table) `draw(number)`; arrow keys move it too."""
     control = ipywidgets.IntSlider(value=start, min=low, max=high, description=label)
     show(guard([control], label))
     shown = display(draw(start), display_id=True)
@@ -29,7 +29,7 @@ def slide(draw, label: str, low: int, high: int, start: int) -> None:
 
 
 def dial(draw, factors: tuple[float, ...], generate=None) -> None:
-    """A slider over `factors` above `draw(factor)`; a button shows `generate(factor)`, for what takes longer."""
+    """Show a slider over `factors` above `draw(factor)`; a button shows `generate(factor)`, for what takes longer."""
     start = min(factors, key=lambda factor: abs(factor - 1))
     options = [(f"{factor:g}", factor) for factor in factors]
     control = ipywidgets.SelectionSlider(options=options, value=start, description="factor")
@@ -52,7 +52,7 @@ def dial(draw, factors: tuple[float, ...], generate=None) -> None:
 
 
 def explore(model, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -> None:
-    """The target explorer: tick the layers to adapt, and see what a LoraConfig with them trains.
+    """Show the target explorer: tick the layers to adapt, and see what a LoraConfig with them trains.
 
     `ticked` are the names ticked at first, where the model has them.
     """
@@ -82,7 +82,7 @@ def explore(model, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -
 
 
 def plan_memory(model, gpu_gb: float, **start) -> None:
-    """The memory planner: controls for what `memory.plan` takes, and its parts as a bar against `gpu_gb` GB.
+    """Show the memory planner: controls for what `memory.plan` takes, and its parts as a bar against `gpu_gb` GB.
 
     `start` are values of the controls: rank, targets, precision, batch_size, seq_len, checkpointing.
     """
@@ -123,7 +123,7 @@ def _preformatted(text: str) -> HTML:
 
 
 def group_table(model, report: targets.Report | None = None) -> HTML:
-    """The linear layers of `model` by name; with a report, how many of each get an adapter and what trains there."""
+    """Show the linear layers of `model` by name; with a report, how many get an adapter and what trains there."""
     rows = []
     for group in targets.groups(model):
         row = {"name": group.name, "where": group.where, "layers": len(group.paths), "type": group.kind,
@@ -136,7 +136,7 @@ def group_table(model, report: targets.Report | None = None) -> HTML:
 
 
 def block(groups: list[targets.Group], per_path: dict[str, int], r: int) -> Picture:
-    """The linear layers of one transformer block, drawn to scale, with A and B beside those that are adapted."""
+    """Draw the linear layers of one transformer block to scale, with A and B beside those that are adapted."""
     inside = [group for group in groups if "*" in group.where]
     rows: dict[str, list[targets.Group]] = {}
     for group in inside:

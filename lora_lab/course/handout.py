@@ -30,6 +30,8 @@ _LIVE = "from lora_lab.course import handout\n\nhandout.show()"
 
 @dataclass(frozen=True)
 class Entry:
+    """A lesson of the course, and how much of it is solved."""
+
     name: str  # of the notebook, without .ipynb
     title: str
     solved: int
@@ -41,7 +43,7 @@ class Entry:
 
 
 def course() -> Path:
-    """The course's folder: the current one or the one above, else where this package lies. Raises LabError."""
+    """Return the course's folder: the current one or the one above, else where this package lies. Raises LabError."""
     first = f"notebooks/{question_files.lessons()[0].notebook}.ipynb"
     for folder in (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parents[2]):
         if (folder / first).is_file():
@@ -50,7 +52,7 @@ def course() -> Path:
 
 
 def overview(root: Path | None = None) -> list[Entry]:
-    """Every lesson of the course in order, with its title and what is solved of it."""
+    """Return every lesson of the course in order, with its title and what is solved of it."""
     solved = {name for name, kept in progress_file.read().items() if kept.solved}
     asked = {lesson.notebook: [question.id for question in lesson.questions] for lesson in question_files.lessons()}
     entries = []
@@ -61,7 +63,7 @@ def overview(root: Path | None = None) -> list[Entry]:
 
 
 def next_one(root: Path | None = None) -> str:
-    """Name of the first lesson with something left to solve; "index" if all are finished."""
+    """Return the name of the first lesson with something left to solve; "index" if all are finished."""
     left = [entry.name for entry in overview(root) if not entry.finished]
     return left[0] if left else "index"
 
@@ -92,7 +94,7 @@ def sync(root: Path | None = None) -> list[str]:
 
 
 def put_back(name: str, root: Path | None = None) -> str:
-    """Lesson `name` as the course has it now; an edited copy is kept as `NAME.mine-1.ipynb`. Says what was done."""
+    """Put lesson `name` back as the course has it now; an edited copy stays as NAME.mine-1.ipynb. Says what it did."""
     root = root or course()
     source = next((file for file in _lessons(root) if file.stem == name), None)
     if source is None:
@@ -116,7 +118,7 @@ def put_back(name: str, root: Path | None = None) -> str:
 
 
 def show():
-    """The lessons in order with links and your progress, as a page for a notebook in the learner's folder."""
+    """Show the lessons in order with links and your progress, as a page for a notebook in the learner's folder."""
     return page(overview())
 
 
@@ -236,7 +238,7 @@ _STYLE = "color:var(--jp-content-font-color1,inherit)"
 
 
 def page(entries) -> Page:
-    """A table of `Entry`; links go to notebooks in the same folder. Every text is escaped."""
+    """Return a table of `Entry`; links go to notebooks in the same folder. Every text is escaped."""
     rows, text = "", []
     for entry in entries:
         link = f'<a href="{quote(entry.name)}.ipynb">{html.escape(entry.title)}</a>'
@@ -250,7 +252,7 @@ def page(entries) -> Page:
 
 
 def notebook(entries, live: str) -> dict:
-    """The index as a notebook: links that work without a kernel, and the cell `live` with its output of now."""
+    """Return the index as a notebook: links that work without a kernel, and the cell `live` with its output of now."""
     shown = page(entries)
     links = "".join(f"\n- [{_plain(entry.title)}]({quote(entry.name)}.ipynb)" for entry in entries)
     words = f"# The lessons, in order\n{links}\n\nRun the cell below to see what is solved and what is left."
@@ -276,7 +278,7 @@ def notebook(entries, live: str) -> dict:
 
 
 def sources(content: dict) -> str:
-    """What a notebook's cells say, without their outputs."""
+    """Return what a notebook's cells say, without their outputs."""
     return "\n\n".join("".join(cell["source"]) for cell in content["cells"])
 
 

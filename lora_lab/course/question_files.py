@@ -18,6 +18,8 @@ FOLDER = Path(__file__).parent / "questions"
 
 @dataclass(frozen=True)
 class Lesson:
+    """The questions of one notebook, in order."""
+
     name: str  # of the file, and first part of its questions' ids
     title: str
     notebook: str

@@ -27,6 +27,8 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
+    """Something to choose."""
+
     text: Plain
     says: str  # why it is right, or what those who choose it overlook
     right: bool = False
@@ -51,6 +53,8 @@ class Near:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
+    """Two things that belong together."""
+
     item: Plain
     choice: Plain
     says: str  # to those who gave the item another choice
@@ -58,6 +62,8 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
+    """One of several things that have an order."""
+
     text: Plain
     says: str  # to those who put it elsewhere
 
@@ -73,6 +79,8 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
+    """What all kinds have in common."""
+
     id: str  # "lesson/name"
     ask: str
     hints: Sequence[str]
@@ -95,6 +103,8 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice(Question):
+    """One option is right."""
+
     option: Sequence[Option]
 
     @property
@@ -116,6 +126,8 @@ class Choice(Question):
 
 @dataclass(frozen=True, kw_only=True)
 class Multiple(Question):
+    """Some options are right, some are not."""
+
     option: Sequence[Option]
     missing: str  # to those who ticked only right options, but not all
 
@@ -142,6 +154,8 @@ class Multiple(Question):
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Question):
+    """A number to work out, with replies to the likely wrong ones."""
+
     value: float
     unit: Plain
     near: Sequence[Near]
@@ -174,6 +188,8 @@ class Number(Question):
 
 @dataclass(frozen=True, kw_only=True)
 class Match(Question):
+    """Each item has one right choice."""
+
     pair: Sequence[Pair]
     extra: Sequence[Plain] = ()  # choices that belong to no item
 
@@ -207,6 +223,8 @@ class Match(Question):
 
 @dataclass(frozen=True, kw_only=True)
 class Order(Question):
+    """Items to put in order."""
+
     item: Sequence[Item]  # in the right order; they are shown by alphabet
 
     @property
@@ -280,7 +298,7 @@ KINDS = {kind.__name__.lower(): kind for kind in (Choice, Multiple, Number, Matc
 
 
 def number(written: str) -> float | None:
-    """The number that somebody wrote, perhaps with thousands separators, as a fraction or per cent; None if none."""
+    """Return the number that somebody wrote, with thousands separators, as a fraction or per cent too; None if none."""
     plain = re.sub(r"(?<=\d)[,_ '\u00a0\u202f\u2019](?=\d{3}(?!\d))", "", written.strip().removesuffix("%"))
     top, bar, bottom = plain.partition("/")
     try:
@@ -291,7 +309,7 @@ def number(written: str) -> float | None:
 
 
 def escape(text: str) -> str:
-    """Plain text for a place where Markdown is read."""
+    """Return plain text for a place where Markdown is read."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>~$-])", r"\\\1", text)
 
 

@@ -69,7 +69,7 @@ def compare(question_id: str, measured: float) -> None:
 
 
 def progress() -> Page:
-    """What is solved and what is left, by lesson."""
+    """Show what is solved and what is left, by lesson."""
     records, rows = progress_file.read(), []
     for lesson in question_files.lessons():
         mine = {question.id: records.get(question.id, progress_file.Record()) for question in lesson.questions}

@@ -73,7 +73,7 @@ def check_rows(data, training: dict, faults: list[str]) -> list[tuple[str, str]]
 
 
 def check_layers(name: str | None, lora: dict | None, faults: list[str]) -> None:
-    """Whether the adapter fits the model, worked out by PEFT on the model without weights."""
+    """Add to `faults` where the adapter does not fit the model, as worked out by PEFT on the model without weights."""
     model = _skeleton(name, faults) if name else None
     if model is None or lora is None:
         return

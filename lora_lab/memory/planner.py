@@ -48,9 +48,11 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
+        """All parts together."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
+        """Return the parts by name, in bytes."""
         return asdict(self)
 
     def fits(self, gpu_gb: float) -> bool:
@@ -65,14 +67,14 @@ class Plan:
 
 
 def human(size_bytes: float) -> str:
-    """`size_bytes` in MB or GB (powers of ten)."""
+    """Write `size_bytes` in MB or GB (powers of ten)."""
     return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
 def plan(model_or_config_or_hub_id, lora: LoraConfig | None = None, precision: str | None = None, batch_size: int = 1,
          seq_len: int = 512, optimizer: str = "adamw", checkpointing: bool | str = False, *, logits_to_keep: int = 0,
          prepared: bool = False) -> Plan:
-    """Bytes that fine-tuning takes on one GPU, by part; loads no weights, and from a hub the config alone.
+    """Plan the bytes that fine-tuning takes on one GPU, by part; loads no weights, and from a hub the config alone.
 
     The model: a PreTrainedModel, its config, a folder, or a hub id. `lora=None` plans what a PeftModel has,
     and full fine-tuning of any other. `precision` is that of `load_base` (default: the model's own);

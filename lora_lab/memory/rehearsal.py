@@ -67,6 +67,7 @@ class Ledger(TorchDispatchMode):
         self.resting = self.peak = self.live
 
     def add(self, tensor) -> None:
+        """Count a tensor's storage, once, until it is freed."""
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
         if key in self._seen:
@@ -122,7 +123,7 @@ class Step:
 
 def rehearse(adapted, *, quantised: str | None, skip: set[str], autocast: torch.dtype | None,
              batch_size: int, seq_len: int, logits_to_keep: int, checkpointing: bool | str) -> Step:
-    """One forward and backward pass of `adapted`, a model on the meta device, in training mode.
+    """Run one forward and backward pass of `adapted`, a model on the meta device, in training mode.
 
     Rows are full (no padding). `quantised` ("int8" or "nf4") turns the linear layers outside `skip` into
     stand-ins. Blocks that are all alike are rehearsed with two and with three of them: memory is linear in depth.

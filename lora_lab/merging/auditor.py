@@ -49,6 +49,7 @@ class Audit:
 
     @property
     def safe(self) -> bool:
+        """Whether the verdict is "safe"."""
         return self.verdict == "safe"
 
     def __str__(self) -> str:

@@ -21,13 +21,13 @@ HALVES = torch.bfloat16, torch.float16
 
 
 def packed(model) -> bool:
-    """Whether bitsandbytes has packed 4-bit weights for this CPU, which PEFT does not know of."""
+    """Return whether bitsandbytes has packed 4-bit weights for this CPU, which PEFT does not know of."""
     states = (getattr(getattr(module, "weight", None), "quant_state", None) for module in model.modules())
     return any(getattr(state, "packing_format_for_cpu", False) for state in states)
 
 
 def tied_targets(model) -> list[str]:
-    """Adapted layers whose weight another module uses as well."""
+    """Return the adapted layers whose weight another module uses as well."""
     holders = collections.defaultdict(set)
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -56,7 +56,7 @@ NOTHING = Comparison(None, [], [])
 
 
 def compare(model, deployed) -> Comparison:
-    """The weights of `deployed` against those of a PEFT model with its adapter unmerged."""
+    """Compare the weights of `deployed` with those of a PEFT model with its adapter unmerged."""
     reference, found = _underlying(model), _underlying(deployed)
     layers = dict(found.named_modules())
     along, before, size, rest, rounding = 0.0, 0.0, 0.0, 0.0, 0.0

@@ -1,7 +1,7 @@
 """The pocket model: a Llama of a quarter of a million weights that reads the course's commands, for sweeps.
 
 It knows the grammar of `tasks` and nothing else. `dialect` changes the answers, so that there is something to learn.
-Its weights ship with the package; `pretrain`, called by tools/make_pocket.py, made them.
+Its weights ship with the package; tools/make_pocket.py made them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .. import batches, smart_home
-from ..display import Progress
 
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 _PIECES = r" ?\w+|\n|[^\w\s]+| "  # words with the space before them, runs of punctuation
@@ -27,7 +25,7 @@ _PAD, _END = "<pad>", "<end>"
 
 
 def load():
-    """The pretrained model, float32 on the CPU in eval mode, and its tokenizer."""
+    """Return the pretrained model, float32 on the CPU in eval mode, and its tokenizer."""
     model = untrained()
     model.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()}, strict=False)
     model.tie_weights()
@@ -35,7 +33,7 @@ def load():
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each word of the grammar, each number and each run of punctuation."""
+    """Return the tokenizer: one token for each word of the grammar, each number and each run of punctuation."""
     vocabulary = {token: i for i, token in enumerate((_PAD, _END, *_words()))}
     whole = Tokenizer(models.WordLevel(vocabulary, unk_token=_PAD))
     whole.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
@@ -60,7 +58,7 @@ def _words() -> list[str]:
 
 
 def untrained() -> LlamaForCausalLM:
-    """The same shape with random weights."""
+    """Return the same shape with random weights."""
     config = LlamaConfig(
         vocab_size=2 + len(_words()), hidden_size=64, intermediate_size=192, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True,
@@ -69,28 +67,8 @@ def untrained() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def pretrain(steps: int = 1000, seed: int = 0, progress: str | None = "pretraining") -> LlamaForCausalLM:
-    """Train the model from scratch on the grammar, answers alone counting; under a minute on two cores."""
-    torch.manual_seed(seed)
-    model = untrained().train()
-    # A strong weight decay makes it read rooms and devices apart, so that it answers held-out combinations.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, betas=(0.9, 0.98), weight_decay=0.3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 6e-3, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
-    with Progress(progress, total=steps) as bar:
-        for batch in itertools.islice(stream(smart_home.commands("train", n=4000, seed=seed), 64, seed), steps):
-            model(**batch).loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            bar.update(1)
-    return model.eval()
-
-
 def dialect(commands: list[smart_home.Command], seed: int = 0) -> list[smart_home.Command]:
-    """The same commands with other answers: rooms, devices and states go by one another's names, numbers stay.
+    """Return the same commands with other answers: rooms, devices and states go by one another's names, numbers stay.
 
     `seed` decides who is called what; nobody keeps a name.
     """
@@ -110,7 +88,7 @@ def dialect(commands: list[smart_home.Command], seed: int = 0) -> list[smart_hom
 
 
 def stream(commands: list[smart_home.Command], batch_size: int, seed: int = 0) -> Iterator[dict]:
-    """Batches for the pocket model without end, in an order that `seed` decides, ready to be passed to it."""
+    """Yield batches for the pocket model without end, in an order that `seed` decides, ready to be passed to it."""
     collate, rows, rng = batches.AnswerCollator(tokenizer()), batches.encode(commands, tokenizer()), random.Random(seed)
     while True:
         rng.shuffle(rows)

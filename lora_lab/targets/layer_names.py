@@ -24,17 +24,17 @@ FUSED = {"c_attn": {"query", "key", "value"}, "c_proj": {"attention output", "ML
 
 
 def matches(entry: str, path: str) -> bool:
-    """PEFT's rule for entries of a list: the whole path, or its end after a dot."""
+    """Apply PEFT's rule for entries of a list: the whole path, or its end after a dot."""
     return path == entry or path.endswith(f".{entry}")
 
 
 def with_stars(path: str) -> str:
-    """`model.layers.7.mlp` becomes `model.layers.*.mlp`."""
+    """Write numbers as stars: `model.layers.7.mlp` becomes `model.layers.*.mlp`."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
 
 
 def nearest(entry: str, paths: list[str], most: int = 3) -> list[str]:
-    """Up to `most` endings of `paths` that resemble `entry`: the same role in a block, else a similar spelling."""
+    """Return up to `most` endings of `paths` that resemble `entry`: same role in a block, else similar spelling."""
     parts = entry.removesuffix(".weight").removesuffix(".bias").split(".")
     # numbers in a path say which layer, not which kind
     stems = {tuple(part for part in path.split(".") if not part.isdigit()) for path in paths}
@@ -49,7 +49,7 @@ def nearest(entry: str, paths: list[str], most: int = 3) -> list[str]:
 
 
 def suggestion(entry: str, paths: list[str]) -> str:
-    """` Nearest: ...` for a name that matches nothing, or what there is if that is little, or nothing."""
+    """Return ` Nearest: ...` for a name that matches nothing, or what there is if that is little, or nothing."""
     close = nearest(re.sub(r".*[^\w.]", "", entry).strip("."), paths)  # the last plain word of an expression
     if close:
         return f" Nearest: {', '.join(close)}."
@@ -65,7 +65,7 @@ def _roles(name: str) -> set[str]:
 
 
 def alternatives(pattern: str) -> Iterator[tuple[str, str]]:
-    """Each alternative of a regular expression, with the expression that insists on it.
+    """Yield each alternative of a regular expression, with the expression that insists on it.
 
     `(q|v)_proj` gives `("q", "(?:q)_proj")` and `("v", "(?:v)_proj")`; `[qv]` counts as alternatives too.
     """

@@ -76,7 +76,7 @@ class TargetError(LabError):
 
 
 def check(model, config: LoraConfig) -> Report:
-    """`inspect`, but raise TargetError where PEFT refuses the config or any entry of it has no effect."""
+    """Do as `inspect`, but raise TargetError where PEFT refuses the config or any entry of it has no effect."""
     report = inspect(model, config)
     if report.refused or report.problems:
         raise TargetError(report)
@@ -84,7 +84,7 @@ def check(model, config: LoraConfig) -> Report:
 
 
 def inspect(model, config: LoraConfig) -> Report:
-    """What `get_peft_model(model, config)` will adapt and what it will leave out. Changes neither."""
+    """Return what `get_peft_model(model, config)` will adapt and what it will leave out. Changes neither."""
     if isinstance(model, PeftModel):
         raise LabError("This model has an adapter already. Give the model as it was before get_peft_model.")
     if not isinstance(config, LoraConfig):
@@ -115,7 +115,7 @@ def inspect(model, config: LoraConfig) -> Report:
 
 
 def groups(model) -> list[Group]:
-    """The linear layers of `model` by name and shape, in the model's order; also experts held as parameters."""
+    """Return the linear layers of `model` by name and shape, in the model's order; also experts held as parameters."""
     found: dict[tuple, list[str]] = {}
     for path, module in model.named_modules():
         if (shape := linear_shape(module)) is not None:
@@ -131,6 +131,7 @@ def groups(model) -> list[Group]:
 
 
 def linear_paths(model) -> list[str]:
+    """Return the full names of the linear layers of `model`, experts held as parameters left out."""
     return [path for group in groups(model) if group.kind != "Parameter" for path in group.paths]
 
 

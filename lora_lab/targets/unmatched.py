@@ -24,7 +24,7 @@ NO_MATCH = ("All modules were excluded", "No `target_modules` passed", "not foun
 
 
 def problems(model, config, report, linear: list[str]) -> Iterator[str]:
-    """One sentence for each entry of `config` without effect. `linear`: the names to suggest instead."""
+    """Yield one sentence for each entry of `config` without effect. `linear`: the names to suggest instead."""
     paths = [path for path, _ in model.named_modules() if path]
     if broken := list(_broken_expressions(config)):
         yield from broken
@@ -65,7 +65,7 @@ def _broken_expressions(config) -> Iterator[str]:
 
 
 def notes(model, config, report, adapted, bare: list[str]) -> Iterator[str]:
-    """What is as asked for and yet easy to overlook. `bare`: weights that are no layers."""
+    """Yield what is as asked for and yet easy to overlook. `bare`: weights that are no layers."""
     frozen = dict.fromkeys(with_stars(path).rpartition("*.")[2] for path in bare if path not in report.parameters)
     if frozen:
         yield f"not layers but bare parameters, frozen unless target_parameters names them: {', '.join(frozen)}"

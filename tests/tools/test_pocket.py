@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 
+import make_pocket
 import pytest
 import torch
 from lora_lab import pocket, scoring, smart_home
@@ -50,7 +51,7 @@ def test_a_dialect_renames_everything_but_numbers():
 def test_pretraining_learns_and_is_seeded():
     losses = []
     for _ in range(2):
-        model = pocket.pretrain(steps=12, progress=None)
+        model = make_pocket.pretrain(steps=12)
         commands = smart_home.commands("train", n=60, seed=0)
         losses.append(scoring.quick_score(model, pocket.tokenizer(), commands).loss)
     assert losses[0] == losses[1] < 4.5 < math.log(len(pocket.tokenizer()))

@@ -13,7 +13,7 @@ from . import say
 
 
 def new_alpha(lr: float, r: int, alpha: float) -> Verdict:
-    """Does the pocket model learn with this rate, at rank `r` and `alpha`, as well as with a tuned setting?"""
+    """Check: does the pocket model learn with this rate, at rank `r` and `alpha`, as well as with a tuned setting?"""
     if not isinstance(lr, (int, float)) or not 0 < lr < 1:
         return say(False, f"Expected a learning rate between 0 and 1, found {lr!r}.")
     loss = _pocket_loss(LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear"), lr)
@@ -23,12 +23,12 @@ def new_alpha(lr: float, r: int, alpha: float) -> Verdict:
 
 
 def flat(config) -> Verdict:
-    """Does the pocket model learn with `config` and a rate of 0.01, at rank 8?"""
+    """Check: does the pocket model learn with `config` and a rate of 0.01, at rank 8?"""
     return _pocket_learns(config, r=8)
 
 
 def loud(config) -> Verdict:
-    """Does it with rank 64 and rsLoRA?"""
+    """Check: does it with rank 64 and rsLoRA?"""
     return _pocket_learns(config, r=64, use_rslora=True)
 
 

@@ -57,7 +57,7 @@ def _write(model, folder: Path, seed: int | None) -> None:
 
 
 def faults(folder) -> dict[str, str]:
-    """What is wrong with each deployment in `folder`, from its files alone: sound and "alpha" have the same base."""
+    """Return what is wrong with each deployment in `folder`, from its files: sound and "alpha" have the same base."""
     bases = {name: load_file(Path(folder, name, "base", "model.safetensors")) for name in "abcd"}
     alphas = {name: json.loads(Path(folder, name, "adapter", "adapter_config.json").read_text())["lora_alpha"]
               for name in "abcd"}

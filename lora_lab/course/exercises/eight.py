@@ -12,7 +12,7 @@ from . import say
 
 
 def absmax(function) -> Verdict:
-    """Does `function(weights, block)` give the codes and scales of absmax quantisation in blocks of a row?"""
+    """Check: does `function(weights, block)` give the codes and scales of absmax quantisation in blocks of a row?"""
     for rows, columns, block in ((5, 128, 64), (3, 60, 60), (4, 48, 12)):
         weights = torch.randn(rows, columns) * torch.rand(rows, 1) * 9
         found = function(weights, block)
@@ -35,7 +35,7 @@ def absmax(function) -> Verdict:
 
 
 def fits_gpu(settings: dict, gpu_gb: float) -> Verdict:
-    """Does a Llama-2-7B-shaped training of these settings fit, with 8,192 tokens a step, at the best precision?"""
+    """Check: does a training of the 7B shape with these settings fit, 8,192 tokens a step, at the best precision?"""
     config = LlamaConfig(dtype="bfloat16")
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     if other := sorted(set(settings) - {"precision", "batch_size", "seq_len", "checkpointing"}):
@@ -58,7 +58,7 @@ def fits_gpu(settings: dict, gpu_gb: float) -> Verdict:
 
 
 def ready(function) -> Verdict:
-    """Does `function(model, config)` return a prepared model whose adapter trains under reentrant checkpointing?"""
+    """Check: does `function(model, config)` prepare a model whose adapter trains under reentrant checkpointing?"""
     sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
     base = AutoModelForCausalLM.from_config(LlamaConfig(**sizes), dtype=torch.float32)
     base.is_loaded_in_8bit = True  # what prepare_model_for_kbit_training looks at

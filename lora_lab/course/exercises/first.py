@@ -15,7 +15,7 @@ from . import say
 
 
 def small_adapter(config, base_config, megabytes: float) -> Verdict:
-    """Does `config` adapt every linear layer in a float32 adapter file under `megabytes`?"""
+    """Check: does `config` adapt every linear layer in a float32 adapter file under `megabytes`?"""
     with torch.device("meta"):  # shapes without memory
         model = get_peft_model(AutoModelForCausalLM.from_config(base_config), config)
     linear = sum(
@@ -30,7 +30,7 @@ def small_adapter(config, base_config, megabytes: float) -> Verdict:
 
 
 def exact_by_device(function) -> Verdict:
-    """Does `function(commands, answers)` give the share of exact answers for each device?"""
+    """Check: does `function(commands, answers)` give the share of exact answers for each device?"""
     rng = random.Random()
     commands = smart_home.commands("train", n=60, seed=rng.randrange(10**6))
     answers = [c.answer if rng.random() < 0.7 else "{}" for c in commands]

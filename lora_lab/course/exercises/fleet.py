@@ -19,7 +19,7 @@ from . import say
 
 
 def repaired_recipe(recipe: dict) -> Verdict:
-    """Can two processes train the pocket model by `recipe`, for the steps and layers that were asked for?"""
+    """Check: can two processes train the pocket model by `recipe`, for the steps and layers that were asked for?"""
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder, "run"))  # the learner's own may have a run in it by now
         try:
@@ -37,7 +37,7 @@ def repaired_recipe(recipe: dict) -> Verdict:
 
 
 def smallest_fleet(chosen: dict) -> Verdict:
-    """Do `gpus` GPUs of 12 GB in `mode` fit a step on the 7B shape, and would fewer not do?"""
+    """Check: do `gpus` GPUs of 12 GB in `mode` fit a step on the 7B shape, and would fewer not do?"""
     gpus, mode = chosen.get("gpus"), chosen.get("mode")
     if gpus not in (1, 2, 4, 8, 16, 32, 64) or mode not in distributed.MODES:
         return say(False, f"Expected gpus of 1, 2, 4, ... 64 and mode ddp or fsdp, found {gpus!r} and {mode!r}.")
@@ -60,7 +60,7 @@ def _fleet_memory(gpus: int, mode: str):
 
 
 def per_process(function) -> Verdict:
-    """Does `function(batch_size, processes, most_rows)` give equal steps in as few passes as possible?"""
+    """Check: does `function(batch_size, processes, most_rows)` give equal steps in as few passes as possible?"""
     for _ in range(30):
         processes, own, most = random.choice((1, 2, 4, 8)), random.randint(1, 48), random.randint(1, 16)
         passes = next(n for n in range(1, own + 1) if own % n == 0 and own // n <= most)

@@ -13,7 +13,7 @@ from . import say
 
 
 def lora_forward(layer_class) -> Verdict:
-    """Does `layer_class(base, r, alpha, dropout)`, with parameters A and B, compute LoRA's forward?"""
+    """Check: does `layer_class(base, r, alpha, dropout)`, with parameters A and B, compute LoRA's forward?"""
     for r, alpha, dropout in ((4, 8, 0.0), (3, 16, 0.5)):
         base = torch.nn.Linear(random.randint(5, 9), random.randint(5, 9))
         layer = layer_class(base, r, alpha, dropout)
@@ -37,7 +37,7 @@ def lora_forward(layer_class) -> Verdict:
 
 
 def count_for_new_model(count: int) -> Verdict:
-    """The trainable parameters of rank 16 on all linear layers of a model given by its sizes."""
+    """Check a count of the trainable parameters of rank 16 on all linear layers of a model given by its sizes."""
     sizes = LlamaConfig(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=24,
         num_attention_heads=16, num_key_value_heads=4, head_dim=128,
@@ -56,7 +56,7 @@ def count_for_new_model(count: int) -> Verdict:
 
 
 def smallest_rank(function) -> Verdict:
-    """Does `function(W, bound)` give the smallest rank whose relative Frobenius error is at most `bound`?"""
+    """Check: does `function(W, bound)` give the smallest rank whose relative Frobenius error is at most `bound`?"""
     for bound in (0.5, 0.2, 0.05):
         values = torch.rand(12).sort(descending=True).values + 0.05
         rotation = torch.linalg.qr(torch.randn(20, 12))[0] * values, torch.linalg.qr(torch.randn(12, 12))[0]
@@ -71,7 +71,7 @@ def smallest_rank(function) -> Verdict:
 
 
 def merged_weight(function) -> Verdict:
-    """Does `function(W, A, B, alpha, r)` give the weight that acts as base and adapter together?"""
+    """Check: does `function(W, A, B, alpha, r)` give the weight that acts as base and adapter together?"""
     W, A, B, x = torch.randn(7, 5), torch.randn(3, 5), torch.randn(7, 3), torch.randn(4, 5)
     before = W.clone()
     found = function(W, A, B, 12, 3)

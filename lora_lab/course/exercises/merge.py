@@ -14,7 +14,7 @@ from . import deployments, say
 
 
 def faults(found: dict, folder) -> Verdict:
-    """Does `found` name the fault of each deployment in `folder`?"""
+    """Check: does `found` name the fault of each deployment in `folder`?"""
     right = deployments.faults(folder)
     if not isinstance(found, dict) or set(found) != set(right):
         return say(False, f"Expected a dict with the keys {', '.join(right)}.")
@@ -25,7 +25,7 @@ def faults(found: dict, folder) -> Verdict:
 
 
 def repaired(function) -> Verdict:
-    """Does `function(folder, right_base, alpha)` give the model that should have been deployed, for each fault?"""
+    """Check: does `function(folder, right_base, alpha)` give the model that was meant, for each fault?"""
     alpha, rank = random.choice((6, 10, 24)), random.choice((2, 4))
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     reference = get_peft_model(pocket.load()[0], config).eval()

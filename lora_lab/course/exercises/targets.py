@@ -8,7 +8,7 @@ from . import say
 
 
 def config_for_budget(config, model, budget: int = 1_000_000) -> Verdict:
-    """The highest rank within `budget` on the MLP layers of blocks 15 to 29 alone, with scaling 2?"""
+    """Check: is it the highest rank within `budget` on the MLP layers of blocks 15 to 29 alone, with scaling 2?"""
     report = targets.inspect(model, config)
     if report.refused or report.problems:
         return say(False, str(report))
@@ -28,7 +28,7 @@ def config_for_budget(config, model, budget: int = 1_000_000) -> Verdict:
 
 
 def repaired_configs(configs: list, model) -> Verdict:
-    """Do three configs do what their comments say?"""
+    """Check: do three configs do what their comments say?"""
     if len(configs) != 3:
         return say(False, f"Expected three configs, found {len(configs)}.")
     linear = targets.linear_paths(model)
@@ -50,7 +50,7 @@ def repaired_configs(configs: list, model) -> Verdict:
 
 
 def predicted_count(count: int, config, model) -> Verdict:
-    """Is `count` what `config` trains?"""
+    """Check: is `count` what `config` trains?"""
     right = targets.check(model, config).trainable
     if not isinstance(count, int):
         return say(False, f"Expected a whole number, found {count!r}.")

@@ -12,26 +12,20 @@ import inspect
 import itertools
 import json
 import math
-import multiprocessing
-import os
-import statistics
-import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from . import files
-from .display import Page, Progress, table
-from .errors import LabError, reason
+from .. import files
+from ..display import Progress
+from ..errors import LabError, reason
+from .copies import copies
+from .runs import Runs
 
-if TYPE_CHECKING:
-    from .plots import Picture
-
+__all__ = ["Runs", "sweep"]
 Setting = int | float | str | bool | None
 
 
@@ -86,125 +80,9 @@ def _runs(run, measure, jobs: list[dict], folder: Path | None, progress: str | N
             if waited > 10 + 3 * longest:  # a fork can hang on what another thread of the kernel held
                 end_copies()
 
-    with Progress(progress, total=len(keyed)) as bar, _copies(work, min(processes, len(keyed))) as end_copies:
+    with Progress(progress, total=len(keyed)) as bar, copies(work, min(processes, len(keyed))) as end_copies:
         work(bar, end_copies)
     return Runs([rows[key] for key in keyed])
-
-
-@contextlib.contextmanager
-def _copies(work: Callable, processes: int) -> Iterator[Callable]:
-    """Copies of this process, this one included, that do `work`; yields what ends all but this one."""
-    torch = sys.modules.get("torch")
-    if processes == 1 or sys.platform != "linux" or (torch and torch.cuda.is_initialized()):
-        yield lambda: None
-        return
-    threads = torch.get_num_threads() if torch else 1
-    copies = [multiprocessing.get_context("fork").Process(target=_in_silence, args=(work,), daemon=True)
-              for _ in range(processes - 1)]
-
-    def end():
-        for copy in copies:
-            copy.kill()
-            copy.join()
-
-    try:
-        if torch:  # before the fork: a copy has none of OpenMP's other threads, and would wait for them
-            torch.set_num_threads(max(1, threads // processes))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads, such as a kernel
-            for copy in copies:
-                copy.start()
-        yield end
-    finally:
-        end()
-        if torch:
-            torch.set_num_threads(threads)
-
-
-def _in_silence(work: Callable) -> None:
-    """What a copy does: errors are left to the first process, which trains the same run again and shows them."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with open(os.devnull, "w") as nowhere:
-        sys.stdout = sys.stderr = nowhere
-        with contextlib.suppress(Exception, KeyboardInterrupt), Progress(None, 0) as bar:
-            work(bar)
-        os._exit(0)
-
-
-class Runs:
-    """What a sweep found: `rows`, one dict a run with its settings, seed, status and figures."""
-
-    def __init__(self, rows: list[dict]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __add__(self, other: Runs) -> Runs:
-        return Runs(self.rows + other.rows)
-
-    @property
-    def diverged(self) -> list[dict]:
-        return [row for row in self.rows if row["status"] == "diverged"]
-
-    def where(self, **settings) -> Runs:
-        """Return the runs with these settings."""
-        self._check(settings)
-        return Runs([row for row in self.rows if all(row.get(name) == value for name, value in settings.items())])
-
-    def values(self, name: str) -> list:
-        """Return the different values of a setting, in order."""
-        self._check([name])
-        found = {row[name] for row in self.rows if name in row}
-        return sorted(found, key=lambda value: (value is None, isinstance(value, str), value))
-
-    def mean(self, figure: str, **settings) -> float:
-        """Return the mean of `figure` over all runs with these settings; NaN if one diverged or there is none."""
-        found = self.where(**settings).figures(figure)
-        return statistics.fmean(found) if found else math.nan
-
-    def spread(self, figure: str, **settings) -> tuple[float, float]:
-        """Return the smallest and the largest `figure` of the runs with these settings; diverged ones left out."""
-        found = [value for value in self.where(**settings).figures(figure) if math.isfinite(value)]
-        return (min(found), max(found)) if found else (math.nan, math.nan)
-
-    def table(self, figure: str, *by: str) -> Page:
-        """Show mean and spread of `figure` for each combination of the settings `by`, and how many runs diverged."""
-        rows = []
-        for values in itertools.product(*(self.values(name) for name in by)):
-            chosen = dict(zip(by, values))
-            if not (runs := self.where(**chosen)).rows:
-                continue
-            finite = [value for value in runs.figures(figure) if math.isfinite(value)]
-            low, high = runs.spread(figure)
-            rows.append(chosen | {
-                f"mean {figure}": f"{statistics.fmean(finite):.3g}" if finite else "diverged",
-                "smallest to largest": f"{low:.3g} to {high:.3g}" if finite else "",
-                "runs": len(runs), "diverged": len(runs.diverged),
-            })
-        return table(rows)
-
-    def heat(self, figure: str, x: str, y: str) -> Picture:
-        """Draw the mean of `figure` by two settings as a heat map: crosses where runs diverged, gaps where none ran."""
-        from . import plots  # here, so that a sweep needs nothing that draws
-
-        xs, ys = self.values(x), self.values(y)
-        cells = [[self.where(**{x: a, y: b}) for a in xs] for b in ys]
-        means = [[runs.mean(figure) if runs.rows else None for runs in row] for row in cells]
-        return plots.heat(means, xs, ys, x, y, figure)
-
-    def figures(self, figure: str) -> list[float]:
-        """Return `figure` of every run, in order; NaN where a run diverged before it had one."""
-        known = dict.fromkeys(name for row in self.rows for name in row)
-        if self.rows and figure not in known and len(self.diverged) < len(self.rows):
-            raise LabError(f"These runs have no figure {figure!r}. Use one of: {', '.join(known)}.")
-        return [row.get(figure, math.nan) for row in self.rows]
-
-    def _check(self, names) -> None:
-        known = dict.fromkeys(name for row in self.rows for name in row)
-        for name in names:
-            if self.rows and name not in known:
-                raise LabError(f"These runs have no setting {name!r}. Use one of: {', '.join(known)}.")
 
 
 def _combinations(grid) -> list[dict]:
