@@ -1,7 +1,5 @@
 """Find what can fetch packages for this Python: a pip, also where the environment has none, else uv."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from importlib import util
@@ -36,7 +34,7 @@ def _pip() -> list[str] | None:
     if util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     ensurepip = util.find_spec("ensurepip")
-    folders = [Path(ensurepip.origin).parent / "_bundled"] if ensurepip else []
+    folders = [Path(ensurepip.origin).parent / "_bundled"] if ensurepip and ensurepip.origin else []
     folders.append(Path("/usr/share/python-wheels"))  # where Debian and Fedora keep it instead
     wheels = [wheel for folder in folders for wheel in folder.glob("pip-*.whl")]
     return [sys.executable, str(wheels[0] / "pip")] if wheels else None

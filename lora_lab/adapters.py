@@ -1,7 +1,5 @@
 """Adapters of PEFT: is a folder one, are its settings numbers that train, and how loud is it in a model."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Knows nothing of models or training loops; `transformers.Trainer` calls the collator.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -38,7 +36,7 @@ def similar_lengths(rows: list[dict], batch_size: int, seed: int = 0, pool: int 
     """
     rng = random.Random(seed)
     rows = rng.sample(rows, len(rows))
-    ordered = []
+    ordered: list[dict] = []
     for start in range(0, len(rows), pool * batch_size):
         chosen = sorted(rows[start : start + pool * batch_size], key=lambda row: len(row["input_ids"]))
         batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]

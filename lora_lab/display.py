@@ -1,7 +1,5 @@
 """What a notebook shows without a widget and without the libraries that plots need: a table, a page, a progress bar."""
 
-from __future__ import annotations
-
 import contextlib
 import html
 import time
@@ -62,7 +60,7 @@ class Progress:
     def _bar(self) -> HTML:
         elapsed = time.monotonic() - self.started
         left = f", {elapsed / self.done * (self.total - self.done):.0f} s left" if self.done else ""
-        return bar(self.label, self.done, self.total, f"{self.done} of {self.total}{left}")
+        return bar(self.label or "", self.done, self.total, f"{self.done} of {self.total}{left}")
 
 
 def bar(label: str, done: int, total: int, text: str) -> HTML:

@@ -3,8 +3,6 @@
 Memory is `memory.plan`'s. How fast the GPUs compute and talk is yours to say: there is no table of hardware here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass

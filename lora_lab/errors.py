@@ -1,7 +1,5 @@
 """The one error this package raises on purpose, and the words that its messages share."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

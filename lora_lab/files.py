@@ -1,7 +1,5 @@
 """Files: written whole or not at all, locked, never over another; and read with a limit, whoever wrote them."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

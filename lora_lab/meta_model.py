@@ -1,7 +1,5 @@
 """Models without weights, on torch's meta device: built from a config, and adapted by PEFT in milliseconds."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 

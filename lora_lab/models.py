@@ -3,8 +3,6 @@
 Where the default model's files come from is in `cache`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc
@@ -21,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
 
 from . import cache, display
-from .errors import LabError
+from .errors import LabError, reason
 
 DEFAULT = cache.SMOLLM2.name
 HUB_NAME = f"HuggingFaceTB/{DEFAULT}"  # what a saved adapter names as its base: no machine's path
@@ -47,7 +45,7 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
     _give_memory_back()
     device = pick_device()
     quantised = precision in ("int8", "nf4")
-    if quantised:
+    if precision and quantised:
         _require_bitsandbytes(precision)
         device = torch.device("cpu") if device.type == "mps" else device
     dtype = pick_dtype(device) if precision is None or quantised else getattr(torch, precision)
@@ -120,7 +118,7 @@ def pick_dtype(device: torch.device) -> torch.dtype:
         return getattr(torch, forced)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    able: dict = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     fast = able.get("avx512_bf16") and not able.get("amx_bf16")
     return torch.bfloat16 if fast and memory_limit() >= LITTLE_MEMORY else torch.float32
 
@@ -215,11 +213,9 @@ def _from_pretrained(source, options: dict, *kinds) -> list:
             for kind in kinds
         ]
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if offline:
-            reason = "it is not on this machine, and the model hub cannot be reached."
+        why = "it is not on this machine, and the model hub cannot be reached." if offline else reason(error)
         raise LabError(
-            f"Cannot load {str(source)!r}: {reason} Give {DEFAULT!r} (needs no network), a folder with a model saved "
+            f"Cannot load {str(source)!r}: {why} Give {DEFAULT!r} (needs no network), a folder with a model saved "
             f"as safetensors, or a hub id such as {HUB_NAME!r} (needs the network, and your access if it is gated)."
         ) from None
 

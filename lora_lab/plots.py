@@ -4,12 +4,11 @@ Draws what it is given and computes nothing. Figures are transparent, so that th
 and on a dark page, and carry a text for those who cannot see them.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io
 import time
+from typing import Any
 
 import numpy as np
 from IPython.display import HTML, display
@@ -166,7 +165,7 @@ def lines(series: dict[str, tuple], xlabel: str, ylabel: str, mark: float | None
     return Picture(figure, f"{ylabel} by {xlabel}: " + "; ".join(parts) + ".")
 
 
-def matrices(named: dict[str, object]) -> Picture:
+def matrices(named: dict[str, Any]) -> Picture:
     """Draw matrices side by side as images on one colour scale: blue below zero, orange above."""
     figure = Figure(figsize=(7, 2.6), dpi=110, layout="tight")
     figure.patch.set_alpha(0)
@@ -218,9 +217,7 @@ def memory(parts_of: dict[str, dict[str, int]], limit_gb: float | None = None) -
     axes.set_yticks(range(len(parts_of)), parts_of)
     axes.set_ylim(len(starts) - 0.5, -0.7)
     figure.legend(frameon=False, labelcolor=GREY, ncols=7, fontsize=7, loc="upper left", columnspacing=1)
-    said = [
-        f"{label} {sum(parts.values()) / 1e9:.2f} GB, most of it {max(parts, key=parts.get).removesuffix('_bytes')}"
-        for label, parts in parts_of.items()
-    ]
+    most = {label: max(parts, key=parts.__getitem__).removesuffix("_bytes") for label, parts in parts_of.items()}
+    said = [f"{label} {sum(parts_of[label].values()) / 1e9:.2f} GB, most of it {part}" for label, part in most.items()]
     line = "" if limit_gb is None else f" A line marks {limit_gb:g} GB."
     return Picture(figure, "Memory by part: " + "; ".join(said) + "." + line)

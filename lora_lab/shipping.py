@@ -3,8 +3,6 @@
 Whether it is worth saving is the question of `merging`.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import math
@@ -16,15 +14,15 @@ import tempfile
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
+from . import files
 from .display import no_progress_bars
-from .errors import LabError
+from .errors import LabError, reason
 
 _OURS = ("*.safetensors", "*.safetensors.index.json", "*config.json", "README.md", "tokenizer*", "*token*.json",
          "vocab.*", "merges.txt", "*.jinja", "spiece.model")  # what `save_pretrained` of models and tokenizers writes
@@ -57,10 +55,9 @@ def ship(model, tokenizer, folder, card: str, base: str | None = None) -> Path:
             work.chmod(0o755)
             _take_place(work, folder)
         except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
             needed = math.ceil(_bytes(model) / 1e6)
             raise LabError(
-                f"Could not save to {folder}: {reason}. {_state(folder)} It needs {needed:,} MB; "
+                f"Could not save to {folder}: {reason(error)}. {_state(folder)} It needs {needed:,} MB; "
                 f"{shutil.disk_usage(folder.parent).free / 1e6:,.0f} MB are free there."
             ) from None
         except KeyboardInterrupt:
@@ -117,15 +114,14 @@ def _is_spoilt(weight: torch.Tensor) -> bool:
 def _locked(folder: Path):
     """A folder that may be written, and that nobody else writes meanwhile."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not folder.is_dir():
             raise LabError(f"{folder} is a file. Give a folder.")
         if others := sorted(place.name for place in folder.glob("*") if not _is_ours(place)):
             raise LabError(f"{folder} holds other files than a saved model's, which saving would replace: "
                            f"{', '.join(others[:5])}. Give a new folder, or move them.")
-        return FileLock(folder.parent / f".{folder.name}.lock").acquire()
+        return files.lock(folder.parent / f".{folder.name}.lock")
     except OSError as error:
-        raise LabError(f"Could not save to {folder}: {error.strerror}. Give a folder that you may write to.") from None
+        raise LabError(f"Could not save to {folder}: {reason(error)}. Give a folder that you may write to.") from None
 
 
 def _is_ours(place: Path) -> bool:

@@ -1,7 +1,5 @@
 """A question on the page: live with its control, buttons and feedback, or as static text; nothing is judged here."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import html
@@ -27,7 +25,6 @@ _NAMES = {"Choice": "choose one", "Multiple": "tick all that apply", "Number": "
 @dataclass
 class Static:
     """The question as a page without a kernel shows it; a live card hides it."""
-
     question: Question
     verdict: Verdict | None = None
 
@@ -191,21 +188,19 @@ def _times(attempts: int) -> str:
     return f"{attempts} attempt{'s' * (attempts != 1)} so far."
 
 
-def _committed(question: Predict, answer: int) -> str:
-    return f"Committed: **{escape(question.band[answer].text)}**. Now run the experiment."
-
-
 def outcome(question: Predict, kept: progress_file.Record, announce: bool = False) -> str:
     """Return a prediction and what was measured, side by side, as far as there are any."""
+    band = question.band[kept.answer] if isinstance(kept.answer, int) else None
     if kept.measured is None:
-        return says(Verdict(None, _committed(question, kept.answer)), announce)
-    predicted = "nothing: no prediction was committed" if kept.answer is None else question.band[kept.answer].text
+        chosen = escape(band.text) if band else "nothing"
+        return says(Verdict(None, f"Committed: **{chosen}**. Now run the experiment."), announce)
+    predicted = band.text if band else "nothing: no prediction was committed"
     both = table([{"you predicted": predicted, "measured": question.format.format(kept.measured)}]).data
-    if kept.answer is None:
+    if band is None:
         return both
     if question.right(kept.measured) == kept.answer:
         return both + says(Verdict(True, ""), word="✓ As you predicted.")
-    return both + says(Verdict(False, question.band[kept.answer].says), word="Otherwise than you predicted.")
+    return both + says(Verdict(False, band.says), word="Otherwise than you predicted.")
 
 
 def read(question: Question) -> progress_file.Record:

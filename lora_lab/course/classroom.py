@@ -3,8 +3,6 @@
 `python -m lora_lab.course.classroom handed-in/*.json --out class.csv` prints it and writes it as CSV.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import glob
@@ -24,7 +22,6 @@ from .question_kinds import Predict
 @dataclass(frozen=True)
 class Summary:
     """A class's progress: two tables and what was noticed."""
-
     header: list[str]  # "learner", then a lesson each
     rows: list[list[str]]  # a learner each: name of the file, then "3 of 8"
     missed: list[list[str]]  # question, learners who tried, who did not solve it, who looked at the answer first
@@ -36,7 +33,8 @@ def collect(files: Iterable[str | Path]) -> Summary:
     asked = {lesson.title: [question.id for question in lesson.questions] for lesson in question_files.lessons()}
     ids = {name for names in asked.values() for name in names}
     graded = {q.id for lesson in question_files.lessons() for q in lesson.questions if not isinstance(q, Predict)}
-    learners, notes = {}, []
+    learners: dict[str, dict[str, progress_file.Record]] = {}
+    notes: list[str] = []
     for file in sorted({Path(file) for file in files}):
         records, damage = progress_file.load(file)
         known = {name: kept for name, kept in records.items() if name in ids}

@@ -15,7 +15,7 @@ from .question_kinds import Choice, Match, Multiple, Number, Order, Predict, Que
 try:
     import anywidget
 except ImportError:
-    anywidget = None
+    anywidget = None  # type: ignore[assignment]
 
 def control(question: Question) -> Control:
     """Return the control with which a question of its kind is answered."""

@@ -1,7 +1,5 @@
 """What this machine lacks and what it is, in one line, for a learner who was just set up."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile
@@ -73,7 +71,7 @@ def misfits() -> list[str]:
 
 def requirements() -> list[tuple[Requirement, str | None]]:
     """Return what the course needs, each with the version that is there; None where it is missing."""
-    found = []
+    found: list[tuple[Requirement, str | None]] = []
     for line in metadata.requires("lora-lab") or ():
         needed = Requirement(line)
         if needed.marker and not needed.marker.evaluate({"extra": ""}):

@@ -4,8 +4,6 @@ Only the controls are widgets. What they change is an ordinary output, which sta
 notebook and reads on the web without a kernel.
 """
 
-from __future__ import annotations
-
 import html
 
 import ipywidgets
@@ -71,14 +69,7 @@ def explore(model, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -
         words = f"LoraConfig(r={rank.value}, target_modules={chosen})\n{report}"
         return block(groups, report.per_path, rank.value), _preformatted(words)
 
-    shown = [display(output, display_id=True) for output in outputs()]
-
-    def redraw(_):
-        for handle, output in zip(shown, outputs()):
-            handle.update(output)
-
-    for control in [*boxes, rank]:
-        control.observe(redraw, "value")
+    _show_live(outputs, [*boxes, rank])
 
 
 def plan_memory(model, gpu_gb: float, **start) -> None:
@@ -108,13 +99,18 @@ def plan_memory(model, gpu_gb: float, **start) -> None:
         return plots.memory({f"r = {rank}": planned.parts()}, gpu_gb), _preformatted(
             f"{planned}\n{fits} {gpu_gb:g} GB, of which 10 % are kept free")
 
+    _show_live(outputs, controls.values())
+
+
+def _show_live(outputs, controls) -> None:
+    """Show what `outputs()` gives, and again whenever one of `controls` changes."""
     shown = [display(output, display_id=True) for output in outputs()]
 
     def redraw(_):
         for handle, output in zip(shown, outputs()):
             handle.update(output)
 
-    for control in controls.values():
+    for control in controls:
         control.observe(redraw, "value")
 
 

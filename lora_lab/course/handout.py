@@ -4,8 +4,6 @@ A copy is replaced only while it is, byte for byte, what was handed out. What is
 `python -m lora_lab.course.handout --help` lists what it does from a command line.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import html
@@ -25,13 +23,13 @@ from . import progress_file, question_files
 WORK = "my-lessons"
 _KEPT = ".handed-out.json"  # for each file the SHA-256 that it was handed out with
 _INDEX = "index.ipynb"
+_NOTEBOOK = 50_000_000  # bytes of one with its pictures
 _LIVE = "from lora_lab.course import handout\n\nhandout.show()"
 
 
 @dataclass(frozen=True)
 class Entry:
     """A lesson of the course, and how much of it is solved."""
-
     name: str  # of the notebook, without .ipynb
     title: str
     solved: int
@@ -75,7 +73,8 @@ def sync(root: Path | None = None) -> list[str]:
     written whole or not at all and before it is noted down, so a sync that was killed goes on at the next.
     """
     root = root or course()
-    work, lines = root / WORK, []
+    work = root / WORK
+    lines: list[str] = []
     try:
         work.mkdir(exist_ok=True)
         with files.lock(work / ".lock", timeout=20):
@@ -128,7 +127,7 @@ def _lessons(root: Path) -> list[Path]:
 
 def _title(file: Path) -> str:
     try:
-        source = json.loads(file.read_text(encoding="utf-8"))["cells"][0]["source"]
+        source = files.read_json(file, dict, _NOTEBOOK)["cells"][0]["source"]
         return "".join(source).splitlines()[0].removeprefix("# ").strip()
     except (ValueError, LookupError, TypeError):
         raise LabError(f"{file} is not a notebook that begins with its title. Get the course's file again.") from None
@@ -178,7 +177,7 @@ def _write_index(work: Path, root: Path, known: dict[str, str]) -> None:
     file, content = work / _INDEX, notebook(overview(root), _LIVE)
     if file.exists():
         try:
-            mine = json.loads(file.read_text(encoding="utf-8"))
+            mine = files.read_json(file, dict, _NOTEBOOK)
             if _of(sources(mine)) not in (known.get(_INDEX), _of(sources(content))):
                 return
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -258,23 +257,18 @@ def notebook(entries, live: str) -> dict:
     words = f"# The lessons, in order\n{links}\n\nRun the cell below to see what is solved and what is left."
     output = {"output_type": "execute_result", "execution_count": 1, "metadata": {},
               "data": {"text/html": shown.data, "text/plain": shown.text}}
-    return {
-        "cells": [
-            {"cell_type": "markdown", "id": "lessons", "metadata": {}, "source": words},
-            {"cell_type": "code", "id": "progress", "metadata": {}, "execution_count": 1, "outputs": [output],
-             "source": live},
-        ],
-        "metadata": {  # with what a kernel would add, so that opening it changes nothing
-            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-            "language_info": {
-                "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py",
-                "mimetype": "text/x-python", "name": "python", "nbconvert_exporter": "python",
-                "pygments_lexer": "ipython3", "version": platform.python_version(),
-            },
+    cells = [{"cell_type": "markdown", "id": "lessons", "metadata": {}, "source": words},
+             {"cell_type": "code", "id": "progress", "metadata": {}, "execution_count": 1, "outputs": [output],
+              "source": live}]
+    metadata = {  # with what a kernel would add, so that opening it changes nothing
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {
+            "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
+            "name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3",
+            "version": platform.python_version(),
         },
-        "nbformat": 4,
-        "nbformat_minor": 5,
     }
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 
 def sources(content: dict) -> str:

@@ -27,7 +27,6 @@ _unsaved: dict[str, Record] = {}  # where the file cannot be written, until the 
 @dataclass(frozen=True)
 class Record:
     """What is kept of one question."""
-
     attempts: int = 0
     solved: bool = False
     shown: bool = False  # the answer was looked at before it was found

@@ -1,7 +1,5 @@
 """Reads the files in `questions/`, one a lesson, and says what is wrong with them."""
 
-from __future__ import annotations
-
 import functools
 import tomllib
 import typing
@@ -19,7 +17,6 @@ FOLDER = Path(__file__).parent / "questions"
 @dataclass(frozen=True)
 class Lesson:
     """The questions of one notebook, in order."""
-
     name: str  # of the file, and first part of its questions' ids
     title: str
     notebook: str
@@ -50,7 +47,8 @@ def read(file: Path) -> Lesson:
         raise LabError(f"{file.name} is not a TOML file: {error}.") from None
     mistakes = [f"{file.name}: {key!r} is missing" for key in ("title", "notebook", "question") if not content.get(key)]
     mistakes += [f"{file.name}: unknown field {key!r}" for key in content.keys() - {"title", "notebook", "question"}]
-    questions, seen = [], set()
+    questions: list[Question] = []
+    seen: set[str] = set()
     for position, table in enumerate(content.get("question", []), 1):
         name = table.get("id", f"number {position}")
         table = table | {"id": f"{file.stem}/{name}"}
@@ -63,7 +61,8 @@ def read(file: Path) -> Lesson:
             found += question.faults()
             if isinstance(question, Code) and not exercises.check_of(question):
                 found.append(f"there is no check {question.check!r} in exercises/{file.stem}.py")
-        questions.append(question)
+        if question:
+            questions.append(question)
         mistakes += [f"{file.name}, question {name!r}: {mistake}" for mistake in found]
     if mistakes:
         raise LabError("\n".join(mistakes))
@@ -98,8 +97,8 @@ def _value(wanted, value, where: str, mistakes: list[str]):
     if is_dataclass(wanted):
         if not isinstance(value, dict):
             return mistakes.append(f"{where!r} must be a table")
-        return _build(wanted, value, f"{where}: ", mistakes)
-    python = {Plain: str, float: (int, float)}.get(wanted, wanted)  # counts stay whole
+        return _build(typing.cast(type, wanted), value, f"{where}: ", mistakes)
+    python: typing.Any = {Plain: str, float: (int, float)}.get(wanted, wanted)  # counts stay whole
     if not isinstance(value, python) or (isinstance(value, bool) and wanted is not bool):
         return mistakes.append(f"{where!r} must be of type {wanted.__name__}, found {value!r}")
     if python is str and not value.strip():

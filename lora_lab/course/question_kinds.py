@@ -5,8 +5,6 @@ must be given. Prose is Markdown with math in dollars; what a
 control shows is `Plain`, since controls show no markup.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
@@ -19,7 +17,6 @@ Plain = NewType("Plain", str)
 @dataclass(frozen=True)
 class Verdict:
     """What became of an answer. `solved` is None where it could not be judged, which is no attempt."""
-
     solved: bool | None
     text: str
     plain: bool = False  # a program's words rather than Markdown
@@ -28,7 +25,6 @@ class Verdict:
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """Something to choose."""
-
     text: Plain
     says: str  # why it is right, or what those who choose it overlook
     right: bool = False
@@ -37,7 +33,6 @@ class Option:
 @dataclass(frozen=True, kw_only=True)
 class Band:
     """A range to predict: from the band before it up to `below`, which the last band leaves out."""
-
     text: Plain
     says: str  # to those who chose it and saw another value
     below: float = math.inf
@@ -46,7 +41,6 @@ class Band:
 @dataclass(frozen=True, kw_only=True)
 class Near:
     """A wrong number with a known cause."""
-
     value: float
     says: str
 
@@ -54,7 +48,6 @@ class Near:
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """Two things that belong together."""
-
     item: Plain
     choice: Plain
     says: str  # to those who gave the item another choice
@@ -63,7 +56,6 @@ class Pair:
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """One of several things that have an order."""
-
     text: Plain
     says: str  # to those who put it elsewhere
 
@@ -71,7 +63,6 @@ class Item:
 @dataclass(frozen=True, kw_only=True)
 class Proof:
     """The cell of the lesson that shows the answer: its heading, and words that its code or output contains."""
-
     section: str
     cell: str
     lesson: str = ""  # the notebook, where it is another one
@@ -80,7 +71,6 @@ class Proof:
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """What all kinds have in common."""
-
     id: str  # "lesson/name"
     ask: str
     hints: Sequence[str]
@@ -96,49 +86,50 @@ class Question:
         """Whether `answer` (from a file that anybody may have edited) is one that `grade` can judge."""
         return answer is None
 
+    def grade(self, answer) -> Verdict:
+        """Return the verdict on an answer that `holds`. Predictions have none, exercises that of their check."""
+        raise NotImplementedError
+
     def faults(self) -> list[str]:
         """What makes the question unusable, beyond missing fields and wrong types."""
         return []
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice(Question):
-    """One option is right."""
-
+class _Options(Question):
     option: Sequence[Option]
 
     @property
     def lines(self) -> list[str]:
         return [option.text for option in self.option]
 
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(_Options):
+    """One option is right."""
+
     def holds(self, answer) -> bool:
         return _is_place(answer, self.option)
 
-    def grade(self, chosen: int) -> Verdict:
+    def grade(self, chosen) -> Verdict:
         option = self.option[chosen]
         return Verdict(option.right, option.says)
 
     def faults(self) -> list[str]:
         right = sum(option.right for option in self.option)
         faults = [] if right == 1 else [f"{right} options are right; a single choice needs one"]
-        return faults + _doubled([option.text for option in self.option])
+        return faults + _doubled(self.lines)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multiple(Question):
+class Multiple(_Options):
     """Some options are right, some are not."""
-
-    option: Sequence[Option]
     missing: str  # to those who ticked only right options, but not all
-
-    @property
-    def lines(self) -> list[str]:
-        return [option.text for option in self.option]
 
     def holds(self, answer) -> bool:
         return _are_places(answer, self.option)
 
-    def grade(self, ticked: Sequence[int]) -> Verdict:
+    def grade(self, ticked) -> Verdict:
         wrong = [self.option[i] for i in ticked if not self.option[i].right]
         if wrong:
             return Verdict(False, _listed((option.text, option.says) for option in wrong))
@@ -149,13 +140,12 @@ class Multiple(Question):
     def faults(self) -> list[str]:
         rights = {option.right for option in self.option}
         faults = [] if rights == {True, False} else ["a multiple choice needs right options and wrong ones"]
-        return faults + _doubled([option.text for option in self.option])
+        return faults + _doubled(self.lines)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Question):
     """A number to work out, with replies to the likely wrong ones."""
-
     value: float
     unit: Plain
     near: Sequence[Near]
@@ -169,7 +159,7 @@ class Number(Question):
     def holds(self, answer) -> bool:
         return isinstance(answer, str)
 
-    def grade(self, written: str) -> Verdict:
+    def grade(self, written) -> Verdict:
         found = number(written.strip().removesuffix(self.unit))
         if found is None:
             return Verdict(None, "Write one number, such as 4096, 4,096 or 0.25 (with a point for decimals).")
@@ -189,7 +179,6 @@ class Number(Question):
 @dataclass(frozen=True, kw_only=True)
 class Match(Question):
     """Each item has one right choice."""
-
     pair: Sequence[Pair]
     extra: Sequence[Plain] = ()  # choices that belong to no item
 
@@ -212,7 +201,7 @@ class Match(Question):
     def holds(self, answer) -> bool:
         return _are_places(answer, self.choices) and len(answer) == len(self.items)
 
-    def grade(self, chosen: Sequence[int]) -> Verdict:
+    def grade(self, chosen) -> Verdict:
         wrong = [pair for pair, i in zip(self.pair, chosen, strict=True) if self.choices[i] != pair.choice]
         return Verdict(not wrong, _listed((pair.item, pair.says) for pair in wrong) or "All match.")
 
@@ -224,7 +213,6 @@ class Match(Question):
 @dataclass(frozen=True, kw_only=True)
 class Order(Question):
     """Items to put in order."""
-
     item: Sequence[Item]  # in the right order; they are shown by alphabet
 
     @property
@@ -242,7 +230,7 @@ class Order(Question):
     def holds(self, answer) -> bool:
         return _are_places(answer, self.items) and len(answer) == len(self.items)
 
-    def grade(self, chosen: Sequence[int]) -> Verdict:
+    def grade(self, chosen) -> Verdict:
         if len(set(chosen)) < len(chosen):
             return Verdict(None, "Two of them have the same place. Give each its own.")
         given = [text for _, text in sorted(zip(chosen, self.items, strict=True))]
@@ -258,7 +246,6 @@ class Order(Question):
 @dataclass(frozen=True, kw_only=True)
 class Predict(Question):
     """Committed to before an experiment; the experiment decides which band was right."""
-
     band: Sequence[Band]
     format: str  # of the measured value, such as "{:.0%}"
 
@@ -272,7 +259,7 @@ class Predict(Question):
     def right(self, measured: float) -> int:
         """Index of the band that holds `measured`, rounded as it is shown."""
         text = self.format.format(measured)
-        shown = float(re.search(r"-?[\d.]+(e[+-]?\d+)?", text)[0]) / (100 if "%}" in self.format else 1)
+        shown = float(re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", text)[0]) / (100 if "%}" in self.format else 1)
         return next(i for i, band in enumerate(self.band) if shown < band.below or band is self.band[-1])
 
     def faults(self) -> list[str]:
@@ -284,13 +271,12 @@ class Predict(Question):
             self.format.format(0.5)
         except (ValueError, KeyError, IndexError) as error:
             faults.append(f"format {self.format!r} does not work: {error}")
-        return faults + _doubled([band.text for band in self.band])
+        return faults + _doubled(self.lines)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Code(Question):
     """An exercise in the cell; `check` names the function in `exercises/LESSON.py` that runs the learner's answer."""
-
     check: str
 
 

@@ -4,8 +4,6 @@ Built from ipywidgets' core controls alone, in what versions 7.7.1 and 8 share. 
 `question_files`, verdicts from `question_kinds` and `exercises`, what was answered goes to `progress_file`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -100,5 +98,3 @@ def reset_progress(name: str | None = None) -> str:
         question_files.find(name)
     kept = progress_file.reset(lambda known: name is None or known == name or known.startswith(f"{name}/"))
     return f"Forgotten. What was there before is in {kept}." if kept else "There was nothing to forget."
-
-

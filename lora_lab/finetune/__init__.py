@@ -10,5 +10,3 @@ The recipe, a small YAML file, says what is trained on which rows; `recipes` nam
 """
 
 from .training import order, train
-
-__all__ = ["order", "train"]

@@ -1,7 +1,5 @@
 """`python -m lora_lab.finetune recipe.yaml [--resume]`, by itself or launched by accelerate on many processes."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

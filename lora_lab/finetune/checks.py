@@ -3,8 +3,6 @@
 The keys and values of a recipe are read in `recipes`.
 """
 
-from __future__ import annotations
-
 import os
 import reprlib
 import string

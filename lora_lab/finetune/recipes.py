@@ -76,7 +76,6 @@ class Training:
 @dataclass(frozen=True)
 class Recipe:
     """One training, whole. `lora` has fields of PEFT's LoraConfig; `output` is the folder that is written."""
-
     model: str
     output: str
     lora: dict
@@ -295,7 +294,7 @@ def _check_output(recipe: dict, resume: bool, faults: list[str]) -> None:
             faults.append(f"output: found {recipe['output']} with {differing}, expected checkpoints of this recipe, or "
                           "another folder.")
     except OSError as error:
-        faults.append(f"output: found {recipe['output']}, which cannot be used: {error.strerror}. Expected a folder.")
+        faults.append(f"output: found {recipe['output']}, which cannot be used: {reason(error)}. Expected a folder.")
 
 
 def _differing(recipe: dict, copy: Path) -> str:

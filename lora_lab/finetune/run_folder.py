@@ -3,8 +3,6 @@
 Says what is in the folder and writes to it as the Trainer goes on; the training itself is in `training`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

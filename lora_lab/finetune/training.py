@@ -5,12 +5,11 @@ processes together, so that one process, two or sixty-four take the same steps; 
 accelerate's config, share the work. (lora_dropout above 0 is the exception: each process drops entries of its own.)
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io
 import itertools
+import math
 import os
 import shutil
 from pathlib import Path
@@ -62,11 +61,10 @@ def order(rows: list[dict], training) -> list[dict]:
     from .. import batches
 
     size, wanted, endless = training.batch_size, training.max_steps * training.batch_size, itertools.cycle(rows)
-    whole, ordered = len(rows) // size * size, []
-    for number in itertools.count():
-        if len(ordered) >= wanted:
-            return ordered[:wanted]
+    whole, ordered = len(rows) // size * size, list[dict]()
+    for number in range(math.ceil(wanted / whole)):
         ordered += batches.similar_lengths(list(itertools.islice(endless, whole)), size, training.seed + number)
+    return ordered[:wanted]
 
 
 def _check_launch(recipe) -> None:
@@ -142,7 +140,7 @@ def _prepare(recipe, rows: list, resume: bool, arguments) -> str | None:
 
     from . import run_folder
 
-    chosen = [None]
+    chosen: list[str | None] = [None]
     if arguments.process_index == 0:
         checkpoint = run_folder.last_checkpoint(recipe.output) if resume else None
         step = run_folder.step_of(checkpoint) if checkpoint else 0

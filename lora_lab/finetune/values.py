@@ -3,8 +3,6 @@
 Knows nothing of recipes.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import reprlib
@@ -101,7 +99,7 @@ def read_yaml(path, faults: list[str]):
         _find_twice(node, "", faults, set())
         return None if node is None else loader.construct_document(node)
     except OSError as error:
-        raise LabError(f"Cannot read the recipe {str(path)!r}: {error.strerror}. Give a YAML file's path.") from None
+        raise LabError(f"Cannot read the recipe {str(path)!r}: {reason(error)}. Give a YAML file's path.") from None
     except Exception as error:  # PyYAML lets other errors than its own through, such as those of impossible dates
         raise LabError(f"{path} is not YAML that can be read: {reason(error)}") from None
 

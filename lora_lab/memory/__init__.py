@@ -2,5 +2,3 @@
 
 from .measured import measure
 from .planner import OPTIMIZERS, Plan, human, plan
-
-__all__ = ["OPTIMIZERS", "Plan", "human", "measure", "plan"]

@@ -1,7 +1,5 @@
 """The memory that a block of code took, by this process, by torch on a GPU, and by tensors alone."""
 
-from __future__ import annotations
-
 import threading
 
 import psutil
@@ -23,7 +21,10 @@ class measure:
 
     def __init__(self, model=None, seconds_between_reads: float = 0.005):
         self._model, self._seconds = model, seconds_between_reads
-        self.peak_cuda_bytes = self.cuda_before_bytes = self.peak_tensor_bytes = self._ledger = None
+        self.peak_cuda_bytes: int | None = None
+        self.peak_tensor_bytes: int | None = None
+        self.cuda_before_bytes = 0
+        self._ledger: rehearsal.Ledger | None = None
 
     def __enter__(self):
         self._process, self._done = psutil.Process(), threading.Event()

@@ -4,8 +4,6 @@
 (`rehearsal`). Pictures are in `plots`, sliders in `widgets`.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import asdict, dataclass
@@ -192,7 +190,7 @@ def _weights(model, quantised_layers: list, kind: str | None) -> tuple[int, int]
     total = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
     scales = 0
     for layer in quantised_layers:
-        count, (rows, _) = layer.weight.numel(), meta_model.linear_shape(layer)
+        count, rows = layer.weight.numel(), meta_model.linear_shape(layer)[0]  # type: ignore[index]
         total += (count if kind == "int8" else (count + 1) // 2) - layer.weight.nbytes
         scales += 4 * (rows if kind == "int8" else math.ceil(count / rehearsal.BLOCK))
     return total, scales

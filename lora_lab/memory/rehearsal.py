@@ -6,11 +6,10 @@ model of any size is rehearsed on a laptop. Only the quantised layers are stand-
 0.50 keeps and computes on a GPU (its `autograd/_functions.py`). What the parts of a plan mean is in `memory`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import weakref
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -104,7 +103,7 @@ class _GpuDropout(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not torch.nn.functional.dropout:
             return func(*args, **(kwargs or {}))
-        x, p, training, *_ = [*args, *(kwargs or {}).values()]
+        x, p, training = [*args, *dict(kwargs or {}).values()][:3]
         return torch.native_dropout(x, p, True)[0] if training and p else x
 
 
@@ -131,7 +130,7 @@ def rehearse(adapted, *, quantised: str | None, skip: set[str], autocast: torch.
     shape = dict(autocast=autocast, batch_size=batch_size, seq_len=seq_len, logits_to_keep=logits_to_keep,
                  checkpointing=checkpointing)
 
-    blocks = _blocks(adapted)
+    blocks: Any = _blocks(adapted)
 
     def stage(attention, depth):
         with _cut(blocks, depth):
@@ -159,17 +158,18 @@ def rehearse(adapted, *, quantised: str | None, skip: set[str], autocast: torch.
 
 
 @contextlib.contextmanager
-def _cut(blocks, depth):
+def _cut(blocks: Any, depth):
     """The model's list of blocks cut to `depth` of them, until the end of the `with`."""
     if not depth:
         yield
         return
-    whole = getattr(*blocks)
-    setattr(*blocks, whole[:depth])
+    holder, name = blocks
+    whole = getattr(holder, name)
+    setattr(holder, name, whole[:depth])
     try:
         yield
     finally:
-        setattr(*blocks, whole)
+        setattr(holder, name, whole)
 
 
 def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing) -> Step:
@@ -245,7 +245,7 @@ class _StandIn(torch.nn.Module):
 
     def __init__(self, linear, kind: str):
         super().__init__()
-        self.out_features, self.in_features = linear_shape(linear)
+        self.out_features, self.in_features = linear_shape(linear)  # type: ignore[misc]
         count, self.kind = self.in_features * self.out_features, kind
         packed = (self.out_features, self.in_features) if kind == "int8" else ((count + 1) // 2, 1)
         dtype = torch.int8 if kind == "int8" else torch.uint8

@@ -1,5 +1,3 @@
 """Whether a merge is safe to ship: a merged model against the unmerged one, on your own prompts."""
 
 from .auditor import Audit, audit
-
-__all__ = ["Audit", "audit"]

@@ -3,8 +3,6 @@
 Merges nothing that you gave it: without a `deployed` model it merges a deep copy. Saving is in `shipping`.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import copy
@@ -82,7 +80,7 @@ def audit(model, prompts, tokenizer=None, deployed=None, max_new_tokens: int = 1
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise LabError(f"max_new_tokens is {max_new_tokens!r}. Give a whole number above 0.")
     rows = _rows(prompts, tokenizer, model)
-    packed, said, faults = weights.packed(model), collections.Counter(), []
+    packed, said, faults = weights.packed(model), collections.Counter[str](), list[str]()
     explanations = [_TIED.format(path) for path in weights.tied_targets(model)]
     if deployed is None:
         deployed, said = _merged_copy(model)

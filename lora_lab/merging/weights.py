@@ -3,8 +3,6 @@
 Compares weights alone; what they do to logits and answers is in `merging`.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 from collections.abc import Iterator
@@ -68,7 +66,7 @@ def compare(model, deployed) -> Comparison:
         if own is not None and (stored is None or stored.shape != own.shape):
             unlike.append(path)
             continue
-        if own is None or not _plain(layer):
+        if own is None or stored is None or not _plain(layer):
             continue
         delta, added, stored = _delta(layer), 0.0, stored.to(own.device)  # the other model may be elsewhere
         if isinstance(there, LoraLayer) and not there.merged:
@@ -96,9 +94,9 @@ def compare(model, deployed) -> Comparison:
     if size and not differ and scalings and before / size > 0.5:
         faults.append(f"The base under the adapter holds the update {before / size:.2f} times already: it had been "
                       "merged before the adapter was loaded onto it.")
-    elif size and not differ and not scalings and update > 1.5:
+    elif update is not None and not differ and not scalings and update > 1.5:
         faults.append(f"The update is in it {update:.2f} times: merged more than once, or with another alpha.")
-    elif size and not rescaled and abs(update - 1) > 0.05:
+    elif update is not None and not rescaled and abs(update - 1) > 0.05:
         hints.append(_SHARE["adapter" if scalings else "merged"])
     if unlike:
         hints.append(f"Another architecture: {len(unlike)} of the adapted layers are missing in the deployed model or "

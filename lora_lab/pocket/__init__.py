@@ -4,8 +4,6 @@ It knows the grammar of `tasks` and nothing else. `dialect` changes the answers,
 Its weights ship with the package; tools/make_pocket.py made them.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import random
@@ -73,7 +71,7 @@ def dialect(commands: list[smart_home.Command], seed: int = 0) -> list[smart_hom
     `seed` decides who is called what; nobody keeps a name.
     """
     rng = random.Random(seed)
-    words = {}
+    words: dict[str, str] = {}
     devices = sorted({device for device, _ in smart_home.PHRASINGS})
     states = sorted({state for _, state in smart_home.PHRASINGS if isinstance(state, str)})
     for names in (list(smart_home.ROOMS), devices, states):

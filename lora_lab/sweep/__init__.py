@@ -4,8 +4,6 @@
 with their spread, a table or a heat map.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import inspect
@@ -25,7 +23,6 @@ from ..errors import LabError, reason
 from .copies import copies
 from .runs import Runs
 
-__all__ = ["Runs", "sweep"]
 Setting = int | float | str | bool | None
 
 
@@ -170,6 +167,7 @@ def _folder(store) -> Path | None:
 
 def _one(run, measure, job: dict, folder: Path | None, key: str, bar: Progress) -> dict | None:
     """The row of one run, from the store or trained now; None while another sweep is at it."""
+    row: dict | None = None
     if folder is None:
         row = _train(run, measure, job)
     elif not (row := _read(folder / f"{key}.json")):

@@ -1,7 +1,5 @@
 """Copies of a process that share its work: for models too small to use more than one core."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

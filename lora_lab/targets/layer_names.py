@@ -3,8 +3,6 @@
 Pure text: knows nothing of models or of PEFT.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator
@@ -45,7 +43,7 @@ def nearest(entry: str, paths: list[str], most: int = 3) -> list[str]:
     likeness = {end: difflib.SequenceMatcher(None, wanted, end).ratio() for end in endings}
     same_role = [end for end in endings if _roles(parts[-1]) & _roles(end.rpartition(".")[2])]
     alike = [end for end in endings if likeness[end] >= 0.6]
-    return sorted(same_role or alike, key=likeness.get, reverse=True)[:most]
+    return sorted(same_role or alike, key=likeness.__getitem__, reverse=True)[:most]
 
 
 def suggestion(entry: str, paths: list[str]) -> str:
@@ -107,7 +105,7 @@ def _choices(pattern: str) -> list[_Choice]:
                 found.append(_Choice(i, end, tuple((j, j + 1) for j in range(i + 1, end - 1))))
             i = end - 1
         elif pattern[i] == "(":
-            prefix = re.match(r"\((\?(P<\w+>|[:=>]|<=|[aiLmsux-]*:|<?!|\(\w+\)))?", pattern[i:])[0]
+            prefix = re.findall(r"\((?:\?(?:P<\w+>|[:=>]|<=|[aiLmsux-]*:|<?!|\(\w+\)))?", pattern[i:])[0]
             opened.append(_Group(i, i + len(prefix), is_choice=not prefix.endswith(("!", "=", ")"))))
         elif pattern[i] == "|":
             opened[-1].bars.append(i)
@@ -122,7 +120,8 @@ def _choices(pattern: str) -> list[_Choice]:
 
 class _Group:
     def __init__(self, start: int, content: int, is_choice: bool = True):
-        self.start, self.content, self.is_choice, self.bars = start, content, is_choice, []
+        self.start, self.content, self.is_choice = start, content, is_choice
+        self.bars: list[int] = []
 
     def choices(self, close: int, end: int, repeated: bool) -> list[_Choice]:
         edges = [self.content - 1, *self.bars, close]
@@ -131,4 +130,4 @@ class _Group:
 
 
 def _after_quantifier(pattern: str, i: int) -> int:
-    return i + len(re.match(r"([?*+]|\{\d*,?\d*\})?[?+]?", pattern[i:])[0])
+    return i + len(re.findall(r"(?:[?*+]|\{\d*,?\d*\})?[?+]?", pattern[i:])[0])

@@ -4,8 +4,6 @@ PEFT itself decides (see `skeleton`); what a config asks for and does not get is
 Drawing is in `plots`, clicking in `widgets`.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass, field
 

@@ -4,8 +4,6 @@ An entry is alive if PEFT adapts something because of it. Names are compared by 
 and where a name alone cannot tell, PEFT is asked again without the entry (`skeleton`).
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Checks of the exercises: a file for each lesson, named as its questions' file; and `deployments` to practise on."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import traceback

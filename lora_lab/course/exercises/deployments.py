@@ -1,7 +1,5 @@
 """Deployments to practise the audit on: one sound, three broken, in an order that nobody is told."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json
@@ -14,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ...display import no_progress_bars
-from ...errors import LabError
+from ...errors import LabError, reason
 
 FAULTS = ("sound", "base", "merged", "alpha")
 
@@ -29,9 +27,8 @@ def make(model, folder, seed: int | None = None) -> None:
     try:
         _write(model, Path(folder), seed)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-        raise LabError(f"Could not write the deployments to {folder}: {reason}. Make room, and make them again: what "
-                       "is there is replaced.") from error
+        raise LabError(f"Could not write the deployments to {folder}: {reason(error)}. Make room, and make them "
+                       "again: what is there is replaced.") from error
 
 
 def _write(model, folder: Path, seed: int | None) -> None:

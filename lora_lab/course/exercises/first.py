@@ -1,15 +1,12 @@
 """Checks of the exercises of lesson 0: each runs the learner's answer on fresh inputs and says what it found."""
 
-from __future__ import annotations
-
 import json
 import random
 
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM
 
-from ... import smart_home
+from ... import meta_model, smart_home
 from ..question_kinds import Verdict
 from . import say
 
@@ -17,7 +14,7 @@ from . import say
 def small_adapter(config, base_config, megabytes: float) -> Verdict:
     """Check: does `config` adapt every linear layer in a float32 adapter file under `megabytes`?"""
     with torch.device("meta"):  # shapes without memory
-        model = get_peft_model(AutoModelForCausalLM.from_config(base_config), config)
+        model = get_peft_model(meta_model.build(base_config), config)
     linear = sum(
         isinstance(module, torch.nn.Linear) and "lora_" not in name and "lm_head" not in name
         for name, module in model.named_modules()

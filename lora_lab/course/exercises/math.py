@@ -1,7 +1,5 @@
 """Checks of the exercises of lesson 1: each runs the learner's answer on fresh inputs and says what it found."""
 
-from __future__ import annotations
-
 import random
 
 import torch
@@ -61,7 +59,7 @@ def smallest_rank(function) -> Verdict:
         values = torch.rand(12).sort(descending=True).values + 0.05
         rotation = torch.linalg.qr(torch.randn(20, 12))[0] * values, torch.linalg.qr(torch.randn(12, 12))[0]
         errors = ((values**2).sum() - (values**2).cumsum(0)).clamp(min=0).sqrt() / values.norm()
-        right = int((errors > bound).sum()) + 1
+        right: int | None = int((errors > bound).sum()) + 1
         if min(abs(error - bound) for error in errors.tolist()) < 1e-3:
             right = None  # too close to call in float32
         found = function(rotation[0] @ rotation[1], bound)

@@ -1,7 +1,5 @@
 """Checks of the exercises of lesson 5: each runs the learner's answer on fresh inputs and says what it found."""
 
-from __future__ import annotations
-
 import random
 import tempfile
 

@@ -3,43 +3,22 @@
 Takes any causal language model and tokenizer, and rows of any task: pairs of a prompt and its right answer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from . import batches
-from .display import Progress
+from .. import batches
+from ..display import Progress
 
 Row = tuple[str, str]  # a prompt and its right answer
 
 # Written for this course: ordinary prose, far from smart homes, to see what training forgets.
-GENERAL_TEXT = """\
-The ferry leaves the old harbour at seven, when the bakers are already on their second tray. On most
-mornings the captain is the only person on deck who has slept well. She drinks her coffee standing
-up, looks at the sky in the west and decides whether to take the long way round the island. The long
-way is slower by a quarter of an hour, but it passes the cliffs where the seals lie in the sun, and
-the children on their way to school have never once complained about being late for that reason.
-
-In winter the crossing is a different matter. The wind comes straight down the sound, the benches are
-wet, and everybody crowds into the little cabin behind the bridge, where an electric heater glows
-under the window. People who have not spoken to each other since the summer begin to talk. They talk
-about the price of wood, about a cousin who has moved to the city, about the bridge that has been
-promised for thirty years and will surely never be built. By the time the boat touches the pier,
-somebody has usually agreed to help somebody else with a roof.
-
-A historian once tried to find out when the service began. The oldest record is a bill from a
-carpenter, who asked to be paid for a mast and two oars, and who complained that the previous owner
-had drowned without settling his debts. After that the papers are silent for a century. What we know
-about those years comes from songs, and songs are not much interested in dates. They agree that the
-water was cold, that the fare was too high, and that on clear nights you could see the lamps of the
-other shore long before you could hear its dogs.
-"""
+GENERAL_TEXT = Path(__file__).with_name("prose.txt").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
