@@ -12,8 +12,8 @@ FILE = Path("requirement.txt")
 @pytest.fixture
 def found(monkeypatch):
     """Says which programs are on the PATH, and whether this Python has a pip."""
-    def set_up(pip, **programs):
-        monkeypatch.setattr(_pip, "_pip", lambda: [sys.executable, "-m", "pip"] if pip else None)
+    def set_up(own, **programs):
+        monkeypatch.setattr(_pip, "_pip", lambda: [sys.executable, "-m", "pip"] if own else None)
         monkeypatch.setattr(_pip.shutil, "which", programs.get)
 
     return set_up
