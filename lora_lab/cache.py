@@ -143,7 +143,7 @@ def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
         scratch = Path(work)
         gguf = _gguf(source, cache, scratch)
         built = scratch / "model"
-        _convert(gguf, built)
+        convert(gguf, built)
         checksums = {file.name: _crc32(file) for file in sorted(built.iterdir())}
         (built / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
         (folder / _CHECKSUMS).unlink(missing_ok=True)
@@ -207,7 +207,7 @@ def _checked(file: Path, name: str, expected: str) -> Path:
     return file
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def convert(gguf: Path, folder: Path) -> None:
     """Write tokenizer and float32 weights of `gguf` as safetensors to `folder`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import jupytext
 import pytest
@@ -119,7 +118,7 @@ def test_lesson_shows_a_recorded_run_beside_this_machine(results, tmp_path):
     (folder / "gpu_8bit.json").write_text(json.dumps(run))
     (tmp_path / "notebooks").mkdir()
     with contextlib.chdir(tmp_path / "notebooks"):
-        exec(cell, {"Path": Path, "json": json, "plots": SimpleNamespace(table=shown.append),
+        exec(cell, {"Path": Path, "json": json, "table": shown.append,
                     "rates": {"float32": 200.0, "int8": 180.0, "nf4": 170.0}})
     [rows] = shown
     assert [row["base"] for row in rows] == ["float32", "nf4"]

@@ -208,7 +208,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_full_disk_loses_no_finished_run(tmp_path, monkeypatch):
     sweep(square, [{"x": 1}], [0], tmp_path, progress=None)
-    monkeypatch.setattr("json.dump", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("os.fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(LabError, match="No space left"):
         sweep(square, [{"x": 1}, {"x": 2}], [0], tmp_path, progress=None)
     monkeypatch.undo()
