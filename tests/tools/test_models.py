@@ -80,7 +80,8 @@ def test_a_slice_before_the_head_is_one_product(base):
     ids = torch.arange(60, device=model.device).reshape(3, 20)
     with torch.no_grad(), torch.profiler.profile(record_shapes=True) as told:
         kept = model(ids, logits_to_keep=5).logits
-    products = [event for event in told.key_averages(group_by_input_shape=True) if event.key in ("aten::bmm", "aten::mm")]
+    events = told.key_averages(group_by_input_shape=True)
+    products = [event for event in events if event.key in ("aten::bmm", "aten::mm")]
     of_head = [event.key for event in products if model.config.vocab_size in sum(map(list, event.input_shapes), [])]
     assert of_head == ["aten::mm"]
     with torch.no_grad():
