@@ -1,4 +1,6 @@
-"""Write lessons from their text twins and run them: `python tools/build_notebooks.py [01_low_rank_math ...]`.
+"""Write lessons from their text twins, run them: `python tools/build_notebooks.py [01_low_rank_math ...] [--sources]`.
+
+With --sources nothing runs, and the outputs stay as they are.
 
 Cell ids stay, widget views go: a saved notebook cannot show them, and the pictures beside them stay.
 """
@@ -18,11 +20,13 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def build(twin: Path) -> None:
+def build(twin: Path, run: bool = True) -> None:
     file = twin.with_suffix(".ipynb")
     notebook = jupytext.read(twin)
     if file.exists():
         notebook = combine_inputs_with_outputs(notebook, nbformat.read(file, 4), fmt="py:percent")
+    if not run:
+        return nbformat.write(notebook, file)
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": FOLDER}}
     ).execute()
@@ -47,10 +51,11 @@ def seconds(notebook) -> list[float]:
 
 def main() -> None:
     os.environ["LORA_LAB_PROGRESS"] = str(Path(tempfile.mkdtemp()) / "progress.json")  # not the author's own
+    run, names = "--sources" not in sys.argv, [name for name in sys.argv[1:] if name != "--sources"]
     for twin in sorted(FOLDER.glob("*.py")):
-        if len(sys.argv) == 1 or twin.stem in sys.argv[1:]:
-            print(f"running {twin.stem} ...", flush=True)
-            build(twin)
+        if not names or twin.stem in names:
+            print(f"{'running' if run else 'writing'} {twin.stem} ...", flush=True)
+            build(twin, run)
 
 
 if __name__ == "__main__":

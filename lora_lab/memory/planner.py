@@ -50,8 +50,8 @@ class Plan:
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Return the parts by name, in bytes."""
-        return asdict(self)
+        """Return the parts by name, in bytes: the fields whose names end so."""
+        return {name: value for name, value in asdict(self).items() if name.endswith("_bytes")}
 
     def fits(self, gpu_gb: float) -> bool:
         """Whether this fits a GPU of `gpu_gb` GB (10^9 bytes), with 10 % kept for CUDA and its fragments."""

@@ -74,6 +74,7 @@ def test_exercise_fails_before_and_passes_after_its_solution(source, check, base
     model = base[0]
     assert run(source, model).solved is False
     solved = source
+    assert check in SOLUTIONS, f"teacher/solutions.toml has no [[{check}]]; an exercise's check bears its id's name"
     for old, new in SOLUTIONS[check]:
         assert old in solved
         solved = solved.replace(old, new)

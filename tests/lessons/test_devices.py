@@ -217,7 +217,8 @@ def cheap(small, monkeypatch):
         patch.setattr(cache, "model_folder", lambda: small)
         patch.setattr(models, "_give_memory_back", lambda: None)  # small models have none, and gc takes a second
         patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda source, **_: tokenizer(str(source)))
-        patch.setattr(memory, "plan", lambda *_, **__: memory.Plan(*[1] * 7))
+        planned = memory.Plan(**dict.fromkeys(memory.Plan.__dataclass_fields__, 1))
+        patch.setattr(memory, "plan", lambda *_, **__: planned)
         patch.setattr(meta_model, "without_weights", lambda _: bare)  # for lora_lab.distributed
         patch.setattr(subprocess, "Popen", unseen)
         yield
