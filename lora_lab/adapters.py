@@ -2,9 +2,11 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora.layer import LoraLayer
 
@@ -23,7 +25,7 @@ def positive(**settings) -> None:
             raise LabError(f"{name} is {value!r}. Give a finite number above 0.")
 
 
-def adapter_folder(folder, r: int | None = None) -> str:
+def adapter_folder(folder: str | os.PathLike, r: int | None = None) -> str:
     """Return `folder` as a string, if it holds a saved adapter (of rank `r`, if given).
 
     PEFT asks the model hub for a folder it cannot find an adapter in, and then reports what the hub
@@ -51,7 +53,7 @@ def adapter_folder(folder, r: int | None = None) -> str:
 
 
 @contextlib.contextmanager
-def turned(model, factor: float) -> Iterator[None]:
+def turned(model: torch.nn.Module, factor: float) -> Iterator[None]:
     """Multiply what every LoRA layer of `model` adds by `factor`, inside the block; after it, all is as before.
 
     What it adds to `peft.helpers.rescale_adapter_scale` are refusals: of numbers below 0 and of NaN, and of an adapter

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers import BatchEncoding
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that the loss of every transformers model skips
 
 
-def encode(pairs: Iterable[tuple[str, str]], tokenizer) -> list[dict[str, Any]]:
+def encode(pairs: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Tokenize (prompt, answer) pairs; returns one dict each: `input_ids` and `answer_length`, in tokens.
 
     `input_ids` are the prompt's, the answer's and the end of text, with no special token before or between. The end of

@@ -3,6 +3,7 @@
 import contextlib
 import html
 import time
+from collections.abc import Iterator
 
 from IPython import get_ipython
 from IPython.display import HTML, display
@@ -72,7 +73,7 @@ def bar(label: str, done: int, total: int, text: str) -> HTML:
 
 
 @contextlib.contextmanager
-def no_progress_bars():
+def no_progress_bars() -> Iterator[None]:
     """Switch transformers' own bars off inside the block, for steps of a second that would fill a page with them."""
     from transformers.utils import logging
 

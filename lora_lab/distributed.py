@@ -5,6 +5,7 @@ Memory is `memory.plan`'s. How fast the GPUs compute and talk is yours to say: t
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,9 +44,9 @@ class Share:
         return "sending" if self.send_seconds > self.compute_seconds else "computing"
 
 
-def plan(model, lora: LoraConfig, precision: str | None = None, gpus=(1, 8, 64), batch_size: int = 64,
-         seq_len: int = 512, mode: str = "ddp", *, bytes_per_second: float | None = None,
-         flop_per_second: float | None = None, **options) -> list[Share]:
+def plan(model: meta_model.Source, lora: LoraConfig, precision: str | None = None,
+         gpus: int | Iterable[int] = (1, 8, 64), batch_size: int = 64, seq_len: int = 512, mode: str = "ddp", *,
+         bytes_per_second: float | None = None, flop_per_second: float | None = None, **options) -> list[Share]:
     """Return one Share for each number in `gpus`, of a step of all GPUs on `batch_size` rows of `seq_len` tokens.
 
     `model`, `lora`, `precision` and `options` are those of `memory.plan`. `bytes_per_second` is what one GPU sends

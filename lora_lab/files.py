@@ -6,6 +6,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -67,12 +68,12 @@ def read_text(path: str | os.PathLike, largest: int = LARGEST) -> str:
         raise ValueError("it is not a text file") from None
 
 
-def read_json(path: str | os.PathLike, kind: type, largest: int = LARGEST):
+def read_json(path: str | os.PathLike, kind: type, largest: int = LARGEST) -> Any:
     """Return the JSON in a file, which is a `kind` (dict or list). Raises OSError and ValueError, as `read_text`."""
     return parse_json(read_text(path, largest), kind)
 
 
-def parse_json(text: str, kind: type):
+def parse_json(text: str, kind: type) -> Any:
     """Return the JSON in `text`, which is a `kind`. Raises ValueError, with the reason, for everything else."""
     try:
         found = json.loads(text)

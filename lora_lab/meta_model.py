@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -11,10 +12,11 @@ from transformers.pytorch_utils import Conv1D
 from . import models
 from .errors import LabError, reason
 
+Source: TypeAlias = PreTrainedModel | PreTrainedConfig | PeftModel | str  # what can be planned for
 VALUES_ONLY = ("eva", "olora", "pissa", "corda", "loftq", "lora_ga")  # initialisations that change no shape
 
 
-def adapt(model, config: LoraConfig) -> tuple[PeftModel, list[str]]:
+def adapt(model: torch.nn.Module, config: LoraConfig) -> tuple[PeftModel, list[str]]:
     """Return what `get_peft_model(model, config)` makes of `model` without its weights, and PEFT's warnings.
 
     Changes neither argument. Raises what PEFT raises.
@@ -28,7 +30,7 @@ def adapt(model, config: LoraConfig) -> tuple[PeftModel, list[str]]:
     return adapted, [str(w.message) for w in caught if not issubclass(w.category, FutureWarning)]
 
 
-def bare(model):
+def bare(model: torch.nn.Module) -> torch.nn.Module:
     """Return the same modules under the same names, with parameters on the meta device.
 
     A copy by hand: deepcopy would also copy what layers keep beside their parameters.
@@ -70,7 +72,7 @@ def build(config: PreTrainedConfig, model_class: type[PreTrainedModel] | None = 
         return model_class(config) if model_class else AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def without_weights(source) -> tuple[PreTrainedModel, str | None, torch.dtype | None]:
+def without_weights(source: Source) -> tuple[PreTrainedModel, str | None, torch.dtype | None]:
     """Return `source` (a model, its config, a folder or a hub id) as a float32 model on the meta device.
 
     And its quantisation ("int8", "nf4" or None), and the dtype of what is not quantised, if known. Raises LabError.
@@ -94,7 +96,8 @@ def without_weights(source) -> tuple[PreTrainedModel, str | None, torch.dtype | 
     if quantisation:
         del config.quantization_config
     own = "int8" if quantisation.get("load_in_8bit") else "nf4" if quantisation.get("load_in_4bit") else None
-    dtype = next(p.dtype for p in source.parameters() if p.is_floating_point()) if model_class else config.dtype
+    dtype = config.dtype if model_class is None else next(
+        p.dtype for p in source.parameters() if p.is_floating_point())  # type: ignore[union-attr]
     config.dtype = None
     try:
         return build(config, model_class).float(), own, dtype
@@ -103,7 +106,7 @@ def without_weights(source) -> tuple[PreTrainedModel, str | None, torch.dtype | 
                        "language model.") from None
 
 
-def linear_shape(module) -> tuple[int, int] | None:
+def linear_shape(module: torch.nn.Module | None) -> tuple[int, int] | None:
     """Return (out, in) of a linear layer, quantised ones included, or of GPT-2's Conv1D; None for other modules."""
     if isinstance(module, Conv1D):  # stored as (in, out)
         return (module.nf, module.nx)

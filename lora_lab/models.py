@@ -9,13 +9,14 @@ import gc
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
 
 from . import cache, display
@@ -29,7 +30,7 @@ PRECISIONS = (*TRAINED, "int8", "nf4")
 FORCED = "LORA_LAB_PRECISION"
 
 
-def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = False):
+def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = False) -> tuple[PreTrainedModel, Any]:
     """Load a causal language model and its tokenizer; returns `(model, tokenizer)`.
 
     `name` is the default model, a hub id ("owner/name") or a local folder. `precision` is one of
@@ -197,7 +198,7 @@ def _check_folder(name: str) -> str:
     )
 
 
-def read_config(name: str):
+def read_config(name: str) -> Any:
     """Return the config of a model alone: `name` as in `load_base`. Raises LabError."""
     return _from_pretrained(cache.model_folder() if name == DEFAULT else _check_folder(name), {}, AutoConfig)[0]
 

@@ -18,7 +18,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from . import files
 from .display import no_progress_bars
@@ -29,7 +29,8 @@ _OURS = ("*.safetensors", "*.safetensors.index.json", "*config.json", "README.md
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
-def ship(model, tokenizer, folder, card: str, base: str | None = None) -> Path:
+def ship(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike, card: str,
+         base: str | None = None) -> Path:
     """Save the adapter of a PEFT model, or else the whole model, to `folder`; returns the folder.
 
     Everything is written beside `folder` and takes its place when complete: after a fault, an interrupted cell or a

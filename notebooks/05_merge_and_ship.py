@@ -250,7 +250,7 @@ compare("merge/unmerged_cost", compare_unmerged)
 quiz("merge/nf4_left")
 
 # %%
-table, losses = [], {}
+lines, losses = [], {}
 
 def judge(name, model):
     worst, changed, kl = [], [], []
@@ -261,7 +261,7 @@ def judge(name, model):
         kl.append((p.exp() * (p - q)).sum(-1))
     score = scoring.quick_score(model, tokenizer, commands, progress=name)
     losses[name] = {"KL": torch.cat(kl).mean().clamp(min=0).item(), "loss": score.loss}  # rounding may be below 0
-    table.append({"model": name, "worst logit": f"{max(worst):.2g}",
+    lines.append({"model": name, "worst logit": f"{max(worst):.2g}",
                   "next tokens changed": f"{torch.cat(changed).float().mean():.1%}",
                   "KL": f"{losses[name]['KL']:.1e}", "exact": f"{score.exact:.1%}", "loss": f"{score.loss:.3f}",
                   "perplexity": f"{scoring.perplexity(model, tokenizer):.4g}"})
@@ -297,7 +297,7 @@ for precision in ("int8", "nf4"):
 # %%
 for precision, messages in said.items():
     print(f"{precision}: {len(messages)} times {messages[0]!r}")
-table(table)
+table(lines)
 
 # %% [markdown]
 # **Look** at the column KL first: how far each model's predictions are from those of the model you trained, before
@@ -639,14 +639,14 @@ rows = words([c.prompt + c.answer for c in tests["one"][:50]], padding=True, ret
 seen = rows.pop("attention_mask").bool()
 with torch.no_grad():
     p = on_rounded(rows["input_ids"]).logits[seen].log_softmax(-1)
-    table = []
+    lines = []
     for where, model in into.items():
         for then, shipped in {"float32": model, "nf4 again": on_grid(model)}.items():
             q = shipped(rows["input_ids"]).logits[seen].log_softmax(-1)
-            table.append({"merged into": f"the {where} base", "served in": then,
+            lines.append({"merged into": f"the {where} base", "served in": then,
                           "KL to what was trained": f"{(p.exp() * (p - q)).sum(-1).mean().abs():.1e}",
                           "skill one": f"{scoring.quick_score(shipped, words, tests['one']).exact:.1%}"})
-table(table)
+table(lines)
 
 # %%
 one = on_rounded.base_model.model.model.layers[0].mlp.up_proj

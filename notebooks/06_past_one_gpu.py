@@ -175,14 +175,14 @@ summed, sent = ring([tokens[0] * halves[0] / sum(tokens), tokens[1] * halves[1] 
 print(f"two GPUs: off by {(summed[0] - whole).abs().max():.1e}; each sent {sent:,.0f} of {whole.nbytes:,} bytes")
 
 # %%
-table = []
+lines = []
 for n in (2, 4, 8, 64):
     given = [torch.randn(6400) for _ in range(n)]
     results, sent = ring(given)
     assert all(torch.allclose(found, sum(given), atol=1e-4) for found in results)
-    table.append({"GPUs": n, "sent by each, times the gradient": f"{sent / given[0].nbytes:.4f}",
+    lines.append({"GPUs": n, "sent by each, times the gradient": f"{sent / given[0].nbytes:.4f}",
                   "2 (N-1)/N": f"{2 * (n - 1) / n:.4f}"})
-table(table)
+table(lines)
 
 # %% [markdown]
 # **Look** down the column: it stops growing. 64 GPUs cost each one hardly more than 8. What counts is the size of the

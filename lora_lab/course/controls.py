@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ipywidgets
 import traitlets
@@ -31,10 +33,10 @@ class Control:
     def __init__(self, question: Question):
         self.widgets: list[ipywidgets.Widget] = []
 
-    def get(self):
+    def get(self) -> Any:
         """The answer as the question's `grade` takes it; None if there is none yet."""
 
-    def set(self, answer) -> None:
+    def set(self, answer: Any) -> None:
         """Show a saved answer."""
 
     def set_held(self, held: list) -> None:
@@ -145,7 +147,7 @@ def _label(text: str) -> str:
 _VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def guard(children: list, label: str, checked=None) -> ipywidgets.VBox:
+def guard(children: list, label: str, checked: Callable[[list], None] | None = None) -> ipywidgets.VBox:
     """Return the controls in a box that keeps their keys; `label` names the box to a screen reader.
 
     Where the page can, `checked(held)` is called instead of the first button, with what each control

@@ -5,8 +5,10 @@ notebook and reads on the web without a kernel.
 """
 
 import html
+from collections.abc import Callable
 
 import ipywidgets
+import torch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -18,7 +20,7 @@ from ..plots import BLUE, GREY, ORANGE, Picture
 from .controls import guard, show
 
 
-def slide(draw, label: str, low: int, high: int, start: int) -> None:
+def slide(draw: Callable, label: str, low: int, high: int, start: int) -> None:
     """Show a slider for a whole number over the picture (or table) `draw(number)`; arrow keys move it too."""
     control = ipywidgets.IntSlider(value=start, min=low, max=high, description=label)
     show(guard([control], label))
@@ -26,7 +28,7 @@ def slide(draw, label: str, low: int, high: int, start: int) -> None:
     control.observe(lambda change: shown.update(draw(change["new"])), "value")
 
 
-def dial(draw, factors: tuple[float, ...], generate=None) -> None:
+def dial(draw: Callable, factors: tuple[float, ...], generate: Callable | None = None) -> None:
     """Show a slider over `factors` above `draw(factor)`; a button shows `generate(factor)`, for what takes longer."""
     start = min(factors, key=lambda factor: abs(factor - 1))
     options = [(f"{factor:g}", factor) for factor in factors]
@@ -49,7 +51,7 @@ def dial(draw, factors: tuple[float, ...], generate=None) -> None:
         button.on_click(ask)
 
 
-def explore(model, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -> None:
+def explore(model: torch.nn.Module, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -> None:
     """Show the target explorer: tick the layers to adapt, and see what a LoraConfig with them trains.
 
     `ticked` are the names ticked at first, where the model has them.
@@ -72,7 +74,7 @@ def explore(model, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -
     _show_live(outputs, [*boxes, rank])
 
 
-def plan_memory(model, gpu_gb: float, **start) -> None:
+def plan_memory(model: torch.nn.Module, gpu_gb: float, **start) -> None:
     """Show the memory planner: controls for what `memory.plan` takes, and its parts as a bar against `gpu_gb` GB.
 
     `start` are values of the controls: rank, targets, precision, batch_size, seq_len, checkpointing.
@@ -118,7 +120,7 @@ def _preformatted(text: str) -> HTML:
     return HTML(f"<pre>{html.escape(text)}</pre>")
 
 
-def group_table(model, report: targets.Report | None = None) -> HTML:
+def group_table(model: torch.nn.Module, report: targets.Report | None = None) -> HTML:
     """Show the linear layers of `model` by name; with a report, how many get an adapter and what trains there."""
     rows = []
     for group in targets.groups(model):

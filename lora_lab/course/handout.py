@@ -116,7 +116,7 @@ def put_back(name: str, root: Path | None = None) -> str:
     return said
 
 
-def show():
+def show() -> Page:
     """Show the lessons in order with links and your progress, as a page for a notebook in the learner's folder."""
     return page(overview())
 
@@ -236,7 +236,7 @@ def _agreed(question: str) -> bool:
 _STYLE = "color:var(--jp-content-font-color1,inherit)"
 
 
-def page(entries) -> Page:
+def page(entries: list[Entry]) -> Page:
     """Return a table of `Entry`; links go to notebooks in the same folder. Every text is escaped."""
     rows, text = "", []
     for entry in entries:
@@ -250,7 +250,7 @@ def page(entries) -> Page:
     return Page(f'<table style="{_STYLE}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>', "\n".join(text))
 
 
-def notebook(entries, live: str) -> dict:
+def notebook(entries: list[Entry], live: str) -> dict:
     """Return the index as a notebook: links that work without a kernel, and the cell `live` with its output of now."""
     shown = page(entries)
     links = "".join(f"\n- [{_plain(entry.title)}]({quote(entry.name)}.ipynb)" for entry in entries)

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NewType
+from typing import Any, NewType
 
 Plain = NewType("Plain", str)
 
@@ -82,11 +82,11 @@ class Question:
         """What there is to choose, a line each."""
         return []
 
-    def holds(self, answer) -> bool:
+    def holds(self, answer: Any) -> bool:
         """Whether `answer` (from a file that anybody may have edited) is one that `grade` can judge."""
         return answer is None
 
-    def grade(self, answer) -> Verdict:
+    def grade(self, answer: Any) -> Verdict:
         """Return the verdict on an answer that `holds`. Predictions have none, exercises that of their check."""
         raise NotImplementedError
 
@@ -108,10 +108,10 @@ class _Options(Question):
 class Choice(_Options):
     """One option is right."""
 
-    def holds(self, answer) -> bool:
+    def holds(self, answer: Any) -> bool:
         return _is_place(answer, self.option)
 
-    def grade(self, chosen) -> Verdict:
+    def grade(self, chosen: Any) -> Verdict:
         option = self.option[chosen]
         return Verdict(option.right, option.says)
 
@@ -126,10 +126,10 @@ class Multiple(_Options):
     """Some options are right, some are not."""
     missing: str  # to those who ticked only right options, but not all
 
-    def holds(self, answer) -> bool:
+    def holds(self, answer: Any) -> bool:
         return _are_places(answer, self.option)
 
-    def grade(self, ticked) -> Verdict:
+    def grade(self, ticked: Sequence[int]) -> Verdict:
         wrong = [self.option[i] for i in ticked if not self.option[i].right]
         if wrong:
             return Verdict(False, _listed((option.text, option.says) for option in wrong))
@@ -156,10 +156,10 @@ class Number(Question):
     def lines(self) -> list[str]:
         return [f"Answer: a number ({self.unit})"]
 
-    def holds(self, answer) -> bool:
+    def holds(self, answer: Any) -> bool:
         return isinstance(answer, str)
 
-    def grade(self, written) -> Verdict:
+    def grade(self, written: str) -> Verdict:
         found = number(written.strip().removesuffix(self.unit))
         if found is None:
             return Verdict(None, "Write one number, such as 4096, 4,096 or 0.25 (with a point for decimals).")
@@ -198,10 +198,10 @@ class Match(Question):
     def lines(self) -> list[str]:
         return [*self.items, f"To choose from: {'; '.join(self.choices)}"]
 
-    def holds(self, answer) -> bool:
+    def holds(self, answer: Any) -> bool:
         return _are_places(answer, self.choices) and len(answer) == len(self.items)
 
-    def grade(self, chosen) -> Verdict:
+    def grade(self, chosen: Any) -> Verdict:
         wrong = [pair for pair, i in zip(self.pair, chosen, strict=True) if self.choices[i] != pair.choice]
         return Verdict(not wrong, _listed((pair.item, pair.says) for pair in wrong) or "All match.")
 
@@ -227,10 +227,10 @@ class Order(Question):
     def lines(self) -> list[str]:
         return self.items
 
-    def holds(self, answer) -> bool:
+    def holds(self, answer: Any) -> bool:
         return _are_places(answer, self.items) and len(answer) == len(self.items)
 
-    def grade(self, chosen) -> Verdict:
+    def grade(self, chosen: Any) -> Verdict:
         if len(set(chosen)) < len(chosen):
             return Verdict(None, "Two of them have the same place. Give each its own.")
         given = [text for _, text in sorted(zip(chosen, self.items, strict=True))]
@@ -253,7 +253,7 @@ class Predict(Question):
     def lines(self) -> list[str]:
         return [band.text for band in self.band]
 
-    def holds(self, answer) -> bool:
+    def holds(self, answer: Any) -> bool:
         return _is_place(answer, self.band)
 
     def right(self, measured: float) -> int:

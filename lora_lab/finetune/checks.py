@@ -7,6 +7,7 @@ import os
 import reprlib
 import string
 from pathlib import Path
+from typing import Any
 
 from .. import files
 from ..errors import LabError, reason
@@ -15,7 +16,7 @@ POCKET = "pocket"  # the small model of `lora_lab.pocket`
 _LARGEST = 2_000_000_000  # bytes of a file of rows
 
 
-def read_rows(data) -> list[tuple[str, str]]:
+def read_rows(data: Any) -> list[tuple[str, str]]:
     """Return the (prompt, answer) pairs in the file of a recipe's `Data`. Raises LabError for other lines."""
     try:
         lines = files.read_text(data.path, _LARGEST).splitlines()
@@ -53,7 +54,7 @@ def template_fields(text: str) -> list[str] | None:
     return names if plain and names else None  # {row.field} and {0} reach into what is no text
 
 
-def check_rows(data, training: dict, faults: list[str]) -> list[tuple[str, str]]:
+def check_rows(data: Any, training: dict, faults: list[str]) -> list[tuple[str, str]]:
     """Return the rows of a recipe's `Data`; adds to `faults` what is wrong with their file or their number."""
     if data is None or any(fault.startswith("data") for fault in faults) or "batch_size" not in training:
         return []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import reprlib
 import typing
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ class Recipe:
         return {name: flat[name] for name in ("model", "precision", "data", "lora", "training", "output")}
 
 
-def read(path, processes: int = 1, resume: bool = False) -> Recipe:
+def read(path: str | os.PathLike, processes: int = 1, resume: bool = False) -> Recipe:
     """Return the recipe in the YAML file `path`, if `processes` processes can train by it here and now.
 
     `resume` allows an output folder that holds this recipe's checkpoints. Looks at the model's config and never at
@@ -121,7 +122,7 @@ def read(path, processes: int = 1, resume: bool = False) -> Recipe:
     return built
 
 
-def write(recipe: Recipe | dict, path) -> Path:
+def write(recipe: Recipe | dict, path: str | os.PathLike) -> Path:
     """Write `recipe` to `path`, which changes whole or not at all. In a dict, `lora` may be a LoraConfig.
 
     Raises LabError for a recipe that `read` would refuse for its keys or values; what it names need not be there yet.

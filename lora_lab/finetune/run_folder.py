@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ METRICS, ROWS = "metrics.jsonl", "rows.sha256"
 _COMPLETE = "complete.json"  # written last into a checkpoint: its files and their sizes
 
 
-def read_metrics(output) -> list[dict]:
+def read_metrics(output: str | os.PathLike) -> list[dict]:
     """Return the lines of `metrics.jsonl` in an output folder; a line that a killed process left unfinished is none."""
     found = []
     with contextlib.suppress(FileNotFoundError):
@@ -30,7 +31,7 @@ def read_metrics(output) -> list[dict]:
     return found
 
 
-def last_checkpoint(output) -> Path | None:
+def last_checkpoint(output: str | os.PathLike) -> Path | None:
     """Return the newest checkpoint in an output folder whose files are all there with their sizes."""
     return max(filter(_is_complete, _checkpoints(output)), key=step_of, default=None)
 
@@ -40,7 +41,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.partition("-")[2])
 
 
-def clean(output, step: int) -> list[str]:
+def clean(output: str | os.PathLike, step: int) -> list[str]:
     """Remove what a killed training left unfinished, and the metrics after `step`; returns the removed folders."""
     output = Path(output)
     broken = [folder for folder in _checkpoints(output) if not _is_complete(folder) or step_of(folder) > step]
@@ -51,7 +52,7 @@ def clean(output, step: int) -> list[str]:
     return [folder.name for folder in broken]
 
 
-def keep_rows(output, rows: list[tuple[str, str]], compare: bool) -> None:
+def keep_rows(output: str | os.PathLike, rows: list[tuple[str, str]], compare: bool) -> None:
     """Note what is trained on, or compare with what was. Raises LabError if that was something else."""
     found = hashlib.sha256(json.dumps([list(row) for row in rows]).encode()).hexdigest()
     noted = Path(output, ROWS)

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 
@@ -23,7 +24,7 @@ from . import recipes
 _SECONDS = 600  # a process that waits longer than this for another gives up
 
 
-def train(recipe: recipes.Recipe, resume: bool = False, callbacks: tuple = ()):
+def train(recipe: recipes.Recipe, resume: bool = False, callbacks: tuple = ()) -> Any:
     """Train by `recipe` in this process and those it was launched with; returns the Trainer.
 
     Raises LabError for what the launch cannot do, an output folder in use, and a loss that is no number any more.
@@ -53,7 +54,7 @@ def train(recipe: recipes.Recipe, resume: bool = False, callbacks: tuple = ()):
     return trainer
 
 
-def order(rows: list[dict], training) -> list[dict]:
+def order(rows: list[dict], training: recipes.Training) -> list[dict]:
     """Return exactly the rows of all steps, `batch_size` for each, as `similar_lengths` orders them pass by pass.
 
     A pass that does not fill its last batch leaves those rows to the next pass.

@@ -4,10 +4,13 @@ Knows nothing of recipes.
 """
 
 import math
+import os
 import re
 import reprlib
 import types
 import typing
+from collections.abc import Collection
+from typing import Any
 
 import yaml
 
@@ -17,7 +20,7 @@ from ..errors import LabError, nearest, reason
 _MOST = 2**32 - 1  # the largest seed that numpy takes; plenty for everything else
 
 
-def fits(value, hint) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Return whether `value`, as YAML gives it, is what a type hint says."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -43,14 +46,14 @@ def _is_finite(value) -> bool:
     return abs(value) < 1e300 if isinstance(value, int) else math.isfinite(value)
 
 
-def within(value, low=None, above=None, below=math.inf) -> bool:
+def within(value: Any, low: float | None = None, above: float | None = None, below: float = math.inf) -> bool:
     """Return whether a number lies in its limits, `low` included, and is none that no machine takes; others do."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return True
     return (low is None or value >= low) and (above is None or value > above) and value < below and value <= _MOST
 
 
-def as_number(value):
+def as_number(value: Any) -> Any:
     """Return 1e-3 as a number, which is a text to YAML 1.1; everything else as it is."""
     return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else value
 
@@ -62,14 +65,14 @@ def fault(key: str, section: dict, expected: str) -> str:
     return f"{key}: found {found}, expected {expected}."
 
 
-def choice(key: str, value, known) -> str:
+def choice(key: str, value: Any, known: Collection) -> str:
     """Return the sentence on a value that is none of the `known` ones, with the nearest."""
     close = nearest(value, known)
     return (f"{key}: found {reprlib.repr(value)}, expected {'one of ' * (len(known) > 1)}"
             f"{', '.join(map(str, known))}.{f' Nearest: {close[0]}.' if close else ''}")
 
 
-def expected(hint, low=None, above=None, below=None) -> str:
+def expected(hint: Any, low: float | None = None, above: float | None = None, below: float | None = None) -> str:
     """Return the words for what a type hint and limits ask for."""
     parts = [part for part in typing.get_args(hint) or (hint,) if part is not type(None)]
     if typing.get_origin(hint) is typing.Literal:
@@ -82,13 +85,13 @@ def expected(hint, low=None, above=None, below=None) -> str:
     return " ".join([text, *limits, *[f"below {below}"] * (below is not None)])
 
 
-def kind(value) -> str:
+def kind(value: Any) -> str:
     """Return the words for what YAML gave, such as "a list"."""
     kinds = {dict: "keys with values", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
     return kinds.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
 
 
-def read_yaml(path, faults: list[str]):
+def read_yaml(path: str | os.PathLike, faults: list[str]) -> Any:
     """Return what the file says, running nothing in it. Raises LabError.
 
     Keys written twice, which YAML readers let pass, are added to `faults`.

@@ -69,9 +69,9 @@ def human(size_bytes: float) -> str:
     return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
-def plan(model_or_config_or_hub_id, lora: LoraConfig | None = None, precision: str | None = None, batch_size: int = 1,
-         seq_len: int = 512, optimizer: str = "adamw", checkpointing: bool | str = False, *, logits_to_keep: int = 0,
-         prepared: bool = False) -> Plan:
+def plan(model_or_config_or_hub_id: meta_model.Source, lora: LoraConfig | None = None, precision: str | None = None,
+         batch_size: int = 1, seq_len: int = 512, optimizer: str = "adamw", checkpointing: bool | str = False, *,
+         logits_to_keep: int = 0, prepared: bool = False) -> Plan:
     """Plan the bytes that fine-tuning takes on one GPU, by part; loads no weights, and from a hub the config alone.
 
     The model: a PreTrainedModel, its config, a folder, or a hub id. `lora=None` plans what a PeftModel has,

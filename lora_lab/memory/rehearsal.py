@@ -55,7 +55,7 @@ class Ledger(TorchDispatchMode):
                 self.add(leaf)
         return result
 
-    def add_model(self, model) -> None:
+    def add_model(self, model: torch.nn.Module) -> None:
         """Count what is there before a step: parameters, their gradients and buffers, as `resting` bytes."""
         for parameter in model.parameters():
             self.add(parameter)
@@ -65,7 +65,7 @@ class Ledger(TorchDispatchMode):
             self.add(buffer)
         self.resting = self.peak = self.live
 
-    def add(self, tensor) -> None:
+    def add(self, tensor: torch.Tensor) -> None:
         """Count a tensor's storage, once, until it is freed."""
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
@@ -82,7 +82,7 @@ class Ledger(TorchDispatchMode):
         if self._in_head:
             self.head_peak = max(self.head_peak, self.live)
 
-    def watch_head(self, head) -> None:
+    def watch_head(self, head: torch.nn.Module) -> None:
         """Keep the time between `head`'s forward and the end of its backward apart."""
 
         def enter(_, inputs):
@@ -120,7 +120,7 @@ class Step:
     peak: float
 
 
-def rehearse(adapted, *, quantised: str | None, skip: set[str], autocast: torch.dtype | None,
+def rehearse(adapted: torch.nn.Module, *, quantised: str | None, skip: set[str], autocast: torch.dtype | None,
              batch_size: int, seq_len: int, logits_to_keep: int, checkpointing: bool | str) -> Step:
     """Run one forward and backward pass of `adapted`, a model on the meta device, in training mode.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import LabError, reason
 from ..scoring import evaluating
@@ -65,7 +66,8 @@ class Audit:
         return "\n".join([*lines, *self.findings, *(f"PEFT warned {said}" for said in self.warnings)])
 
 
-def audit(model, prompts, tokenizer=None, deployed=None, max_new_tokens: int = 16) -> Audit:
+def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokenizerBase | None = None,
+          deployed: torch.nn.Module | None = None, max_new_tokens: int = 16) -> Audit:
     """Compare `model`, a PEFT model with its adapter unmerged, with the same model merged.
 
     `prompts` is a list of texts (give the tokenizer as well) or of lists of token ids. `deployed` is the model that

@@ -18,13 +18,13 @@ from peft.utils.integrations import dequantize_module_weight
 HALVES = torch.bfloat16, torch.float16
 
 
-def packed(model) -> bool:
+def packed(model: torch.nn.Module) -> bool:
     """Return whether bitsandbytes has packed 4-bit weights for this CPU, which PEFT does not know of."""
     states = (getattr(getattr(module, "weight", None), "quant_state", None) for module in model.modules())
     return any(getattr(state, "packing_format_for_cpu", False) for state in states)
 
 
-def tied_targets(model) -> list[str]:
+def tied_targets(model: torch.nn.Module) -> list[str]:
     """Return the adapted layers whose weight another module uses as well."""
     holders = collections.defaultdict(set)
     for path, module in model.named_modules():
@@ -53,7 +53,7 @@ class Comparison:
 NOTHING = Comparison(None, [], [])
 
 
-def compare(model, deployed) -> Comparison:
+def compare(model: torch.nn.Module, deployed: torch.nn.Module) -> Comparison:
     """Compare the weights of `deployed` with those of a PEFT model with its adapter unmerged."""
     reference, found = _underlying(model), _underlying(deployed)
     layers = dict(found.named_modules())

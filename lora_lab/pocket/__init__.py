@@ -22,7 +22,7 @@ _PIECES = r" ?\w+|\n|[^\w\s]+| "  # words with the space before them, runs of pu
 _PAD, _END = "<pad>", "<end>"
 
 
-def load():
+def load() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Return the pretrained model, float32 on the CPU in eval mode, and its tokenizer."""
     model = untrained()
     model.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()}, strict=False)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import batches
 from ..display import Progress
@@ -47,7 +48,7 @@ class Score:
         return f"exact {self.exact:.1%} (95 % interval {low:.1%} to {high:.1%}, n={self.n}), {other}"
 
 
-def chat(model, tokenizer, question: str, max_new_tokens: int = 40) -> str:
+def chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, max_new_tokens: int = 40) -> str:
     """Return the model's greedy answer to an ordinary question, through its chat template."""
     message = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
@@ -56,7 +57,8 @@ def chat(model, tokenizer, question: str, max_new_tokens: int = 40) -> str:
 
 @torch.inference_mode()
 def generate(
-    model, tokenizer, prompts: list[str], max_new_tokens: int = 16, batch_size: int = 50, progress: str | None = None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int = 16,
+    batch_size: int = 50, progress: str | None = None,
 ) -> list[str]:
     """Return greedy continuations of `prompts`, in their order, without special tokens.
 
@@ -95,7 +97,8 @@ def score(rows: Sequence[Row], answers: Sequence[str]) -> Score:
 
 
 @torch.inference_mode()
-def quick_score(model, tokenizer, rows: Sequence[Row], progress: str | None = None) -> Score:
+def quick_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row],
+                progress: str | None = None) -> Score:
     """Return the score by one forward pass over (prompt, answer) pairs, many times faster than `generate`.
 
     If the model's first choice is right at every token of an answer, greedy generation writes that
@@ -144,7 +147,7 @@ def _parse(text: str):
 
 
 @torch.inference_mode()
-def perplexity(model, tokenizer, text: str = GENERAL_TEXT) -> float:
+def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str = GENERAL_TEXT) -> float:
     """Return exp of the mean negative log-likelihood per token of `text` (Jelinek et al. 1977)."""
     ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
     with evaluating(model), _as_trained(model):

@@ -73,7 +73,7 @@ class TargetError(LabError):
         self.report = report
 
 
-def check(model, config: LoraConfig) -> Report:
+def check(model: torch.nn.Module, config: LoraConfig) -> Report:
     """Do as `inspect`, but raise TargetError where PEFT refuses the config or any entry of it has no effect."""
     report = inspect(model, config)
     if report.refused or report.problems:
@@ -81,7 +81,7 @@ def check(model, config: LoraConfig) -> Report:
     return report
 
 
-def inspect(model, config: LoraConfig) -> Report:
+def inspect(model: torch.nn.Module, config: LoraConfig) -> Report:
     """Return what `get_peft_model(model, config)` will adapt and what it will leave out. Changes neither."""
     if isinstance(model, PeftModel):
         raise LabError("This model has an adapter already. Give the model as it was before get_peft_model.")
@@ -112,7 +112,7 @@ def inspect(model, config: LoraConfig) -> Report:
     return report
 
 
-def groups(model) -> list[Group]:
+def groups(model: torch.nn.Module) -> list[Group]:
     """Return the linear layers of `model` by name and shape, in the model's order; also experts held as parameters."""
     found: dict[tuple, list[str]] = {}
     for path, module in model.named_modules():
@@ -128,7 +128,7 @@ def groups(model) -> list[Group]:
     ]
 
 
-def linear_paths(model) -> list[str]:
+def linear_paths(model: torch.nn.Module) -> list[str]:
     """Return the full names of the linear layers of `model`, experts held as parameters left out."""
     return [path for group in groups(model) if group.kind != "Parameter" for path in group.paths]
 

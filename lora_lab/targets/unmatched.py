@@ -7,9 +7,10 @@ and where a name alone cannot tell, PEFT is asked again without the entry (`skel
 import copy
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 
 from ..meta_model import adapt
 from .layer_names import alternatives, matches, suggestion, with_stars
@@ -21,7 +22,7 @@ NO_MATCH = ("All modules were excluded", "No `target_modules` passed", "not foun
             "No modules were targeted")
 
 
-def problems(model, config, report, linear: list[str]) -> Iterator[str]:
+def problems(model: torch.nn.Module, config: LoraConfig, report: Any, linear: list[str]) -> Iterator[str]:
     """Yield one sentence for each entry of `config` without effect. `linear`: the names to suggest instead."""
     paths = [path for path, _ in model.named_modules() if path]
     if broken := list(_broken_expressions(config)):
@@ -62,7 +63,7 @@ def _broken_expressions(config) -> Iterator[str]:
                 yield f"{field}: {expression!r} is no regular expression: {error}."
 
 
-def notes(model, config, report, adapted, bare: list[str]) -> Iterator[str]:
+def notes(model: torch.nn.Module, config: LoraConfig, report: Any, adapted: PeftModel, bare: list) -> Iterator[str]:
     """Yield what is as asked for and yet easy to overlook. `bare`: weights that are no layers."""
     frozen = dict.fromkeys(with_stars(path).rpartition("*.")[2] for path in bare if path not in report.parameters)
     if frozen:
