@@ -70,9 +70,13 @@ def rewrite_exercise(page, source):
     """An exercise is answered in its cell: edit it and run it, by keys."""
     page.evaluate("""index => { const notebook = window.jupyterapp.shell.currentWidget.content;
         notebook.activeCellIndex = index; notebook.mode = 'command'; notebook.activate(); }""", KINDS.index("code") + 1)
+    page.locator(".jp-Notebook:focus-within, .jp-Notebook:focus").wait_for()  # keys before that go to what was clicked
     page.keyboard.press("Enter")
+    editor = page.locator(".jp-Notebook .jp-mod-active .cm-content:focus")
+    editor.wait_for()
     page.keyboard.press("Control+A")
     page.keyboard.insert_text(source)
+    editor.get_by_text(source).wait_for()
     page.keyboard.press("Shift+Enter")
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lora_lab import LabError
 from lora_lab.sweep import Runs, sweep
 
-first_process, threads_at_start = os.getpid(), torch.get_num_threads()
+first_process = os.getpid()
 
 SCRIPT = '''
 import sys, time
@@ -239,11 +239,11 @@ def slow(x, seed=0):
 @pytest.mark.skipif(sys.platform != "linux", reason="copies of a process are made on Linux alone")
 @pytest.mark.parametrize("kept", [True, False])
 def test_copies_of_the_process_share_the_work_and_change_no_figure(tmp_path, kept):
-    store = tmp_path if kept else None
+    store, threads = tmp_path if kept else None, torch.get_num_threads()
     runs = sweep(slow, {"x": range(6)}, [0], store, progress=None, processes=3)
     assert [row["loss"] for row in runs.rows] == list(range(6))
     assert len({row["process"] for row in runs.rows}) == 3
-    assert torch.get_num_threads() == threads_at_start and not multiprocessing.active_children()
+    assert torch.get_num_threads() == threads and not multiprocessing.active_children()
 
 
 def fails_at_three(x, seed=0):
