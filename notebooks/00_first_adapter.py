@@ -23,7 +23,7 @@
 #
 # **You need** Python and PyTorch. You have never fine-tuned a model? Good.
 #
-# **It takes** two to three minutes of computing on two CPU cores, one of them training
+# **It takes** about two minutes of computing on two CPU cores, most of one training
 # (on a GPU: not recorded).
 # No account, no model hub. Any cell may be run again. (`# NBVAL_CHECK_OUTPUT` marks cells whose output must be
 # the same on every machine; the course's tests compare it.)

@@ -26,7 +26,7 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb), and matrix multiplication. The singular value decomposition is
 # introduced where it is used.
 #
-# **It takes** about four minutes of computing on two CPU cores
+# **It takes** about three minutes of computing on two CPU cores
 # (on a GPU: not recorded),
 # and up to 4 GB of memory,
 # because one part trains all weights of the model. A machine that has less, such as Binder's with 2 GB, trains five

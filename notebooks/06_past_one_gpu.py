@@ -23,7 +23,7 @@
 #
 # **You need** [Lesson 0](00_first_adapter.ipynb); [Lesson 3](03_train_in_8bit.ipynb) for the memory planner.
 #
-# **It takes** about three minutes of computing on two CPU cores
+# **It takes** about two minutes of computing on two CPU cores
 # (on a GPU: not recorded). What runs here runs on two CPU processes, and what is said of GPUs is calculated and
 # marked so.
 #

@@ -1,8 +1,7 @@
 """The kinds of question and how an answer to each is judged. No file is read and nothing is shown here.
 
-The fields of these classes are the schema of the files in `questions/`: a field without a default
-must be given. Prose is Markdown with math in dollars; what a
-control shows is `Plain`, since controls show no markup.
+The fields of these classes are the schema of the files in `questions/`: a field without a default must be given. Prose
+is Markdown with math in dollars; what a control shows is `Plain`, since controls show no markup.
 """
 
 import math

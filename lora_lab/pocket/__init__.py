@@ -1,6 +1,6 @@
 """The pocket model: a Llama of a quarter of a million weights that reads the course's commands, for sweeps.
 
-It knows the grammar of `tasks` and nothing else. `dialect` changes the answers, so that there is something to learn.
+It knows the grammar of `smart_home` alone. `dialect` changes the answers, so that there is something to learn.
 Its weights ship with the package; tools/make_pocket.py made them.
 """
 
