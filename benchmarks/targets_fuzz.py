@@ -2,9 +2,9 @@
 
     python benchmarks/targets_fuzz.py [cases] [seed]
 
-PEFT on real weights is the judge, through `get_peft_model` alone. A config that it refuses must be refused with the same
-error, one that it accepts must give the same layers, parameters and count. Then every entry is left out in turn: where
-PEFT then makes the same model, the report must name the entry, and where it does not, no problem may.
+PEFT on real weights is the judge, through `get_peft_model` alone. A config that it refuses must be refused with the
+same error, one that it accepts must give the same layers, parameters and count. Then every entry is left out in turn:
+where PEFT then makes the same model, the report must name the entry, and where it does not, no problem may.
 """
 
 import copy
@@ -43,9 +43,10 @@ MODELS = {
 }
 JUNK = ["query", "w1", "norm", "q_proj.weight", "all-linear", ".*q_proj", "0", "self_attn", "mlp", "layers", "act_fn",
         "lm_head", "embed_tokens", "mlp.experts", "experts.gate_up_proj", "(", "[a", "no_such", "proj"]
-FORMS = [r".*\.({}|{})", r".*{}|.*\.{}", r".*\.(0|9)\..*({}|(x|{}))", "{}{}", r".*{}[\])]?", "(?x) .* {} # a ) and | {}",
+FORMS = [r".*\.({}|{})", r".*{}|.*\.{}", r".*\.(0|9)\..*({}|(x|{}))", "{}{}", r".*{}[\])]?",
+         "(?x) .* {} # a ) and | {}", r".*\.[qkvo]_proj",
          r"(?i).*\.(?:{}|{})", r"(?P<one>.*)\.(?P<two>{}|{})", r"(.*)\.[0-9]\.(.*\.)?({}|{})$", r".*(?<!x)(?=.)({}|{})",
-         r"(?>.*\.|){}|{}", r".*[]|]?{}(?#a comment ()|x{}", r"(.*\.)?(?(1){}|{})", r".*(?x: {} | {} )", r".*\.[qkvo]_proj",
+         r"(?>.*\.|){}|{}", r".*[]|]?{}(?#a comment ()|x{}", r"(.*\.)?(?(1){}|{})", r".*(?x: {} | {} )",
          r".*\.(c_attn|[a-z_]+_proj)", r".*([^\]]){}|({}){{1,2}}"]
 INITS = [True] * 20 + [False, None, "", 0, 1, "gaussian", "Gaussian", "gauss", "eva", "evax", "EVA", "olora", "OLoRA",
                       "olorax", "pissa", "PISSA", "pissa_niter_4", "pissa_niter_x", "pissa_niter_", "pissax", "corda",
@@ -87,12 +88,12 @@ def draw(rng: random.Random) -> tuple[str, dict]:
     for field, share, value in (
         ("exclude_modules", 0.4, lambda: regex() if rng.random() < 0.4 else names(2)),
         ("layers_to_transform", 0.2, lambda: rng.choice([0, 1, 9, [0], [0, 99], [], [1, 1], (0, 1), "1", 1.0])),
-        ("layers_pattern", 0.15, lambda: rng.choice(["layers", "h", "(layers)", "block", ["layers", "h"], ["x", "block"],
-                                                     [], "(?P<idx>h)", "(", "lay.*s"])),
+        ("layers_pattern", 0.15, lambda: rng.choice(["layers", "h", "(layers)", "block", ["layers", "h"], [],
+                                                     ["x", "block"], "(?P<idx>h)", "(", "lay.*s"])),
         ("modules_to_save", 0.15, lambda: names(2) if rng.random() < 0.95 else "lm_head"),
         ("rank_pattern", 0.25, lambda: {n: rng.choice([2, 4]) for n in names(3)}),
         ("alpha_pattern", 0.25, lambda: {n: rng.choice([8, 16, 0]) for n in names(3)}),
-        ("target_parameters", 0.12, lambda: [ending(held) for _ in range(rng.randint(1, 2))] + rng.choice([[], ["no.x"]])),
+        ("target_parameters", 0.12, lambda: [ending(held), *rng.choice([[], ["no.x"], [ending(held)]])]),
         ("trainable_token_indices", 0.1, lambda: rng.choice([[1, 2], [99], [-1], [3, 3], [], {"embed_tokens": [1]},
                                                              {"lm_head": [0, 5]}, {"no_such": [1]}])),
         ("lora_alpha", 0.4, lambda: rng.choice([16, 16, 16, 1, 0, -4, float("nan"), float("inf")])),
@@ -153,7 +154,8 @@ def judge(name: str, options: dict) -> tuple[str, list[str]]:
         return "refused", [] if report.refused.partition(":")[0] == real.__name__ else [
             f"PEFT raises {real.__name__}, the report says {report.refused or 'accepted'}"]
     tuner, wrong = real.base_model, []
-    theirs = set(tuner.targeted_module_names), set(tuner.targeted_parameter_names), real.get_nb_trainable_parameters()[0]
+    theirs = (set(tuner.targeted_module_names), set(tuner.targeted_parameter_names),
+              real.get_nb_trainable_parameters()[0])
     if (ours := (set(report.modules), set(report.parameters), report.trainable)) != theirs:
         wrong.append(f"PEFT adapts {theirs}, the report says {report.refused or ours}")
     if sum(report.per_path.values()) > report.trainable:

@@ -1,8 +1,8 @@
 """What tells a stored run from all others: its settings, and a digest of all that the functions of a sweep use.
 
-Functions of notebooks, scripts and single modules are followed by value: code, defaults, closures, bound objects, and the
-globals that the code names, helpers among them. Packages count by name and version, or, where they are edited in place,
-by their source. What cannot be read is refused, with the remedy.
+Functions of notebooks, scripts and single modules are followed by value: code, defaults, closures, bound objects, and
+the globals that the code names, helpers among them. Packages count by name and version, or, where they are edited in
+place, by their source. What cannot be read is refused, with the remedy.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ INSTALLED = tuple({*site.getsitepackages(), site.getusersitepackages(), *(
     sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))})
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
 STORES = ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "STORE_SUBSCR", "DELETE_SUBSCR", "STORE_ATTR", "DELETE_ATTR")
-CHANGES = {"append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop", "popleft", "popitem", "clear",
-           "remove", "discard", "write", "writelines", "put"}
+CHANGES = {"append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop", "popleft", "popitem",
+           "clear", "remove", "discard", "write", "writelines", "put"}
 CACHED = type(functools.cache(int))
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 NO_CODE = (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
@@ -149,8 +149,8 @@ class _Reader:
         if use.changed and not isinstance(held, NO_CODE):
             if use.read:
                 raise LabError(
-                    f"The store cannot tell these runs from others: {where} is changed there and read as well, so a result "
-                    "depends on the runs before. Copy it inside the function; for results to keep, use functools.cache.")
+                    f"The store cannot tell these runs from others: {where} is changed there and read as well, so a "
+                    "result depends on the runs before. Copy it inside the function; functools.cache keeps results.")
             yield f"a log, {type(held).__qualname__}"  # what is only written decides no result
         elif isinstance(held, types.ModuleType) and not self.module(held.__name__):
             for name in sorted(use.attributes):  # a module beside the notebook: what is used of it
@@ -195,11 +195,13 @@ class _Reader:
             found = reducer(value) if reducer else value.__reduce_ex__(4)
         except Exception as error:
             raise LabError(
-                f"The store cannot tell these runs from others: {where} is a {type(value).__name__}, whose content cannot "
-                f"be read ({reason(error, 80)}). Make it inside the function, or name it by a setting; or sweep without "
-                "a store.") from None
+                f"The store cannot tell these runs from others: {where} is a {type(value).__name__}, whose content "
+                f"cannot be read ({reason(error, 80)}). Make it inside the function, or name it by a setting; or sweep "
+                "without a store.") from None
         yield from (self.of(type(value), where), str(getattr(value, "__module__", "")))
         for part in [found] if isinstance(found, str) else found:
+            if isinstance(part, dict):  # a generation config's hash of itself is another in every process
+                part = {name: held for name, held in part.items() if name != "_original_object_hash"}
             yield self.of(list(part) if isinstance(part, Iterator) else part, where)
 
     def module(self, name: str) -> list[str]:

@@ -143,7 +143,7 @@ def _is_bare(module, name: str, parameter) -> bool:
 def _per_path(model) -> dict[str, int]:
     """How many parameters train at each layer that PEFT adapts; what several share counts once, for the first."""
     counts: dict[str, int] = {}
-    seen = set()
+    seen: set[int] = set()
     for path, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
