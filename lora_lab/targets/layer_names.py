@@ -65,8 +65,8 @@ def _roles(name: str) -> set[str]:
 def alternatives(pattern: str) -> Iterator[tuple[str, str]]:
     """Yield each alternative of a regular expression, with the expression that insists on it.
 
-    `(q|v)_proj` gives `("q", "(q)_proj")` and `("v", "(v)_proj")`; `[qv]` counts as alternatives too. Spaces and
-    comments of a verbose expression are dropped.
+    `(q|v)_proj` gives `("q", "(q)_proj")` and `("v", "(v)_proj")`; `[qv]` counts as alternatives too, and an empty one
+    does not. Spaces and comments of a verbose expression are dropped.
     """
     pattern, choices = _choices(pattern)
     for choice in choices:
@@ -155,7 +155,7 @@ class _Group:
 
     def choices(self, close: int, end: int, repeated: bool) -> list[_Choice]:
         edges = [self.content - 1, *self.bars, close]
-        spans = tuple((a + 1, b) for a, b in zip(edges, edges[1:]))
+        spans = tuple((a + 1, b) for a, b in zip(edges, edges[1:]) if a + 1 < b)
         return [_Choice(self.start, end, spans, self.opening, repeated)] if self.bars else []
 
 

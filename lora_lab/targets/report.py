@@ -108,7 +108,7 @@ def inspect(model: torch.nn.Module, config: LoraConfig) -> Report:
     report.problems = tuple(unmatched.problems(model, config, report, linear_paths(model), adapted))
     bare = [path for group in groups(model) if group.kind == "Parameter" for path in group.paths]
     warned = [f"PEFT warns: {reason(text, 200)}" for text in said if not text.startswith(unmatched.PEFT_SAYS_TOO)]
-    report.notes = (*unmatched.notes(model, asked, report, adapted, bare), *dict.fromkeys(warned))
+    report.notes = tuple(dict.fromkeys((*unmatched.notes(model, asked, report, adapted, bare), *warned)))
     return report
 
 

@@ -40,7 +40,7 @@ def problems(
     if found := list(refusals.broken_expressions(config)):
         return found
     if adapted is not None:
-        return list(_without_effect(model, config, report, paths, linear, adapted))
+        return list(dict.fromkeys(_without_effect(model, config, report, paths, linear, adapted)))
     with contextlib.suppress(TypeError, ValueError, AttributeError):  # what PEFT refuses may hold anything
         found.extend(refusals.why_refused(model, config, paths, linear))
     return found
@@ -106,7 +106,7 @@ def _without_effect(model, config, report, paths, linear, adapted) -> Iterator[s
             rest = entries[:at] + entries[at + 1 :]
             if not names.prove(field, entry, rest) and _same(model, config, with_all, field, rest or NOTHING[field]):
                 yield from say(entry, rest)
-    yield from _dead_exclusions(asked, report, paths)
+    yield from _dead_exclusions(model, config, report, paths) if config.exclude_modules else ()
     for field, default in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
         yield from _dead_patterns(field, getattr(config, field) or {}, default, report.modules + report.parameters)
     yield from _odd_numbers(config, adapted)
@@ -165,9 +165,11 @@ class _Names:
             yield f"layers_to_transform: layer {number} has none of the target modules, so it gets no adapter."
 
     def layers_pattern(self, entry, rest) -> Iterator[str]:
-        why = "no adapted layer is numbered right after it" if listed(self.asked.layers_to_transform) else (
-            "layers_to_transform names no layer")
-        yield f"layers_pattern: {entry!r} decides nothing: {why}."
+        if any(fits("layers_pattern", entry, path) and fits("layers_pattern", other, path) for other in rest
+               for path in self.report.modules):
+            yield f"layers_pattern: {entry!r} adds nothing to {_listing(rest)}."
+        else:
+            yield f"layers_pattern: {entry!r} decides nothing: no adapted layer is chosen by the number after it."
 
     def parameter(self, entry, rest) -> Iterator[str]:
         if any(matches(entry, path) for path in self.report.parameters):
@@ -183,8 +185,8 @@ class _Names:
         elif not any(list(self.model.get_submodule(path).parameters()) for path in named):
             kind = type(self.model.get_submodule(named[0])).__name__
             yield f"modules_to_save: {entry!r} is a {kind} here, which has no weights."
-        elif rest:
-            yield f"modules_to_save: {entry!r} adds nothing to {_listing(rest)}."
+        elif others := [other for other in rest if any(path.endswith(other) for path in named)]:
+            yield f"modules_to_save: {entry!r} adds nothing to {_listing(others)}."
 
 
 def _listing(entries: list) -> str:
@@ -195,12 +197,18 @@ def _all_excluded(paths, config) -> bool:
     return bool(paths) and all(excluded(path, config) for path in paths)
 
 
-def _dead_exclusions(asked, report, paths) -> Iterator[str]:
-    wanted, free = asked.exclude_modules or (), copy.copy(asked)
+def _dead_exclusions(model, config, report, paths) -> Iterator[str]:
+    wanted, free = config.exclude_modules, copy.deepcopy(config)
     free.exclude_modules = None
-    targets = {path for path in paths if check_target_module_exists(free, path)}  # PEFT's own rule
+    try:
+        targets = set(adapt(model, free)[0].base_model.targeted_module_names)
+    except Exception:  # what is excluded is what PEFT cannot adapt: by its rule for names, then
+        free.target_modules = free.target_modules or ()
+        targets = {path for path in paths if check_target_module_exists(free, path)}
     if isinstance(wanted, str):
-        named = {option: [p for p in paths if re.fullmatch(strict, p)] for option, strict in _each(wanted)}
+        whole = [path for path in paths if re.fullmatch(wanted, path)]
+        options = _each(wanted) if targets & set(whole) else ()
+        named = {wanted: whole} | {option: [p for p in paths if re.fullmatch(strict, p)] for option, strict in options}
     else:
         named = {entry: [p for p in paths if matches(entry, p)] for entry in sorted(wanted, key=str)}
     for entry, found in named.items():
@@ -219,8 +227,8 @@ def _dead_exclusions(asked, report, paths) -> Iterator[str]:
 
 
 def _each(pattern) -> Iterator[tuple[str, str]]:
-    """The expression itself and its alternatives; those that are none once they are cut out are left out."""
-    for option, strict in [(pattern, pattern), *alternatives(pattern)]:
+    """Alternatives, those left out that are no expression once they are cut out of one."""
+    for option, strict in alternatives(pattern):
         with contextlib.suppress(re.error):
             re.compile(strict)
             yield option, strict
