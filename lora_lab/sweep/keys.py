@@ -80,6 +80,8 @@ class _Reader:
     def __init__(self):
         self.found: dict[int, str] = {}
         self.kept: list = []  # an object that is gone could leave its id to another
+        self.libraries: dict[str, list[str]] = {}
+        self.sources: dict[str, types.CodeType | None] = {}
 
     def of(self, value: Any, where: str) -> str:
         if type(value) in PLAIN:
@@ -93,7 +95,7 @@ class _Reader:
     def parts(self, value: Any, where: str) -> Iterator[str | bytes]:
         torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
         if isinstance(value, types.ModuleType):
-            yield from self.module(value.__name__)
+            yield from self.imported(value.__name__, where)
         elif isinstance(value, types.FunctionType):
             yield from self.function(value, where)
         elif isinstance(value, type):
@@ -152,11 +154,11 @@ class _Reader:
                     f"The store cannot tell these runs from others: {where} is changed there and read as well, so a "
                     "result depends on the runs before. Copy it inside the function; functools.cache keeps results.")
             yield f"a log, {type(held).__qualname__}"  # what is only written decides no result
-        elif isinstance(held, types.ModuleType) and not self.module(held.__name__):
-            for name in sorted(use.attributes):  # a module beside the notebook: what is used of it
+            return
+        yield self.of(held, where)
+        if isinstance(held, types.ModuleType) and not self.module(held.__name__):
+            for name in sorted(use.attributes):  # a module beside the notebook: what is used of it, as it is now
                 yield from (name, self.of(getattr(held, name, None), f"{name} in {where}"))
-        else:
-            yield self.of(held, where)
 
     def code(self, code: types.CodeType, where: str) -> Iterator[str | bytes]:
         yield code.co_code
@@ -165,7 +167,7 @@ class _Reader:
         yield from (self.of(constant, where) for constant in code.co_consts)
         for step in dis.get_instructions(code):
             if step.opname == "IMPORT_NAME" and step.argval:
-                yield from self.module(step.argval) or [_text(step.argval.partition(".")[0])]
+                yield from self.imported(step.argval, where)
 
     def kind(self, value: type, where: str) -> Iterator[str]:
         library = self.module(value.__module__)
@@ -206,10 +208,18 @@ class _Reader:
 
     def module(self, name: str) -> list[str]:
         """The version of a library or package, or its source; empty for a notebook, a script and a single module."""
-        return _library(name.partition(".")[0])
+        root = name.partition(".")[0]
+        if root not in self.libraries:
+            self.libraries[root] = _library(root)
+        return self.libraries[root]
+
+    def imported(self, name: str, where: str) -> list[str]:
+        """The same, or the source of a single module, and of those that it imports."""
+        if name not in self.sources:
+            self.sources[name] = None if self.module(name) else _source(name)
+        return self.module(name) or [self.of(self.sources[name], where)]
 
 
-@functools.lru_cache
 def _library(root: str) -> list[str]:
     if root in sys.stdlib_module_names:
         return [root]
@@ -231,10 +241,11 @@ def _spec(root: str):
         return None
 
 
-def _text(root: str) -> str:
-    """A digest of the source of a single module; empty where there is none."""
-    spec = _spec(root)
-    return _digest(Path(spec.origin).read_bytes()) if spec and spec.origin and Path(spec.origin).is_file() else ""
+def _source(name: str) -> types.CodeType | None:
+    spec = _spec(name)
+    if not spec or not str(spec.origin).endswith(".py"):
+        return None
+    return compile(Path(spec.origin).read_bytes(), name, "exec")
 
 
 def _found_at(value) -> bool:

@@ -91,7 +91,6 @@ def notes(model: torch.nn.Module, config: LoraConfig, report: Any, adapted: Peft
 def _without_effect(model, config, report, paths, linear, adapted) -> Iterator[str]:
     if isinstance(name := config.modules_to_save, str):
         yield f"modules_to_save: PEFT takes the string {name!r} letter by letter. Write it as a list: [{name!r}]."
-        return
     if isinstance(config.target_modules, str):
         yield from refusals.dead_in_expression(model, config, paths, linear)
     asked = copy.copy(config)  # as PEFT understood it
@@ -101,7 +100,7 @@ def _without_effect(model, config, report, paths, linear, adapted) -> Iterator[s
                        ("layers_pattern", names.layers_pattern), ("target_parameters", names.parameter),
                        ("modules_to_save", names.copy)):
         value = getattr(config, field)
-        entries = [] if isinstance(value, str) and field == "target_modules" else listed(value)
+        entries = [] if isinstance(value, str) and field in ("target_modules", "modules_to_save") else listed(value)
         for at, entry in sorted(enumerate(entries), key=lambda item: str(item[1])):
             rest = entries[:at] + entries[at + 1 :]
             if not names.prove(field, entry, rest) and _same(model, config, with_all, field, rest or NOTHING[field]):
@@ -133,9 +132,10 @@ class _Names:
         self.model, self.asked, self.report, self.paths, self.linear = model, asked, report, paths, linear
 
     def prove(self, field, entry, rest) -> bool:
-        if field == "target_modules":
-            return any(matches(entry, path) and not any(matches(other, path) for other in rest)
-                       for path in self.report.modules)
+        if field == "target_modules":  # what is tied, PEFT adapts for the sake of another
+            return not getattr(self.asked, "ensure_weight_tying", False) and any(
+                matches(entry, path) and not any(matches(other, path) for other in rest)
+                for path in self.report.modules)
         if field != "layers_to_transform" or entry in rest:
             return False
         whole = set(listed(self.asked.target_modules))  # PEFT does not look for the layer of a whole path
@@ -149,6 +149,8 @@ class _Names:
             return  # as asked for, if twice: see `notes`
         elif others := [other for other in rest if any(matches(other, p) for p in named if p in self.report.modules)]:
             yield f"target_modules: {entry!r} adds nothing to {_listing(others)}."
+        elif set(named) & set(self.report.modules):
+            yield f"target_modules: {entry!r} adds nothing: its layers are tied to those of {_listing(rest)}."
         else:
             yield f"target_modules: {entry!r} is in none of the layers {self.asked.layers_to_transform}."
 
@@ -185,7 +187,8 @@ class _Names:
         elif not any(list(self.model.get_submodule(path).parameters()) for path in named):
             kind = type(self.model.get_submodule(named[0])).__name__
             yield f"modules_to_save: {entry!r} is a {kind} here, which has no weights."
-        elif others := [other for other in rest if any(path.endswith(other) for path in named)]:
+        elif others := [other for other in rest
+                        if any(path.endswith(other) or f".{other}." in f".{path}" for path in named)]:
             yield f"modules_to_save: {entry!r} adds nothing to {_listing(others)}."
 
 
@@ -202,9 +205,11 @@ def _dead_exclusions(model, config, report, paths) -> Iterator[str]:
     free.exclude_modules = None
     try:
         targets = set(adapt(model, free)[0].base_model.targeted_module_names)
-    except Exception:  # what is excluded is what PEFT cannot adapt: by its rule for names, then
-        free.target_modules = free.target_modules or ()
-        targets = {path for path in paths if check_target_module_exists(free, path)}
+    except Exception:  # what is excluded is what PEFT refuses: by its rule for names, then, or nothing can be said
+        try:
+            targets = {path for path in paths if check_target_module_exists(free, path)}
+        except Exception:
+            return
     if isinstance(wanted, str):
         whole = [path for path in paths if re.fullmatch(wanted, path)]
         options = _each(wanted) if targets & set(whole) else ()

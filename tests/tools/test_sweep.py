@@ -388,6 +388,11 @@ print(sweep(run, {"x": [1, 2]}, [0], "store", None).mean("loss"), len(log))
     assert runs("2") == ["10.5", "2"]
     (tmp_path / "beside.py").write_text("LR = {'a', 'b', 'c'}\n\ndef step(x): return -x * len(LR)\n")
     assert runs("2") == ["1.5", "2"]
+    (tmp_path / "beside.py").write_text("import deep\n\ndef step(x): return x * deep.FACTOR\n")
+    (tmp_path / "deep.py").write_text("FACTOR = 1\n")
+    assert [runs("1"), runs("2")] == [["7.5", "2"], ["7.5", "0"]]
+    (tmp_path / "deep.py").write_text("FACTOR = 2\n")
+    assert runs("1") == ["9.0", "2"]
 
 
 @pytest.mark.parametrize("change", [

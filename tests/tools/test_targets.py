@@ -270,7 +270,8 @@ def test_an_exclusion_of_experts_beside_their_parameters_is_reported():
 @pytest.mark.parametrize("options", [
     dict(layers_to_transform=1.0), dict(layers_to_transform="1"), dict(lora_alpha="16"), dict(lora_dropout=1.5),
     dict(r=0), dict(target_modules=3), dict(modules_to_save=[3]), dict(rank_pattern={"q_proj": None}),
-    dict(exclude_modules=3), dict(layers_to_transform=[0], layers_pattern="(?P<idx>layers)"), dict(trainable_token_indices=[99]),
+    dict(exclude_modules=3), dict(layers_to_transform=[0], layers_pattern="(?P<idx>layers)"),
+    dict(trainable_token_indices=[99]),
 ])
 def test_odd_values_end_as_with_peft(llama, options):
     real, config = LlamaForCausalLM(llama.config), LoraConfig(**dict(target_modules=["q_proj"]) | options)
