@@ -1,7 +1,7 @@
 """What a LoraConfig will adapt in a model, before any training: which layers, how many parameters.
 
-PEFT itself decides (see `skeleton`); what a config asks for and does not get is found in `misses`.
-Drawing is in `plots`, clicking in `widgets`.
+PEFT itself decides (`meta_model.adapt`); what a config asks for and does not get is found in `unmatched`, why PEFT
+refuses one in `refusals`. Drawing is in `plots`.
 """
 
 import copy
@@ -39,9 +39,10 @@ class Report:
     """What a config does to a model.
 
     `modules` and `parameters` are the full names of what PEFT adapts; `saved` is trained as a full copy
-    (modules_to_save); `trainable` counts parameters in all, `per_path` those of each adapted layer. `ranks` are the
-    ranks of the adapted modules.
-    `problems` lists what the config asks for and does not get; `refused` is PEFT's error, if it raises.
+    (modules_to_save); `trainable` counts parameters in all, as PEFT does; `per_path` those of each adapted layer, where
+    adapters of tied layers count once, for the first. `ranks` are the ranks of the adapted modules.
+    `problems` lists what the config asks for and does not get: entries that could be left out without a change, and
+    numbers that switch an adapter off. `notes` lists what is easy to overlook; `refused` is PEFT's error, if it raises.
     """
 
     modules: tuple[str, ...] = ()
