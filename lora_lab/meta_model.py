@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -13,7 +15,6 @@ from . import models
 from .errors import LabError, reason
 
 Source: TypeAlias = PreTrainedModel | PreTrainedConfig | PeftModel | str  # what can be planned for
-VALUES_ONLY = ("eva", "olora", "pissa", "corda", "loftq", "lora_ga")  # initialisations that change no shape
 
 
 def adapt(model: torch.nn.Module, config: LoraConfig) -> tuple[PeftModel, list[str]]:
@@ -22,12 +23,34 @@ def adapt(model: torch.nn.Module, config: LoraConfig) -> tuple[PeftModel, list[s
     Changes neither argument. Raises what PEFT raises.
     """
     config = copy.deepcopy(config)
-    if str(config.init_lora_weights).lower().startswith(VALUES_ONLY):
+    if _needs_values(model, config):
         config.init_lora_weights = True
     with warnings.catch_warnings(record=True) as caught, torch.device("meta"), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("always")
         adapted = get_peft_model(bare(model), config)
+    _check_values(adapted)
     return adapted, [str(w.message) for w in caught if not issubclass(w.category, FutureWarning)]
+
+
+def _needs_values(model, config) -> bool:
+    """Whether the initialisation computes from weights or from what was prepared, and changes no shape."""
+    init = config.init_lora_weights
+    if init == "corda":  # without `preprocess_corda` PEFT refuses it
+        return any(hasattr(module, "eigens") for module in model.modules())
+    packed = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    return init in ("loftq", "lora_ga") or (packed and str(init).lower() == "olora")
+
+
+def _check_values(adapted: PeftModel) -> None:
+    """Raise what PEFT raises of real weights, and of none without them."""
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer) and str(adapted.peft_config["default"].init_lora_weights).lower() == "mica":
+            if layer.r["default"] > min(layer.in_features, layer.out_features):
+                raise ValueError(f"MiCA requires `r` <= min(in_features, out_features) but got r={layer.r['default']}")
+        elif isinstance(layer, TrainableTokensLayer):
+            size = layer.get_base_layer().weight.shape[0]
+            if wrong := [token for token in layer.token_indices["default"] if not -size <= token < size]:
+                raise IndexError(f"index {wrong[0]} is out of bounds for dimension 0 with size {size}")
 
 
 def bare(model: torch.nn.Module) -> torch.nn.Module:

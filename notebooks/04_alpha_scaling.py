@@ -177,7 +177,7 @@ quiz("alpha/two_meters")
 
 # %%
 small, words = pocket.load()
-lesson = pocket.dialect(smart_home.commands("train", n=1500, seed=0))
+lesson = tuple(pocket.dialect(smart_home.commands("train", n=1500, seed=0)))
 old = smart_home.commands("validation combinations", n=200, seed=0)
 held_out = pocket.dialect(old)
 print(f"{small.num_parameters():,} parameters;", lesson[0].text, "->", lesson[0].answer)
@@ -188,11 +188,9 @@ print("base, the dialect:", scoring.quick_score(small, words, held_out))
 # How a pocket model is trained, in the open: PEFT's adapter, torch's optimiser, a learning rate that falls to zero.
 
 # %%
-DATA = {"dialect": lesson}
-
 @functools.cache
 def batches_of(data, seed, steps):
-    return list(itertools.islice(pocket.stream(DATA[data], batch_size=16, seed=seed), steps))
+    return list(itertools.islice(pocket.stream(data, batch_size=16, seed=seed), steps))
 
 def follow(model, optimizer, lr, data):
     model.train()
@@ -226,7 +224,7 @@ def train(alpha=16, lr=0.01, r=8, optimizer="AdamW", rslora=False, steps=40, adj
     for name, parameter in model.named_parameters():
         if adjust and "lora_A" in name:
             ADJUST[adjust](parameter)
-    return optimise(model, optimizer, lr, batches_of("dialect", seed, steps))
+    return optimise(model, optimizer, lr, batches_of(lesson, seed, steps))
 
 def measure(model):
     score = scoring.quick_score(model, words, held_out)
@@ -419,7 +417,7 @@ def recover(more=0, double=True, seed=0):
     for layer in model.modules():
         if double and hasattr(layer, "set_scale"):
             layer.set_scale("default", 2)
-    return optimise(model, "AdamW", 0.005, batches_of("dialect", seed + 100, more))
+    return optimise(model, "AdamW", 0.005, batches_of(lesson, seed + 100, more))
 
 grid = {"more": [0, 10, 40], "double": [True, False]}
 recovery = sweep(recover, grid, SEEDS, "runs/alpha/recover", "recovery", measure, CORES)
@@ -565,7 +563,7 @@ table([{"training": label, "lr": f"{lr:.2g}", "held-out loss": f"{loss:.3f}", "p
 def first_step(r, rslora, optimizer, lr):
     torch.manual_seed(0)
     model = adapt(copy.deepcopy(small), r=r, rslora=rslora)
-    batch = batches_of("dialect", 0, 1)[0]
+    batch = batches_of(lesson, 0, 1)[0]
     before = model(**batch).loss
     before.backward()
     gradient = math.sqrt(sum(p.grad.square().sum() for n, p in model.named_parameters() if "lora_B" in n))
@@ -655,12 +653,12 @@ def about(commands, devices):
 
 drawn = smart_home.commands("validation combinations", n=400, seed=0)
 asked, untouched = pocket.dialect(about(drawn, TOUCHED)), about(drawn, REST)
-DATA["partly"] = pocket.dialect(about(smart_home.commands("train", n=2500, seed=0), TOUCHED))
+partly = tuple(pocket.dialect(about(smart_home.commands("train", n=2500, seed=0), TOUCHED)))
 
 def train_partly(method, lr, steps=40, seed=0):
     torch.manual_seed(seed)
     model = adapt(copy.deepcopy(small)) if method == "LoRA" else copy.deepcopy(small)
-    return optimise(model, "AdamW", lr, batches_of("partly", seed, steps))
+    return optimise(model, "AdamW", lr, batches_of(partly, seed, steps))
 
 # %%
 def learned_and_forgotten(model):
@@ -713,7 +711,9 @@ quiz("alpha/full_update")
 # ## What just happened?
 #
 # Some two hundred trainings ran in a few minutes, and none is lost: `sweep` kept each in `runs/alpha`. Run a
-# sweep's cell again, or in another kernel:
+# sweep's cell again, or in another kernel. A stored run is known by its settings, its seed and all that `train` and
+# `measure` use: their code, that of the helpers they call, the data, the versions of the packages. Change one, and the
+# runs are made anew.
 
 # %%
 started = models.clock()

@@ -5,7 +5,6 @@ with their spread, a table or a heat map.
 """
 
 import contextlib
-import hashlib
 import inspect
 import itertools
 import json
@@ -20,6 +19,7 @@ from filelock import Timeout
 from .. import files
 from ..display import Progress
 from ..errors import LabError, reason
+from . import keys
 from .copies import copies
 from .runs import Runs
 
@@ -42,26 +42,32 @@ def sweep(
     diverged: kept, and marked so. `grid` has a list of values for each setting, or is a list of settings.
 
     With `store`, a folder, every finished run is written there at once: a sweep that was killed goes on where it
-    stopped, and two sweeps may share a folder and the work. A run is known by its settings, its seed and the source
-    text of `run` and `measure`: edit one, and the runs are made anew (what they call is not looked at).
+    stopped, and two sweeps may share a folder and the work. A run is known by its settings, its seed and all that `run`
+    and `measure` use: their code and that of the helpers they call in the same notebook or module, defaults, closures,
+    bound arguments and objects, the globals that they name, and the versions of Python, torch, PEFT and the other
+    packages. Edit one, and the runs are made anew. What cannot be read, such as an open file, or a list that `run` both
+    fills and reads, is refused. Not known to a store: files, the machine, and what changes inside of a package.
 
     With `processes` above 1, copies of this process (forked, so on Linux alone, and not once CUDA is in use) train as
     well, each with its share of torch's threads: models too small to use two cores train nearly twice as fast.
 
-    Raises LabError for settings that `run` does not take, before any training.
+    Raises LabError for settings that `run` does not take, and for functions that a store cannot tell apart, before any
+    training.
     """
     jobs = [settings | {"seed": seed} for settings in _combinations(grid) for seed in _checked_seeds(seeds)]
     _check_settings(run, jobs)
     if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
         raise LabError(f"processes is {processes!r}. Give a whole number, 1 or more, such as os.cpu_count().")
+    if measure is not None and not callable(measure):
+        raise LabError(f"measure is {measure!r}. Give a function that makes figures of what {_name(run)} returns.")
+    base = "" if store is None else keys.digest(run, measure)
     with contextlib.ExitStack() as stack:
         if store is None and processes > 1:  # where the copies leave what they found
             store = stack.enter_context(tempfile.TemporaryDirectory())
-        return _runs(run, measure, jobs, _folder(store), progress, processes)
+        return _runs(run, measure, {keys.key(base, job): job for job in jobs}, _folder(store), progress, processes)
 
 
-def _runs(run, measure, jobs: list[dict], folder: Path | None, progress: str | None, processes: int) -> Runs:
-    keyed = {_key((run, measure), job): job for job in jobs}  # the same settings twice are one run
+def _runs(run, measure, keyed: dict[str, dict], folder: Path | None, progress: str | None, processes: int) -> Runs:
     rows: dict[str, dict] = {}
 
     def work(bar, end_copies=lambda: None):
@@ -102,7 +108,9 @@ def _combinations(grid) -> list[dict]:
 
 def _plain(value):
     """numpy's numbers as Python's, and 1.0 as 1: the same setting has to look the same."""
-    value = value.item() if hasattr(value, "item") else value
+    if hasattr(value, "item"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # an array of several: refused as no setting
+            value = value.item()
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -141,19 +149,6 @@ def _name(run) -> str:
     return getattr(run, "__name__", "your function")
 
 
-def _key(functions, job: dict) -> str:
-    """What tells a run from all others: settings, seed and the functions' text, as a file name."""
-    sources = [_source(function) for function in functions if function is not None]
-    return hashlib.sha256(json.dumps([sources, sorted(job.items())]).encode()).hexdigest()[:24]
-
-
-def _source(function) -> str:
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):  # typed into a plain interpreter, or built in
-        return _name(function)
-
-
 def _folder(store) -> Path | None:
     if store is None:
         return None
@@ -170,10 +165,10 @@ def _one(run, measure, job: dict, folder: Path | None, key: str, bar: Progress) 
     row: dict | None = None
     if folder is None:
         row = _train(run, measure, job)
-    elif not (row := _read(folder / f"{key}.json")):
+    elif not (row := _read(folder / f"{key}.json", job)):
         try:
             with files.lock(folder / "locks" / key, timeout=0):
-                if not (row := _read(folder / f"{key}.json")):  # finished by another between the two looks
+                if not (row := _read(folder / f"{key}.json", job)):  # finished by another between the two looks
                     row = _train(run, measure, job)
                     _write(folder / f"{key}.json", row)
         except Timeout:
@@ -201,13 +196,18 @@ def _train(run, measure, job: dict) -> dict:
     return job | {"status": "ok" if finite else "diverged"} | figures
 
 
-def _read(file: Path) -> dict | None:
-    """A stored row; None where there is none, or one that a fault of the disk has damaged."""
+def _read(file: Path, job: dict) -> dict | None:
+    """The stored row of `job`; None where there is none, or what is there cannot be one."""
     try:
         row = files.read_json(file, dict)
     except (OSError, ValueError):
         return None
-    return row if "status" in row else None
+    figures = [value for name, value in row.items() if name not in job and name != "status"]
+    settings = {name: row.get(name) for name in job}
+    if repr(settings) != repr(job) or any(type(value) is not float for value in figures):
+        return None
+    finite = bool(figures) and all(map(math.isfinite, figures))
+    return row if row.get("status") == ("ok" if finite else "diverged") else None
 
 
 def _write(file: Path, row: dict) -> None:

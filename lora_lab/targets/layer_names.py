@@ -65,12 +65,25 @@ def _roles(name: str) -> set[str]:
 def alternatives(pattern: str) -> Iterator[tuple[str, str]]:
     """Yield each alternative of a regular expression, with the expression that insists on it.
 
-    `(q|v)_proj` gives `("q", "(?:q)_proj")` and `("v", "(?:v)_proj")`; `[qv]` counts as alternatives too.
+    `(q|v)_proj` gives `("q", "(q)_proj")` and `("v", "(v)_proj")`; `[qv]` counts as alternatives too, and an empty one
+    does not. Spaces and comments of a verbose expression are dropped.
     """
-    choices = _choices(pattern)
+    pattern, choices = _choices(pattern)
     for choice in choices:
         for start, end in choice.spans:
             yield pattern[start:end], _insist(pattern, choices, choice, pattern[start:end])
+
+
+def left_out(pattern: str) -> Iterator[tuple[str, str]]:
+    """Yield each alternative of a regular expression, in the order of `alternatives`, with the expression without it.
+
+    `(q|v)_proj` gives `("q", "((?!)q|v)_proj")`: what can never match keeps the place, and with it groups' numbers.
+    """
+    pattern, choices = _choices(pattern)
+    for choice in choices:
+        for start, end in choice.spans:
+            rest = "" if choice.is_class else "(?!)" + pattern[start:end]
+            yield pattern[start:end], pattern[:start] + rest + pattern[end:]
 
 
 @dataclass(frozen=True)
@@ -78,14 +91,17 @@ class _Choice:
     start: int
     end: int
     spans: tuple[tuple[int, int], ...]  # of the alternatives
+    opening: str = "(?:"
     repeated: bool = False
+    is_class: bool = False
 
 
 def _insist(pattern: str, choices: list[_Choice], choice: _Choice, text: str) -> str:
-    text = f"(?:{text})"
     if choice.repeated:  # `(a|b)*` may match without either: insist on one that is this alternative
         everything = "(?:" + "|".join(pattern[a:b] for a, b in choice.spans) + ")*"
-        text = everything + text + everything
+        text = f"{everything}(?:{text}){everything}"
+    else:
+        text = f"{choice.opening}{text})"  # the group itself stays: a later `\1` may mean it
     around = [(c, a, b) for c in choices for a, b in c.spans if c is not choice and a <= choice.start < choice.end <= b]
     if not around:
         return pattern[: choice.start] + text + pattern[choice.end :]
@@ -93,40 +109,54 @@ def _insist(pattern: str, choices: list[_Choice], choice: _Choice, text: str) ->
     return _insist(pattern, choices, outer, pattern[a : choice.start] + text + pattern[choice.end : b])
 
 
-def _choices(pattern: str) -> list[_Choice]:
-    """Every group with `|`, and every plain class of letters and digits."""
-    found, opened, i = [], [_Group(0, 0)], 0
-    while i < len(pattern):
-        if pattern[i] == "\\":
-            i += 1
-        elif pattern[i] == "[":
-            end = pattern.index("]", i + (3 if pattern.startswith("[^", i) else 2)) + 1
-            if end - i > 3 and pattern[i + 1 : end - 1].isalnum() and _after_quantifier(pattern, end) == end:
-                found.append(_Choice(i, end, tuple((j, j + 1) for j in range(i + 1, end - 1))))
-            i = end - 1
-        elif pattern[i] == "(":
-            prefix = re.findall(r"\((?:\?(?:P<\w+>|[:=>]|<=|[aiLmsux-]*:|<?!|\(\w+\)))?", pattern[i:])[0]
-            opened.append(_Group(i, i + len(prefix), is_choice=not prefix.endswith(("!", "=", ")"))))
-        elif pattern[i] == "|":
-            opened[-1].bars.append(i)
-        elif pattern[i] == ")":
-            end = _after_quantifier(pattern, i + 1)
-            if all(group.is_choice for group in opened):
-                found += opened[-1].choices(i, end, repeated=end > i + 1)
-            opened.pop()
-        i += 1
-    return found + opened[0].choices(len(pattern), len(pattern), repeated=False)
+# One step through an expression. The first `]` of a class is a character, and so is what follows a backslash.
+_TOKEN = re.compile(r"""
+    \\. | (?P<set>\[\^?\]?(?:\\.|[^\]\\])*\]) | \(\?\#[^)]*\) | (?P<flags>\(\?[aiLmsux]+\)) | (?P<bar>\|)
+    | (?P<open>\((?:\?(?:P<\w+>|P=|[:=>!]|<=|<!|[aiLmsux-]+:|\(\w+\)))?) | (?P<close>\)) | .
+""", re.VERBOSE | re.DOTALL)
+# What a verbose expression holds in vain, after what only looks like it.
+_VERBOSE = re.compile(r"(\\.|\[\^?\]?(?:\\.|[^\]\\])*\])|\(\?#[^)]*\)|\s+|#[^\n]*", re.DOTALL)
+
+
+def _choices(pattern: str) -> tuple[str, list[_Choice]]:
+    """`pattern` without what verbose ones hold in vain, and its choices: every group with `|`, every plain class.
+
+    None are inside of an assertion or a condition.
+    """
+    found: list[_Choice] = []
+    if re.search(r"\(\?[a-zL-]*x[a-z-]*:", pattern):  # verbose in parts: where a space counts is not looked into
+        return pattern, found
+    if re.compile(pattern).flags & re.VERBOSE:
+        pattern = _VERBOSE.sub(lambda part: part[1] or "", pattern)
+    opened = [_Group(0, 0, "(?:")]
+    for token in _TOKEN.finditer(pattern):
+        start, end = token.span()
+        plain = all(group.is_choice for group in opened)
+        if token.lastgroup == "flags":
+            opened[0].start = opened[0].content = end  # flags of the whole stay before it
+        elif token.lastgroup == "open":
+            opened.append(_Group(start, end, token[0]))
+        elif token.lastgroup == "bar":
+            opened[-1].bars.append(start)
+        elif token.lastgroup == "set" and plain and end - start > 3 and token[0][1:-1].isalnum():
+            if _after_quantifier(pattern, end) == end:
+                spans = tuple((at, at + 1) for at in range(start + 1, end - 1))
+                found.append(_Choice(start, end, spans, is_class=True))
+        elif token.lastgroup == "close":
+            group, after = opened.pop(), _after_quantifier(pattern, end)
+            found += group.choices(start, after, repeated=after > end) if plain else []
+    return pattern, found + opened[0].choices(len(pattern), len(pattern), repeated=False)
 
 
 class _Group:
-    def __init__(self, start: int, content: int, is_choice: bool = True):
-        self.start, self.content, self.is_choice = start, content, is_choice
-        self.bars: list[int] = []
+    def __init__(self, start: int, content: int, opening: str):
+        self.start, self.content, self.opening, self.bars = start, content, opening, list[int]()
+        self.is_choice = not opening.endswith(("!", "=", ")"))  # assertions, references and conditions are none
 
     def choices(self, close: int, end: int, repeated: bool) -> list[_Choice]:
         edges = [self.content - 1, *self.bars, close]
-        spans = tuple((a + 1, b) for a, b in zip(edges, edges[1:]))
-        return [_Choice(self.start, end, spans, repeated)] if self.bars else []
+        spans = tuple((a + 1, b) for a, b in zip(edges, edges[1:]) if a + 1 < b)
+        return [_Choice(self.start, end, spans, self.opening, repeated)] if self.bars else []
 
 
 def _after_quantifier(pattern: str, i: int) -> int:

@@ -1,7 +1,7 @@
 """What a LoraConfig will adapt in a model, before any training: which layers, how many parameters.
 
-PEFT itself decides (see `skeleton`); what a config asks for and does not get is found in `misses`.
-Drawing is in `plots`, clicking in `widgets`.
+PEFT itself decides (`meta_model.adapt`); what a config asks for and does not get is found in `unmatched`, why PEFT
+refuses one in `refusals`. Drawing is in `plots`.
 """
 
 import copy
@@ -39,9 +39,10 @@ class Report:
     """What a config does to a model.
 
     `modules` and `parameters` are the full names of what PEFT adapts; `saved` is trained as a full copy
-    (modules_to_save); `trainable` counts parameters in all, `per_path` those of each adapted layer. `ranks` are the
-    ranks of the adapted modules.
-    `problems` lists what the config asks for and does not get; `refused` is PEFT's error, if it raises.
+    (modules_to_save); `trainable` counts parameters in all, as PEFT does; `per_path` those of each adapted layer, where
+    adapters of tied layers count once, for the first. `ranks` are the ranks of the adapted modules.
+    `problems` lists what the config asks for and does not get: entries that could be left out without a change, and
+    numbers that switch an adapter off. `notes` lists what is easy to overlook; `refused` is PEFT's error, if it raises.
     """
 
     modules: tuple[str, ...] = ()
@@ -100,15 +101,15 @@ def inspect(model: torch.nn.Module, config: LoraConfig) -> Report:
         saved=tuple(n for n, m in tuner.model.named_modules() if isinstance(m, ModulesToSaveWrapper)),
         trainable=_trainable(adapted),
         ranks={n: tuner.model.get_submodule(n).r["default"] for n in tuner.targeted_module_names},
-        per_path=dict(_own(n, m) for n, m in tuner.model.named_modules() if isinstance(m, LoraLayer)),
+        per_path=_per_path(tuner.model),
     )
     asked = copy.copy(config)
     if config.target_modules is None:  # PEFT's own choice for this kind of model
         asked.target_modules = adapted.peft_config["default"].target_modules
-    report.problems = tuple(unmatched.problems(model, asked, report, linear_paths(model)))
+    report.problems = tuple(unmatched.problems(model, config, report, linear_paths(model), adapted))
     bare = [path for group in groups(model) if group.kind == "Parameter" for path in group.paths]
     warned = [f"PEFT warns: {reason(text, 200)}" for text in said if not text.startswith(unmatched.PEFT_SAYS_TOO)]
-    report.notes = (*unmatched.notes(model, asked, report, adapted, bare), *dict.fromkeys(warned))
+    report.notes = tuple(dict.fromkeys((*unmatched.notes(model, asked, report, adapted, bare), *warned)))
     return report
 
 
@@ -140,13 +141,26 @@ def _is_bare(module, name: str, parameter) -> bool:
     return parameter.ndim == 3 or (parameter.ndim == 2 and "expert" in name)
 
 
-def _own(path: str, layer: LoraLayer) -> tuple[str, int]:
-    """The name of what `layer` adapts, and how many parameters train there."""
-    if not hasattr(layer, "parameter_name"):
-        return path, _trainable(layer)
-    own = [p for name, p in layer.named_parameters() if p.requires_grad and not name.startswith("base_layer")]
-    holder = path.replace(".base_layer", "")  # the wrappers of one module's parameters are nested
-    return f"{holder}.{layer.parameter_name}", sum(p.numel() for p in own)
+def _per_path(model) -> dict[str, int]:
+    """How many parameters train at each layer that PEFT adapts; what several share counts once, for the first."""
+    counts: dict[str, int] = {}
+    seen: set[int] = set()
+    for path, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        nested = tuple(f"{name}." for name, child in layer.named_modules() if name and isinstance(child, LoraLayer))
+        own = {_memory(p): p.numel() for name, p in layer.named_parameters()  # tokens trained in full are no LoRA
+               if p.requires_grad and not name.startswith(nested) and "token_adapter." not in name}
+        if hasattr(layer, "parameter_name"):  # the wrappers of one module's parameters are nested
+            path = f"{path.replace('.base_layer', '')}.{layer.parameter_name}"
+        counts[path] = sum(size for memory, size in own.items() if memory not in seen)
+        seen |= own.keys()
+    return counts
+
+
+def _memory(parameter) -> int:
+    """What tells a parameter's memory from all others: adapters of tied layers are views of one."""
+    return parameter.untyped_storage()._cdata
 
 
 def _trainable(module) -> int:

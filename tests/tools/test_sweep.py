@@ -5,13 +5,16 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
+import sweep_fuzz
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -272,3 +275,140 @@ def test_a_copy_that_hangs_is_ended_and_its_run_made_here():
 def test_a_number_of_processes_that_is_none_is_refused(processes):
     with pytest.raises(LabError, match="processes is .*whole number"):
         sweep(square, [{}], [0], progress=None, processes=processes)
+
+
+@pytest.mark.parametrize("form", sweep_fuzz.FORMS)
+def test_a_store_returns_no_other_functions_results_and_knows_its_own_again(tmp_path, monkeypatch, form):
+    monkeypatch.syspath_prepend(tmp_path)
+    for number, value in enumerate(("'a'", "[2, 3]", "'a'")):
+        name = random.getrandbits(64)  # modules beside the notebook are imported once in a process
+        run, _ = sweep_fuzz.define(form, value, tmp_path, name)
+        again, calls = sweep_fuzz.define(form, value, tmp_path, name)
+        [row] = sweep(run, [{}], [0], tmp_path, progress=None).rows
+        assert row == sweep(again, [{}], [0], tmp_path, progress=None).rows[0] and calls == []
+        assert row["loss"] == run(seed=0)["loss"], number
+
+
+def test_a_sample_of_the_fuzz_finds_nothing():
+    found = sweep_fuzz.functions(60, random.Random(1)) + sweep_fuzz.rows(40, random.Random(1))
+    assert (found["functions"], found["wrong"], found["trained_again"], found["refused"]) == (60, 0, 0, 0)
+    assert found["rows"] > 60 and found["believed"] == 0
+
+
+def test_measure_and_its_helpers_are_in_the_key_too(tmp_path):
+    def measure_with(factor):
+        return lambda trained: {"loss": factor * trained}
+
+    found = [sweep(lambda seed: 3, [{}], [0], tmp_path, progress=None, measure=measure_with(factor)).rows[0]["loss"]
+             for factor in (1, 10, 1)]
+    assert found == [3, 30, 3]
+
+
+seen, counted = [], {"runs": 0}
+
+
+def remembers(seed=0):
+    seen.append(seed)
+    return {"loss": sum(seen)}
+
+
+def counts(seed=0):
+    counted["runs"] += 1
+    return {"loss": counted["runs"]}
+
+
+ROWS = (n for n in range(9))
+
+
+def reads_a_generator(seed=0):
+    return {"loss": next(ROWS)}
+
+
+@pytest.mark.parametrize("run, words", [
+    (remembers, "seen in remembers is changed there and read as well"), (counts, "counted in counts is changed there"),
+    (reads_a_generator, "ROWS in reads_a_generator is a generator, whose content cannot be read"),
+])
+def test_a_function_that_a_store_cannot_tell_from_others_is_refused_with_the_remedy(tmp_path, run, words):
+    with pytest.raises(LabError, match=words) as refused:
+        sweep(run, [{}], [0], tmp_path, progress=None)
+    assert "inside the function" in str(refused.value) and not list(tmp_path.glob("*.json"))
+    assert sweep(run, [{}], [0], progress=None).rows  # without a store there is nothing to tell apart
+
+
+def test_a_logged_run_is_the_same_run(tmp_path):
+    log, times, state = [], {}, types.SimpleNamespace(runs=0)
+
+    def run(lr, seed=0):
+        log.append(lr)
+        times[lr] = time.monotonic()
+        state.runs = lr
+        return {"loss": lr}
+
+    for _ in range(2):
+        sweep(run, {"lr": [1, 2]}, [0], tmp_path, progress=None)
+    assert log == [1, 2]
+
+
+def test_another_version_of_a_library_is_trained_anew(tmp_path, monkeypatch):
+    trained = []
+
+    def run(seed=0):
+        trained.append(seed)
+        return {"loss": 1}
+
+    sweep(run, [{}], [0], tmp_path, progress=None)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
+    sweep(run, [{}], [0], tmp_path, progress=None)
+    assert len(trained) == 2
+
+
+def test_another_process_finds_the_rows_until_a_package_is_edited(tmp_path):
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/__init__.py").write_text("def helper(): return 1\n")
+    (tmp_path / "beside.py").write_text("LR = {'a', 'b', 'c'}\n\ndef step(x): return x * len(LR)\n")
+    (tmp_path / "job.py").write_text("""
+import ours, beside
+from lora_lab.sweep import sweep
+
+WORDS, log = {"one", "two", "three", "four"}, []
+
+def run(x, seed=0):
+    log.append(x)
+    return {"loss": beside.step(x) + ours.helper() + len(WORDS)}
+
+print(sweep(run, {"x": [1, 2]}, [0], "store", None).mean("loss"), len(log))
+""")
+
+    def runs(hash_seed):
+        return subprocess.run([sys.executable, "job.py"], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": hash_seed},
+                              capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+    assert [runs("1"), runs("2")] == [["9.5", "2"], ["9.5", "0"]]
+    (tmp_path / "ours/__init__.py").write_text("def helper(): return 2\n")
+    assert runs("2") == ["10.5", "2"]
+    (tmp_path / "beside.py").write_text("LR = {'a', 'b', 'c'}\n\ndef step(x): return -x * len(LR)\n")
+    assert runs("2") == ["1.5", "2"]
+    (tmp_path / "beside.py").write_text("import deep\n\ndef step(x): return x * deep.FACTOR\n")
+    (tmp_path / "deep.py").write_text("FACTOR = 1\n")
+    assert [runs("1"), runs("2")] == [["7.5", "2"], ["7.5", "0"]]
+    (tmp_path / "deep.py").write_text("FACTOR = 2\n")
+    assert runs("1") == ["9.0", "2"]
+
+
+@pytest.mark.parametrize("change", [
+    {"x": 3}, {"x": "2"}, {"x": 2.0}, {"seed": 1}, {"seed": False},
+    {"status": "fine"}, {"status": "diverged"}, {"status": None},
+    {"loss": "4.0"}, {"loss": 4}, {"loss": True}, {"loss": None}, {"loss": math.nan}, {"loss": [4.0]}, {"note": "good"},
+])
+def test_a_stored_row_is_believed_only_if_it_is_one(tmp_path, change):
+    sweep(square, [{"x": 2}], [0], tmp_path, progress=None)
+    [file] = tmp_path.glob("*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    wanted = {"x": 2, "seed": 0, "status": "ok", "loss": 4.0}
+    assert repr(sweep(square, [{"x": 2}], [0], tmp_path, progress=None).rows) == repr([wanted])
+    assert json.loads(file.read_text()) == wanted
+
+
+def test_measure_that_is_no_function_is_refused():
+    with pytest.raises(LabError, match="measure is 3"):
+        sweep(square, [{}], [0], progress=None, measure=3)

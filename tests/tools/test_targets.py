@@ -3,12 +3,13 @@
 import copy
 
 import pytest
+import targets_fuzz
 import torch
 from architectures import CannotBuild, causal_lm_types, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_lab import LabError, load_base, targets
-from peft import LoraConfig, get_peft_model
+from peft import EvaConfig, LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
@@ -121,6 +122,31 @@ def problems(model, **options):
     (dict(target_modules="all-linear", exclude_modules=["mlp"]), "'mlp' is a whole block, and 9 adapted layers"),
     (dict(target_modules=["q_proj", 3]), "3 is a int, not a name"),
     (dict(target_modules=["q_proj"], exclude_modules=r".*\.(1|8)\..*"), "exclude_modules: '8'"),
+    (dict(target_modules=["q_proj"], exclude_modules=["embed_tokens"]), "'embed_tokens' excludes nothing"),
+    (dict(target_modules=["q_proj"], exclude_modules=r".*\.v_proj"), "excludes nothing: without it no"),
+    (dict(target_modules=["q_proj"], exclude_modules=r".*\.1\..*|.*v_proj"), "'.*v_proj' excludes nothing"),
+    (dict(target_modules="all-linear", exclude_modules=["q_proj", "self_attn.q_proj"]), "adds nothing to 'q_proj'"),
+    (dict(target_modules=["q_proj", "self_attn.q_proj"]), "'self_attn.q_proj' adds nothing to 'q_proj'"),
+    (dict(target_modules=r".*no_such", target_parameters=["q_proj.weight"]), "no layer's whole path fits '.*no_such'"),
+    (dict(target_modules=["q_proj"], target_parameters=["v_proj.weight", "attn.v_proj.weight"]), "no parameter"),
+    (dict(target_modules=["q_proj"], target_parameters=["k_proj.weight", "layers.0.self_attn.k_proj.weight"]), "adds"),
+    (dict(target_modules=["q_proj"], layers_to_transform=[0], layers_pattern=["layers", "h"]), "'h' decides nothing"),
+    (dict(target_modules=["q_proj"], layers_to_transform=[1, 1]), "layer 1 is there twice"),
+    (dict(target_modules=["model.layers.0.mlp.up_proj"], layers_to_transform=[0]), "0 decides nothing"),
+    (dict(target_modules=["q_proj"], lora_alpha=0), "lora_alpha: 0 makes the scaling 0"),
+    (dict(target_modules=["q_proj"], lora_alpha=float("nan")), "lora_alpha: nan makes the output"),
+    (dict(target_modules=["q_proj"], lora_alpha=float("inf")), "lora_alpha: inf makes the output"),
+    (dict(target_modules=["q_proj", "v_proj"], alpha_pattern={"v_proj": 0}), "alpha_pattern: 0 makes the scaling 0"),
+    (dict(target_modules=["q_proj"], lora_dropout=1.0), "lora_dropout: 1 drops all"),
+    (dict(target_modules=["q_proj"], lora_dropout=-0.1), "takes -0.1 for no dropout"),
+    (dict(target_modules=["q_proj"], rank_pattern={"q_proj": 8}), "'q_proj' decides nothing: its layers have 8"),
+    (dict(target_modules=["q_proj"], alpha_pattern={"layers.0.*": 4, "q_proj": 8}), "'q_proj' decides nothing"),
+    (dict(target_modules=["q_proj"], modules_to_save=["act_fn"]), "SiLUActivation here, which has no weights"),
+    (dict(target_modules=["q_proj"], modules_to_save=["lm_head", "head"]), "'head' adds nothing to 'lm_head'"),
+    (dict(target_modules=["q_proj"], modules_to_save="lm_head"), "letter by letter"),
+    (dict(target_modules=["q_proj"], trainable_token_indices=[3, 3]), "token 3 is there twice"),
+    (dict(target_modules=["q_proj"], trainable_token_indices=[]), "an empty list trains nothing"),
+    (dict(target_modules=["q_proj"], eva_config=EvaConfig()), "eva_config: only init_lora_weights='eva' reads it"),
 ])
 def test_problem_is_named_with_its_remedy(llama, options, words):
     assert words in problems(llama, **options)
@@ -184,6 +210,79 @@ def test_any_config_ends_as_with_peft(given):
         return
     model = tiny(model_type)
     assert by_us(model, config) == by_peft(model, config)
+
+
+@pytest.mark.parametrize("init", [
+    "PISSA", "pissa_niter_x", "pissa_niter_", "pissax", "evax", "EVA", "corda", "cordax", "olorax", "lora_gax", "gauss",
+    "true", "loftqx", 1, "pissa", "pissa_niter_4", "eva", "olora", "OLoRA", "lora_ga", "orthogonal", "mica", "Gaussian",
+    None, False,
+])
+@pytest.mark.parametrize("r", [3, 64])  # with 64 above the size of the weights
+def test_initialisations_are_taken_and_refused_as_by_peft(llama, init, r):
+    config = LoraConfig(r=r, target_modules=["q_proj", "k_proj"], init_lora_weights=init)
+    real = LlamaForCausalLM(llama.config)
+    assert by_us(real, config) == by_peft(real, config)
+
+
+@pytest.mark.parametrize("pattern", [
+    r".*q_proj[\])]?", "(?x) .*q_proj  # a ) comment", "(?x) .* ( q | v ) _proj # ( a\n", r".*[]|]?q_proj",
+    r".*q_proj(?#a ( b)", r"(?i).*\.(Q|v)_proj", r"(.*\.)?(?(1)q|v)_proj", r".*(?x: q | v )_proj", r".*[^\]]_proj",
+    r"(?P<a>.*)\.(?P<b>[qv]_proj)", r"(?>.*\.|)q_proj|.*[q\]v]_proj", r".*\.(q|v){1,2}_proj",
+    r"(.*)\.[0-9]\.(\w+\.)(q|k)_proj",
+])
+def test_expressions_are_read_as_by_peft(llama, pattern):
+    real = LlamaForCausalLM(llama.config)
+    for options in (dict(target_modules=pattern), dict(target_modules="all-linear", exclude_modules=pattern)):
+        assert by_us(real, LoraConfig(**options)) == by_peft(real, LoraConfig(**options))
+    assert targets.inspect(llama, LoraConfig(target_modules=pattern)).problems == ()
+
+
+def test_a_verbose_expression_has_its_dead_alternatives_named(llama):
+    assert "the alternative 'w' of" in problems(llama, target_modules="(?x) .*\\. ( q | w ) _proj  # ) | x")
+
+
+@pytest.mark.parametrize("pattern", ["layers", "(layers)", "lay.*s", ["h", "layers"]])
+def test_layers_are_numbered_as_by_peft(llama, pattern):
+    real, config = LlamaForCausalLM(llama.config), LoraConfig(target_modules=["q_proj"], layers_to_transform=[0, 2],
+                                                              layers_pattern=pattern)
+    assert by_us(real, config) == by_peft(real, config)
+    assert all("'h'" in text for text in targets.inspect(real, config).problems)
+    config.layers_to_transform = []  # PEFT 0.19 checks it where the config is made
+    assert len(targets.inspect(real, config).problems) == (2 if isinstance(pattern, list) else 1)
+
+
+def test_what_is_shared_counts_once():
+    tied = LlamaForCausalLM(LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                        num_attention_heads=4, tie_word_embeddings=True))
+    both = LoraConfig(r=2, target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True)
+    report = targets.inspect(tied, both)
+    assert report.per_path == {"model.embed_tokens": 2 * (99 + 32), "lm_head": 0}
+    report = targets.inspect(tied, LoraConfig(r=2, target_modules=["lm_head"], trainable_token_indices=[1, 2]))
+    assert (report.per_path, report.trainable) == ({"lm_head": 2 * (99 + 32)}, 2 * (99 + 32) + 2 * 32)
+
+
+def test_an_exclusion_of_experts_beside_their_parameters_is_reported():
+    config = LoraConfig(target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"],
+                        exclude_modules=["mlp.experts"])
+    [problem] = targets.inspect(tiny("mixtral"), config).problems
+    assert "exclude_modules: 'mlp.experts' is a whole block, and 2 adapted layers in it train all the same" in problem
+
+
+@pytest.mark.parametrize("options", [
+    dict(layers_to_transform=1.0), dict(layers_to_transform="1"), dict(lora_alpha="16"), dict(lora_dropout=1.5),
+    dict(r=0), dict(target_modules=3), dict(modules_to_save=[3]), dict(rank_pattern={"q_proj": None}),
+    dict(exclude_modules=3), dict(layers_to_transform=[0], layers_pattern="(?P<idx>layers)"),
+    dict(trainable_token_indices=[99]),
+])
+def test_odd_values_end_as_with_peft(llama, options):
+    real, config = LlamaForCausalLM(llama.config), LoraConfig(**dict(target_modules=["q_proj"]) | options)
+    assert by_us(real, config) == by_peft(real, config)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sample_of_the_fuzz_finds_no_difference():
+    found = targets_fuzz.fuzz(60, seed=7)
+    assert found["differences"] == [] and found["accepted"] > 10 and found["refused"] > 10
 
 
 def test_broken_expression_is_named(llama):
