@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 
 from ..errors import LabError
 
@@ -162,8 +163,8 @@ def answers(model, rows: list[list[int]], max_new_tokens: int) -> list[list[int]
     Rows of equal length share a batch, so that no prompt is padded.
     """
     if not model.can_generate():
-        scores = model.get_output_embeddings() is not None or getattr(model, "num_labels", 0) > 1 and any(
-            type(model).__name__.endswith(f"For{task}Classification") for task in ("Sequence", "Token"))
+        kind = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+        scores = kind.endswith("MaskedLM") or kind.endswith("Classification") and model.config.num_labels > 1
         return [logits(model, row).argmax(-1).flatten().tolist() for row in rows] if scores else []
     found: list[list[int]] = [[]] * len(rows)
     by_length = collections.defaultdict(list)

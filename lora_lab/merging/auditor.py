@@ -99,7 +99,7 @@ def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokeni
     rows = asking.rows_of(prompts, tokenizer, model)
     if answers is not None:
         return _audit_answers(model, rows, tokenizer, _served(answers, rows, tokenizer, deployed), max_new_tokens)
-    packed, said, faults, explanations = weights.packed(model), collections.Counter[str](), list[str](), list[str]()
+    packed, said, faults = weights.packed(model), collections.Counter[str](), list[str]()
     if deployed is None:
         deployed, said = _merged_copy(model)
         if packed:
@@ -112,26 +112,25 @@ def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokeni
     with evaluating(*asked), asking.within_positions(asked, rows, max_new_tokens), torch.no_grad():
         apart = asking.distance(*asked, rows)
         expected, found = [asking.answers(one, rows, max_new_tokens) for one in asked]
-        if settings:
-            proven = read.equal and asking.computes_otherwise(*asked)
-            (faults if proven else explanations).append(f"Another config: {'; '.join(settings)}.")
+        other = [f"Another config: {'; '.join(settings)}."] * bool(settings) + read.doubts
+        if read.equal and other and asking.computes_otherwise(*asked):
+            faults, other = faults + other, []
     changed = _changed(tokenizer, rows, expected, found)
     if not math.isfinite(apart.worst_logit):
         faults.append("Some logits are NaN or infinite. merge_and_unload(safe_merge=True) refuses such an adapter.")
-    identical, shown = read.equal and not settings, apart.effect
+    identical, shown = read.equal and not other and not faults, apart.effect
     result = Audit("safe", len(rows), apart.worst_logit, apart.changed_tokens, apart.lost, changed, read.update, (),
                    tuple(f"{count} times: {text}" for text, count in said.items()), read.missing, bool(expected))
     verdict = "safe" if shown else "not shown"
-    if changed or read.doubts or settings or shown and not apart.lost <= LOOK:
+    if changed or other or shown and not apart.lost <= LOOK:
         verdict = "look"
     if faults or not identical and (shown and not apart.lost <= BROKEN or result.interval[0] > BROKEN):
         verdict = "broken"
-    findings = [*faults, *read.doubts, *explanations]
+    findings = [*faults, *other]
     if identical and verdict == "look":
         findings.append("The weights are equal to rounding. What differs is rounding while computing, or what the "
                         "models generate with" + _generation(model, deployed))
-    if verdict not in ("safe", "not shown"):
-        findings += read.hints
+    findings += read.hints
     if left_behind := sorted(set(model.peft_config) - set(model.active_adapters)):
         findings.append(f"Inactive adapters are not in the merged model: {', '.join(left_behind)}.")
     if verdict == "not shown":

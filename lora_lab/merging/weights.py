@@ -33,7 +33,8 @@ class Comparison:
 
     `update`: how many times the adapter's update is in them (1 is right), None where it cannot be told. `missing`: the
     layers without it. `faults` are wrong whatever the answers are; `doubts` show that the two are not the same model,
-    and leave open how much that matters; `hints` may explain why answers differ. `equal`: the same to rounding.
+    and leave open how much that matters; `hints` may explain why answers differ. `equal`: what both have is the same
+    to rounding.
     """
 
     update: float | None = None
@@ -218,7 +219,7 @@ class _Found:
             said.faults.append(f"Another architecture: {len(names['absent'])} modules are missing in the deployed model "
                                f"or of another shape: {_some(names['absent'])}.")
         if names["extra"]:
-            said.faults.append("The deployed model has weights that the one it was compared with does not have: "
+            said.doubts.append("The deployed model has weights that the one it was compared with does not have: "
                                f"{_some(names['extra'])}.")
         if names["nan"]:
             said.faults.append(f"NaN or infinite numbers are in the weights: {_some(names['nan'])}. "
@@ -245,7 +246,8 @@ class _Found:
             said.hints.append("Not compared, as no merge gives what they compute, or their quantised weights cannot be "
                               f"read: {_some(names['unread'])}.")
         kept = not self.size or self.due / self.size >= 1 - TENTH
-        said.equal = kept and not wrong and not said.faults + said.doubts + names["unread"] + names["inexact"]
+        said.equal = kept and not wrong and not said.faults + said.doubts[bool(names["extra"]):] + names["unread"] \
+            + names["inexact"]
         return said
 
     def _share(self, said: Comparison, names: dict[str, list[str]]) -> bool:
