@@ -20,14 +20,13 @@ Weight: TypeAlias = tuple[torch.nn.Module, str]  # its owner, and the name there
 WRAPPERS = BaseTunerLayer, AuxiliaryTrainingWrapper  # adapters; and what was trained beside them, whole or in rows
 
 
-def sites(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+def sites(model: torch.nn.Module, path: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
     """Yield the path of each module in the model without PEFT, and the module, with all that PEFT wraps around it."""
-    todo = [("", model.get_base_model() if isinstance(model, PeftModel) else model)]
-    while todo:
-        path, module = todo.pop()
-        yield path, module
-        if not isinstance(module, WRAPPERS):
-            todo += [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    yield path, model
+    if not isinstance(model, WRAPPERS):
+        for name, child in model.named_children():
+            yield from sites(child, f"{path}.{name}".lstrip("."))
 
 
 def bare(site: torch.nn.Module) -> torch.nn.Module:

@@ -237,6 +237,7 @@ class _Found:
                         for path in names["retrained"]]
         said.faults += [f"{lost} of the {trained} rows of {full} that the adapter changes are not in the deployed model."
                         for full, (lost, trained) in self.rows.items()]
+        names["off"] = [full for full in names["off"] if full not in self.rows]
         if names["off"] and not quantised and not names["base"]:
             fault = not self.off_size or math.sqrt(self.off / self.off_size) >= TENTH
             (said.faults if fault else said.doubts).append(
@@ -277,7 +278,7 @@ class _Found:
                                f"{_some(twice)}.")
         if missing and len(missing) < len(adapted):
             said.faults.append(f"Without the update: {len(missing)} of {len(adapted)} adapted layers, {_some(missing)}.")
-        elif not rescaled and share < 1.5 and not twice and not (self.unmerged and self.before / self.size > 0.5):
+        elif not rescaled and share < 1.5 and not twice and not self.rows and not (self.unmerged and self.before / self.size > 0.5):
             (said.faults if abs(away) > WRONG else said.doubts).append(_SHARE["adapter" if self.unmerged else "merged"])
         return True
 

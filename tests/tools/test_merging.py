@@ -370,16 +370,17 @@ def test_verdicts_on_generated_cases_agree_with_brute_force():
     assert not wrong, wrong
 
 
-def case(kind, deployed, architecture="llama", **changes):
+def case(kind, deployed, architecture="llama"):
     """The audit of a generated case."""
-    _, model = audit_cases.adapted(architecture, kind, 0)
-    return merging.audit(model, audit_cases.PROMPTS, deployed=audit_cases.DEPLOYED[deployed](model), max_new_tokens=4)
+    base, model = audit_cases.adapted(architecture, kind, 0)
+    served = base if deployed == "base" else audit_cases.DEPLOYED[deployed](model)
+    return merging.audit(model, audit_cases.PROMPTS, deployed=served, max_new_tokens=4)
 
 
 @pytest.mark.parametrize("kind, deployed, words", [
-    ("rows alone", "a row lost", "1 of the 3 rows of embed_tokens.weight"),
+    ("rows alone", "a row lost", "1 of the 3 rows of model.embed_tokens.weight"),
     ("rows alone", "never merged", "never merged"),
-    ("trained embedding", "never merged", "embed_tokens was trained as a whole"),
+    ("trained embedding", "base", "model.embed_tokens was trained as a whole"),
     ("embedding", "half merged", r"Without the update: 4 of 7 adapted layers, "),
     ("lora", "another config", r"rope_parameters.rope_theta 100.0 in the deployed model instead of 10000.0"),
     ("lora", "NaN", "NaN or infinite numbers are in the weights"),
