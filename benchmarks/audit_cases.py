@@ -2,14 +2,15 @@
 
     python benchmarks/audit_cases.py --seeds 0 1
 
-Each case is a small random model of some architecture, an adapter of some kind, and what was deployed of it. Brute force
-puts random texts with every token of the vocabulary to both; the audit sees four short prompts. A false "safe" is a
-deployment that computes something else, a false "broken" one that is equal to rounding.
+Each case is a small random model of some architecture, an adapter of some kind, and what was deployed of it. Brute
+force puts random texts with every token of the vocabulary to both; the audit sees four short prompts. A false "safe" is
+a deployment that computes something else, a false "broken" one that is equal to rounding.
 """
 
 import argparse
 import collections
 import copy
+import itertools
 import random
 import tempfile
 import warnings
@@ -285,8 +286,8 @@ def fits(architecture: str, kind: str, deployed: str) -> bool:
 
 
 def cases(seeds) -> list[tuple[str, str, str, int]]:
-    return [(architecture, kind, deployed, seed) for seed in seeds for architecture in ARCHITECTURES for kind in ADAPTERS
-            for deployed in DEPLOYED if fits(architecture, kind, deployed)]
+    return [(*case, seed) for seed in seeds for case in itertools.product(ARCHITECTURES, ADAPTERS, DEPLOYED)
+            if fits(*case)]
 
 
 def probe() -> list[list[int]]:

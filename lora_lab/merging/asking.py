@@ -129,7 +129,7 @@ def distance(model, deployed, rows: list[list[int]]) -> Distance:
 def computes_otherwise(model, deployed) -> bool:
     """Return whether two models compute other logits for random tokens, by more than rounding."""
     known = model.get_input_embeddings().weight.shape[0]
-    length = min(64, getattr(model.config, "max_position_embeddings", 64), getattr(deployed.config, "max_position_embeddings", 64))
+    length = min(64, *(getattr(one.config, "max_position_embeddings", 64) for one in (model, deployed)))
     row = torch.randint(known, (length,), generator=torch.Generator().manual_seed(0)).tolist()
     expected, found = logits(model, row), logits(deployed, row)
     off, rounding = (found[..., :expected.shape[-1]] - expected).abs().max(), torch.finfo(model.dtype).eps
@@ -137,7 +137,7 @@ def computes_otherwise(model, deployed) -> bool:
 
 
 def logits(model, row: list[int]) -> torch.Tensor:
-    """Return (positions, vocabulary), or what else the model computes first, a sample of a batch, in float64 on the CPU.
+    """Return (positions, vocabulary), or what else the model computes first, in float64 on the CPU.
 
     Two models may be on two devices, and Apple's GPU has no float64.
     """

@@ -99,12 +99,12 @@ def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokeni
     rows = asking.rows_of(prompts, tokenizer, model)
     if answers is not None:
         return _audit_answers(model, rows, tokenizer, _served(answers, rows, tokenizer, deployed), max_new_tokens)
-    packed, said, faults = weights.packed(model), collections.Counter[str](), list[str]()
+    packed, said, faults = effective.packed(model), collections.Counter[str](), list[str]()
     if deployed is None:
         deployed, said = _merged_copy(model)
         if packed:
             faults.append(_PACKED)
-    unread = packed or weights.packed(deployed)
+    unread = packed or effective.packed(deployed)
     read = weights.Comparison() if unread else weights.compare(model, deployed)
     faults += read.faults
     settings = effective.settings(model.config, deployed.config)
@@ -147,14 +147,15 @@ def _audit_answers(model, rows, tokenizer, served: list[str], max_new_tokens: in
         trained, base = [asking.text_of(tokenizer, row) for row in asking.answers(asked, rows, max_new_tokens)], []
         with asking.without_adapter(asked):
             base = [asking.text_of(tokenizer, row) for row in asking.answers(asked, rows, max_new_tokens)]
-    told = [(asking.text_of(tokenizer, row), *texts) for row, *texts in zip(rows, trained, served, base)]
+    told = zip([asking.text_of(tokenizer, row) for row in rows], trained, served, base)
     changed = [line for line in told if line[1].strip() != line[2].strip()]
-    result = Audit("look", len(rows), None, None, None, tuple(line[:3] for line in changed), None, (), ())
-    shown = sum(line[1].strip() != line[3].strip() for line in told)
+    differ = tuple((prompt, own, other) for prompt, own, other, _ in changed)
+    result = Audit("look", len(rows), None, None, None, differ, None, (), ())
+    shown = any(own.strip() != other.strip() for own, other in zip(trained, base))
     findings = []
-    if unserved := sum(line[2].strip() == line[3].strip() for line in changed):
+    if unserved := sum(other.strip() == of_base.strip() for _, _, other, of_base in changed):
         findings.append(f"{unserved} of the answers that differ are those of the base: is the adapter served?")
-    if cut := sum(line[1].startswith(line[2]) or line[2].startswith(line[1]) for line in changed):
+    if cut := sum(own.startswith(other) or other.startswith(own) for _, own, other in differ):
         findings.append(f"{cut} of them begin alike and end elsewhere: do both stop at {max_new_tokens} tokens?")
     if result.interval[0] > BROKEN:
         return replace(result, verdict="broken", findings=tuple(findings))
@@ -176,8 +177,8 @@ _PACKED = (
 
 
 def _generation(model, deployed) -> str:
-    pair = [getattr(one, "generation_config", None) for one in (model, deployed)]
-    differ = [] if None in pair else effective.differing(*(one.to_dict() for one in pair), ignored=("transformers", "_"))
+    own, other = (getattr(one, "generation_config", None) for one in (model, deployed))
+    differ = effective.differing(own.to_dict(), other.to_dict(), ("transformers", "_")) if own and other else []
     return f": {'; '.join(differ)}." if differ else "."
 
 
@@ -190,7 +191,7 @@ def _served(answers, rows, tokenizer, deployed) -> list[str]:
     if deployed is not None:
         raise LabError("Give deployed, a model, or answers, the texts that an engine served: not both.")
     if tokenizer is None:
-        raise LabError("The answers are texts: give the tokenizer as well, audit(model, prompts, tokenizer, answers=...).")
+        raise LabError("The answers are texts: give the tokenizer as well, as tokenizer=.")
     if isinstance(answers, (str, Mapping)) or not isinstance(answers, Iterable):
         raise LabError(f"answers is {reprlib.repr(answers)}. Give a list of texts, one for each prompt in their order.")
     answers = list(answers)

@@ -17,6 +17,8 @@ from peft.utils.integrations import dequantize_module_weight
 from .. import meta_model
 
 Weight: TypeAlias = tuple[torch.nn.Module, str]  # its owner, and the name there
+HALVES = torch.bfloat16, torch.float16
+COARSE = 0.25  # of a matrix's norm: no quantisation in use changes it by more
 WRAPPERS = BaseTunerLayer, AuxiliaryTrainingWrapper  # adapters; and what was trained beside them, whole or in rows
 
 
@@ -68,7 +70,7 @@ def merged(site: torch.nn.Module) -> torch.nn.Module | None:
 
 def _merged_quantised(layer) -> torch.nn.Module | None:
     """The sum that PEFT would quantise anew when it merges."""
-    if not isinstance(layer, LoraLayer) or any(layer.lora_bias.values()) or meta_model.linear_shape(bare(layer)) is None:
+    if not isinstance(layer, LoraLayer) or any(layer.lora_bias.values()) or not meta_model.linear_shape(bare(layer)):
         return None
     layer = duplicate(layer)  # variants of LoRA note things down while they merge
     weight = value((bare(layer), "weight"))
@@ -145,11 +147,37 @@ def value(weight: Weight) -> torch.Tensor | None:
         return tensor.detach().float() if tensor.is_floating_point() else None
 
 
+def packed(model: torch.nn.Module) -> bool:
+    """Return whether bitsandbytes has packed 4-bit weights for this CPU, which PEFT does not know of."""
+    states = (getattr(getattr(module, "weight", None), "quant_state", None) for module in model.modules())
+    return any(getattr(state, "packing_format_for_cpu", False) for state in states)
+
+
+def held(tensor: torch.Tensor) -> torch.dtype:
+    """Return the precision that a tensor's numbers are in; it may hold them in more bits."""
+    return next((dtype for dtype in HALVES if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)), tensor.dtype)
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors are equal, once both are in the coarser of the precisions of their numbers."""
+    kinds = {held(one), held(other)}
+    if kinds == set(HALVES):  # neither holds the other's numbers
+        return torch.allclose(one, other, rtol=2**-8, atol=1e-7)
+    coarser = min(kinds, key=lambda dtype: torch.finfo(dtype).bits)
+    return torch.equal(one.to(coarser), other.to(coarser)) or torch.allclose(one, other, rtol=1e-5, atol=1e-9)
+
+
+def near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors differ by no more than quantisation changes one."""
+    return bool((other - one).norm() <= COARSE * one.norm())
+
+
 # What a config says of files, training, and what the weights themselves show.
-_NOT_COMPUTED = ("_", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config", "use_cache",
-                 "tie_", "vocab_size", "output_", "return_dict", "initializer", "dropout", "token_id", "label2id", "id2label",
-                 "problem_type", "gradient_checkpointing", "auto_map", "task_specific_params", "pretraining_tp",
-                 "aux_loss_coef", "chunk_size_feed_forward", "name_or_path", "_attn_implementation", "transformers.js")
+_NOT_COMPUTED = (
+    "_", "transformers", "dtype", "architectures", "quantization_config", "use_cache", "tie_", "vocab_size", "output_",
+    "return_dict", "initializer", "dropout", "token_id", "label2id", "id2label", "problem_type", "auto_map",
+    "gradient_checkpointing", "task_specific_params", "pretraining_tp", "aux_loss_coef", "chunk_size_feed_forward",
+)
 
 
 def settings(config, other) -> list[str]:

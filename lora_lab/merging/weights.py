@@ -14,17 +14,9 @@ from peft.utils import ModulesToSaveWrapper
 
 from . import effective
 
-HALVES = torch.bfloat16, torch.float16
 FLOAT32 = 1e-4  # of a matrix's typical entry: a thousand roundings, as in a singular value decomposition
-COARSE = 0.25  # of a matrix's norm: no quantisation in use changes it by more
-OFF, WRONG = 0.05, 0.5  # how far the update's share is from 1 if it is another one, and if it is not that layer's
+OFF, WRONG = 0.05, 0.6  # how far the update's share is from 1 if it is another one, and if it is not that layer's
 TENTH = 0.1  # of the update, by which another difference is a fault
-
-
-def packed(model: torch.nn.Module) -> bool:
-    """Return whether bitsandbytes has packed 4-bit weights for this CPU, which PEFT does not know of."""
-    states = (getattr(getattr(module, "weight", None), "quant_state", None) for module in model.modules())
-    return any(getattr(state, "packing_format_for_cpu", False) for state in states)
 
 
 @dataclass
@@ -47,7 +39,8 @@ class Comparison:
 
 def compare(model: torch.nn.Module, deployed: torch.nn.Module) -> Comparison:
     """Compare the weights that `deployed` computes with, and those of a PEFT model with its adapter unmerged."""
-    found, there, paths, expected = _Found(), {}, {}, set()
+    found, paths, expected = _Found(), {}, set()
+    there: dict[str, tuple[torch.nn.Module, str]] = {}  # where each weight is, by its full name
     for path, site in effective.sites(deployed):
         paths[path] = site
         there |= {_join(path, name): (site, name) for name in effective.weights(effective.bare(site), site)}
@@ -70,8 +63,9 @@ def compare(model: torch.nn.Module, deployed: torch.nn.Module) -> Comparison:
                          effective.weights(effective.bare(other), other)[local], vocabulary)
             found.measure(path, full, pair)
     for full in sorted(there.keys() - expected):
-        weight = effective.value(effective.weights(effective.bare(there[full][0]), there[full][0])[there[full][1]])
-        if weight is not None and weight.any():  # zeros add nothing
+        other, local = there[full]
+        extra = effective.value(effective.weights(effective.bare(other), other)[local])
+        if extra is not None and extra.any():  # zeros add nothing
             found.add("extra", full)
     return found.comparison(_shared(model))
 
@@ -153,22 +147,23 @@ class _Found:
 
     def _untouched(self, full, pair, want, have, below, coarse) -> None:
         self.untouched += 1
-        if _same(want, have) or not pair.plain and ((have - want).abs() <= _rounding(pair, want, want, below)).all():
+        rounded = not pair.plain and bool(((have - want).abs() <= _rounding(pair, want, want, below)).all())
+        if rounded or effective.same(want, have):
             self.alike += want.dim() > 1
-        elif coarse and _near(want, have):
+        elif coarse and effective.near(want, have):
             self.add("inexact", full)
         else:
             self.add("base", full)
-            self.fine &= want.dim() > 1 and _near(want, have)
+            self.fine &= want.dim() > 1 and effective.near(want, have)
 
     def _adapted(self, path, full, pair, want, have, base, below, coarse) -> None:
         update, change = want - base, have - base
         size, along = update.square().sum().item(), (change * update).sum().item()
         rest = (change - along / size * update).square().sum().item()
-        held = _held(getattr(*pair.its)) if pair.plain and not coarse else torch.float32
-        due = ((want.to(held).float() - base) * update).sum().item() if held in HALVES else size
-        self.size, self.along, self.due, self.rest = self.size + size, self.along + along, self.due + due, self.rest + rest
-        self.entries += want.numel()
+        held = effective.held(getattr(*pair.its)) if pair.plain and not coarse else torch.float32
+        due = ((want.to(held).float() - base) * update).sum().item() if held in effective.HALVES else size
+        self.size, self.along, self.due = self.size + size, self.along + along, self.due + due
+        self.rest, self.entries = self.rest + rest, self.entries + want.numel()
         self.add("adapted", path)
         if not pair.plain:
             self.unmerged = True
@@ -176,17 +171,17 @@ class _Found:
             if isinstance(pair.other, LoraLayer) and isinstance(pair.site, LoraLayer):
                 self.scalings.add((_scaling(pair.site), _scaling(pair.other)))
         away, unlike = (along - due) / size, (have - want).abs() > _rounding(pair, want, base, below)
-        if abs(away) > WRONG + 4 * _noise(rest, want.numel(), size):
+        if abs(away) > WRONG + _chance(rest, want.numel(), size):
             self.add("missing" if away < 0 else "twice", path)
         elif coarse and unlike.any():
-            self.add("inexact" if _near(want, have) else "off", full)
+            self.add("inexact" if effective.near(want, have) else "off", full)
         elif unlike.any():
             self.add("off", full)
-            self.fine &= want.dim() > 1 and _near(want, have)
+            self.fine &= want.dim() > 1 and effective.near(want, have)
             self.off, self.off_size = self.off + (have - want).square().sum().item(), self.off_size + size
             if want.dim() == 2:
                 trained = update.any(1)
-                lost = trained & unlike.any(1) & ((change * update).sum(1) < WRONG * update.square().sum(1))
+                lost = trained & unlike.any(1) & ((change * update).sum(1) < (1 - WRONG) * update.square().sum(1))
                 if lost.any():
                     self.rows[full] = int(lost.sum()), int(trained.sum())
         else:
@@ -200,12 +195,13 @@ class _Found:
         names = collections.defaultdict(list, {kind: list(found) for kind, found in self.names.items()})
         update = self.along / self.size if self.size else None
         said = Comparison(update, tuple(names["missing"]))
-        tied, replicated = [], []
+        tied: list[str] = []
+        replicated: list[str] = []
         for group in groups:
             kinds = [kind for kind in ("base", "off", "twice")
-                     if any(name in group or name.rpartition(".")[0] in group for name in names[kind])]
+                     if any({name, name.rpartition(".")[0]} & group.keys() for name in names[kind])]
             for kind in kinds:
-                names[kind] = [name for name in names[kind] if name not in group and name.rpartition(".")[0] not in group]
+                names[kind] = [name for name in names[kind] if not {name, name.rpartition(".")[0]} & group.keys()]
             if kinds:
                 adapted = [path for path, has in group.items() if has]
                 (replicated if len(adapted) == len(group) else tied).extend(adapted)
@@ -216,8 +212,8 @@ class _Found:
             said.faults.append(f"Another architecture: {len(names['unlike'])} of the adapted layers are missing in the "
                                f"deployed model or of another shape, such as {names['unlike'][0]}.")
         elif names["absent"]:
-            said.faults.append(f"Another architecture: {len(names['absent'])} modules are missing in the deployed model "
-                               f"or of another shape: {_some(names['absent'])}.")
+            said.faults.append(f"Another architecture: {len(names['absent'])} modules are missing in the deployed "
+                               f"model or of another shape: {_some(names['absent'])}.")
         if names["extra"]:
             said.doubts.append("The deployed model has weights that the one it was compared with does not have: "
                                f"{_some(names['extra'])}.")
@@ -235,8 +231,8 @@ class _Found:
         wrong = self._share(said, names)
         said.faults += [f"{path} was trained as a whole (modules_to_save), and is another one in the deployed model."
                         for path in names["retrained"]]
-        said.faults += [f"{lost} of the {trained} rows of {full} that the adapter changes are not in the deployed model."
-                        for full, (lost, trained) in self.rows.items()]
+        said.faults += [f"{lost} of the {rows} rows of {full} that the adapter changes are not in the deployed model."
+                        for full, (lost, rows) in self.rows.items()]
         names["off"] = [full for full in names["off"] if full not in self.rows]
         if names["off"] and not quantised and not names["base"]:
             fault = not self.off_size or math.sqrt(self.off / self.off_size) >= TENTH
@@ -255,8 +251,8 @@ class _Found:
         """Whether the update's share is off, and why."""
         if not self.size:
             return False
-        away, noise = (self.along - self.due) / self.size, _noise(self.rest, self.entries, self.size)
-        wrong = abs(away) > OFF + 4 * noise
+        away = (self.along - self.due) / self.size
+        wrong = abs(away) > OFF + _chance(self.rest, self.entries, self.size)
         rescaled = [pair for pair in sorted(self.scalings) if abs(pair[0] - pair[1]) > 1e-6 * abs(pair[0])]
         missing, twice, adapted = names["missing"], names["twice"], names["adapted"]
         if not wrong and not missing + twice:
@@ -277,9 +273,10 @@ class _Found:
             said.faults.append(f"The update is more than once in {len(twice)} of {len(adapted)} adapted layers: "
                                f"{_some(twice)}.")
         if missing and len(missing) < len(adapted):
-            said.faults.append(f"Without the update: {len(missing)} of {len(adapted)} adapted layers, {_some(missing)}.")
-        elif not rescaled and share < 1.5 and not twice and not self.rows and not (self.unmerged and self.before / self.size > 0.5):
-            (said.faults if abs(away) > WRONG else said.doubts).append(_SHARE["adapter" if self.unmerged else "merged"])
+            said.faults.append(f"Without the update: {len(missing)} of {len(adapted)} adapted layers, "
+                               f"{_some(missing)}.")
+        elif missing or not said.faults and not self.rows:
+            (said.faults if abs(away) > TENTH else said.doubts).append(_SHARE["adapter" if self.unmerged else "merged"])
         return True
 
 
@@ -303,25 +300,10 @@ def _some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _noise(rest: float, entries: int, size: float) -> float:
-    """The standard deviation of the share of an update of norm² `size`, from errors of norm² `rest` that ignore it."""
-    return math.sqrt(rest / entries / size)
-
-
-def _near(want: torch.Tensor, have: torch.Tensor) -> bool:
-    """Whether they differ by no more than quantisation does."""
-    return bool((have - want).norm() <= COARSE * want.norm())
-
-
-def _held(tensor: torch.Tensor) -> torch.dtype:
-    """The precision that a tensor's numbers are in, which may be held in more bits."""
-    return next((dtype for dtype in HALVES if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)), tensor.dtype)
-
-
 def _rounding(pair: _Pair, want, base, below) -> torch.Tensor:
     """How far a weight may be off by rounding: of the base, of the update, and of what else the sum is made of."""
     stored = [getattr(*weight) for weight in (pair.base or pair.weight, pair.below)]
-    grain = max([torch.finfo(_held(tensor)).eps for tensor in stored if tensor.is_floating_point()], default=0.0)
+    grain = max((torch.finfo(effective.held(tensor)).eps for tensor in stored if tensor.is_floating_point()), default=0)
     fine = max([grain, *(torch.finfo(parameter.dtype).eps for site in (pair.site, pair.other)
                          for parameter in site.parameters() if parameter.is_floating_point())])
     update = want - base
@@ -337,9 +319,6 @@ def _scaling(layer) -> float:
     return sum(layer.scaling[name] for name in layer.active_adapters if name in layer.scaling)
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal, once both are in the coarser of the two precisions that their numbers are in."""
-    coarser = min(_held(one), _held(other), key=lambda dtype: torch.finfo(dtype).bits)
-    if {_held(one), _held(other)} == set(HALVES):  # neither holds the other's numbers
-        return torch.allclose(one, other, rtol=2**-8, atol=1e-7)
-    return torch.equal(one.to(coarser), other.to(coarser)) or torch.allclose(one, other, rtol=1e-5, atol=1e-9)
+def _chance(rest: float, entries: int, size: float) -> float:
+    """Four standard deviations of an update's share, its norm² `size`, from errors of norm² `rest` that ignore it."""
+    return 4 * math.sqrt(rest / entries / size)
