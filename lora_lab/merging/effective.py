@@ -24,6 +24,7 @@ WRAPPERS = BaseTunerLayer, AuxiliaryTrainingWrapper  # adapters; and what was tr
 
 def sites(model: torch.nn.Module, path: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
     """Yield the path of each module in the model without PEFT, and the module, with all that PEFT wraps around it."""
+    model = getattr(model, "_orig_mod", model)  # of a compiled one
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     yield path, model
     if not isinstance(model, WRAPPERS):
