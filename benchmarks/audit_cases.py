@@ -227,7 +227,7 @@ def another_base(after, before, names):
 
 
 def another_matrix(after, before, names):
-    name = next(name for name in reversed(after) if name not in names and after[name].dim() == 2)
+    name = next(name for name in reversed(after) if name not in names and after[name].dim() == 2 and "head" not in name)
     after[name] = after[name] * 1.05
 
 

@@ -89,8 +89,8 @@ def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokeni
     (KL divergence) or, with 95 % confidence, of the answers is lost; models whose weights and settings are equal to
     rounding are not. "safe" if nothing of this was found, every greedy answer of up to `max_new_tokens` tokens is the
     same, and the logits move by under 1 % of what the adapter does; "not shown" if the adapter does nothing on these
-    prompts, so that they cannot tell; "look" between. Answers alone are "safe" if they are all the same, and so many
-    that under a tenth of others can differ: 35 or more. Changes neither model. Raises LabError.
+    prompts, so that they cannot tell; "look" between. Answers alone are "safe" if they are all the same, and 35 or more
+    are others than the base's, so that under a tenth of such can differ. Changes neither model. Raises LabError.
     """
     _check(model)
     _check_deployed(model, deployed)
@@ -104,7 +104,9 @@ def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokeni
         deployed, said = _merged_copy(model)
         if packed:
             faults.append(_PACKED)
-    unread = packed or effective.packed(deployed)
+    if asking.disabled(model):
+        faults.append(_DISABLED)
+    unread = bool(faults) or effective.packed(deployed)
     read = weights.Comparison() if unread else weights.compare(model, deployed)
     faults += read.faults
     settings = effective.settings(model.config, deployed.config)
@@ -144,15 +146,17 @@ def _audit_answers(model, rows, tokenizer, served: list[str], max_new_tokens: in
     if not asked.can_generate():
         raise LabError("This model generates nothing to compare answers with. Give the deployed model.")
     with evaluating(asked), asking.within_positions([asked], rows, max_new_tokens), torch.no_grad():
-        trained, base = [asking.text_of(tokenizer, row) for row in asking.answers(asked, rows, max_new_tokens)], []
+        trained = [asking.text_of(tokenizer, row) for row in asking.answers(asked, rows, max_new_tokens)]
         with asking.without_adapter(asked):
             base = [asking.text_of(tokenizer, row) for row in asking.answers(asked, rows, max_new_tokens)]
     told = zip([asking.text_of(tokenizer, row) for row in rows], trained, served, base)
     changed = [line for line in told if line[1].strip() != line[2].strip()]
     differ = tuple((prompt, own, other) for prompt, own, other, _ in changed)
     result = Audit("look", len(rows), None, None, None, differ, None, (), ())
-    shown = any(own.strip() != other.strip() for own, other in zip(trained, base))
+    shown = sum(own.strip() != other.strip() for own, other in zip(trained, base))
     findings = []
+    if not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.is_floating_point()):
+        return replace(result, verdict="broken", findings=("NaN or infinite numbers are in the unmerged model.",))
     if unserved := sum(other.strip() == of_base.strip() for _, _, other, of_base in changed):
         findings.append(f"{unserved} of the answers that differ are those of the base: is the adapter served?")
     if cut := sum(own.startswith(other) or other.startswith(own) for _, own, other in differ):
@@ -161,15 +165,17 @@ def _audit_answers(model, rows, tokenizer, served: list[str], max_new_tokens: in
         return replace(result, verdict="broken", findings=tuple(findings))
     if not shown:
         return replace(result, verdict="look" if changed else "not shown", findings=(*findings, _NOT_REACHED))
-    if not changed and result.interval[1] < BROKEN:
+    if not changed and Score(0, None, shown).interval[1] < BROKEN:
         return replace(result, verdict="safe")
     if not changed:
-        findings.append("Answers alone cannot tell more: ask 35 prompts or more.")
+        findings.append(f"To {shown} of these prompts the adapter answers otherwise than its base. Answers alone vouch "
+                        "for no more: ask 35 such prompts.")
     return replace(result, findings=tuple(findings))
 
 
 _NOTHING = "On these prompts the adapter does nothing: it is not trained, or disabled."
 _NOT_REACHED = "On these prompts the adapter does nothing, so they cannot tell. Give prompts that need what it learned."
+_DISABLED = "The adapter does nothing: it is disabled, and a merge adds it even so. Call model.enable_adapter_layers()."
 _PACKED = (
     "The 4-bit weights are in the layout that bitsandbytes packs for this CPU at the first evaluation, and PEFT merges "
     "them as if they were not. Load base and adapter again, and merge before the first evaluation."

@@ -136,9 +136,11 @@ def quantised(module: torch.nn.Module) -> bool:
 
 
 def value(weight: Weight) -> torch.Tensor | None:
-    """Return a weight in float32, dequantised where PEFT can; None for other whole numbers."""
+    """Return a weight in float32, dequantised where PEFT can; None for other whole numbers, and what is offloaded."""
     owner, name = weight
     tensor = getattr(owner, name)
+    if tensor.is_meta:
+        return None
     with torch.no_grad():
         if name == "weight" and quantised(owner):
             try:

@@ -332,6 +332,8 @@ def test_an_adapter_that_does_nothing_is_said_to(idle):
     if idle == "disabled":
         model.disable_adapter_layers()
     assert "does nothing" in str(merging.audit(model, IDS))
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    assert {layer.disable_adapters for layer in layers} == {idle == "disabled"}
 
 
 def test_a_smaller_vocabulary_is_not_compared():
@@ -365,7 +367,7 @@ def test_deployments_on_a_full_disk(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_verdicts_on_generated_cases_agree_with_brute_force():
-    drawn = random.Random(7).sample(audit_cases.cases([1]), 60)
+    drawn = random.Random(7).sample(audit_cases.cases([1]), 40)
     wrong = [found for case in drawn if (found := audit_cases.run(*case))["wrong"]]
     assert not wrong, wrong
 
@@ -531,7 +533,7 @@ def ask(server, model, prompts):
 
 @pytest.mark.filterwarnings("ignore")
 def test_answers_that_an_engine_served_are_audited(endpoint):
-    model, words = adapted(r=4, std=0.2), pocket.tokenizer()
+    model, words = adapted(r=4, std=0.5), pocket.tokenizer()
     prompts = [c.prompt for c in smart_home.commands("test combinations", n=36, seed=0)]
 
     def audit(answers, count=len(prompts)):
@@ -544,7 +546,7 @@ def test_answers_that_an_engine_served_are_audited(endpoint):
     unserved = audit(of_base, 10)
     assert unserved.verdict == "broken" and "those of the base: is the adapter served?" in str(unserved)
     few = audit(sound, 10)
-    assert few.verdict == "look" and "0% to 28%" in str(few) and "ask 35" in str(few)
+    assert few.verdict == "look" and "0% to 28%" in str(few) and "ask 35" in str(few), str(few)
     one = audit([of_base[0], *sound[1:]], 5)
     assert one.verdict == "look" and one.interval[0] < 0.1 and "1 of 5" in str(one)
     assert "do both stop at 8 tokens?" in str(audit([text[:-4] for text in sound], 5))
