@@ -4,7 +4,7 @@
 
 Each case is a small random model of some architecture, an adapter of some kind, and what was deployed of it. Brute
 force puts random texts with every token of the vocabulary to both; the audit sees four short prompts. A false "safe" is
-a deployment that computes something else, a false "broken" one that is equal to rounding.
+a deployment that computes something else, a false "broken" one that was made without a fault and is equal to rounding.
 """
 
 import argparse
@@ -323,7 +323,8 @@ def run(architecture: str, kind: str, deployed: str, seed: int) -> dict:
         audit = merging.audit(model, PROMPTS, deployed=served, max_new_tokens=4)
     halves = deployed in ("bfloat16", "float16", "bfloat16 held in float32")
     equal = ROUNDED if halves else EQUAL
-    wrong = "safe" if audit.safe and apart > equal else "broken" if audit.verdict == "broken" and apart <= equal else ""
+    wrong = "safe" if audit.safe and apart > equal else \
+        "broken" if audit.verdict == "broken" and deployed in SOUND and apart <= equal else ""
     return {"case": f"{architecture}; {kind}; {deployed}; {seed}", "verdict": audit.verdict, "apart": apart,
             "wrong": wrong, "said": str(audit)}
 

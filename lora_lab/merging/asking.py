@@ -23,6 +23,7 @@ class Distance:
     worst_logit: float
     changed_tokens: float
     lost: float
+    interval: tuple[float, float]  # of `lost`, 95 %: other prompts would have given another share
     effect: bool
 
 
@@ -113,7 +114,9 @@ def distance(model, deployed, rows: list[list[int]]) -> Distance:
     Tokens that `deployed` has more are padding, and not compared. Raises LabError.
     """
     apart_by = _kl if model.can_generate() else lambda one, other: (one - other).square().sum().item()
-    worst, changed, positions, apart, effect = 0.0, 0, 0, 0.0, 0.0
+    worst, changed, positions = 0.0, 0, 0
+    aparts: list[float] = []
+    effects: list[float] = []
     for row in rows:
         expected, found = logits(model, row), logits(deployed, row)
         with without_adapter(model):
@@ -125,14 +128,25 @@ def distance(model, deployed, rows: list[list[int]]) -> Distance:
         difference = (found - expected).abs().max().item()
         worst = difference if math.isnan(difference) else max(worst, difference)
         if math.isnan(worst):
-            return Distance(math.nan, 1.0, math.nan, True)
+            return Distance(math.nan, 1.0, math.nan, (0.0, math.inf), True)
         changed += (found.argmax(-1) != expected.argmax(-1)).sum().item()
         positions += expected.shape[:-1].numel()
-        apart += apart_by(expected, found)
-        effect += apart_by(expected, base)
+        aparts.append(apart_by(expected, found))
+        effects.append(apart_by(expected, base))
+    apart, effect = max(sum(aparts), 0.0), sum(effects)  # a sum of roundings may be below zero
     noise = 1e-6 * positions  # what float32 leaves of a KL of zero
     lost = apart / effect if effect > noise else 0.0 if apart <= noise else math.inf
-    return Distance(worst, changed / positions, max(lost, 0.0), effect > noise)  # two roundings may be below zero
+    return Distance(worst, changed / positions, lost, _interval(aparts, effects, lost), effect > noise)
+
+
+def _interval(aparts: list[float], effects: list[float], lost: float) -> tuple[float, float]:
+    """95 % of a ratio of sums, by the variance of its terms (Cochran 1977, section 2.11); of one prompt, anything."""
+    n, effect = len(aparts), sum(effects)
+    if n < 2 or not math.isfinite(lost) or effect <= 0:
+        return 0.0, math.inf
+    off = sum((apart - lost * one) ** 2 for apart, one in zip(aparts, effects))
+    spread = 1.96 * math.sqrt(off * n / (n - 1)) / effect
+    return max(lost - spread, 0.0), lost + spread
 
 
 def computes_otherwise(model, deployed) -> bool:

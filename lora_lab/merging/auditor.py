@@ -48,6 +48,7 @@ class Audit:
     warnings: tuple[str, ...]
     missing: tuple[str, ...] = ()
     answered: bool = True  # False of a model that computes hidden states alone
+    lost_interval: tuple[float, float] | None = None  # 95 %, from the spread over the prompts
 
     @property
     def safe(self) -> bool:
@@ -67,9 +68,11 @@ class Audit:
         lines = [f"{WORDS[self.verdict]}: {answers}."]
         if self.worst_logit is not None and self.changed_tokens is not None and self.lost is not None:
             share = "more than ten times" if self.lost >= 10 else f"{self.lost:.1%} of"
+            low, high = self.lost_interval or (0.0, 0.0)
+            sure = f" (95 % interval {low:.0%} to {high:.0%})" if LOOK < self.lost < 10 and high < 10 else ""
             lines.append(
                 f"Largest change of a logit {self.worst_logit:.2g}; {self.changed_tokens:.1%} of next tokens change; "
-                f"the distance from the unmerged model is {share} what the adapter does.")
+                f"the distance from the unmerged model is {share} what the adapter does{sure}.")
         if self.update is not None and math.isfinite(self.update):
             lines.append(f"The adapter's update is in the merged weights {self.update:.3f} times (1 is right).")
         return "\n".join([*lines, *self.findings, *(f"PEFT warned {said}" for said in self.warnings)])
@@ -85,8 +88,8 @@ def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokeni
     `merge_and_unload` (as much memory again). Instead of a model, `answers` are the texts that an engine served to the
     same prompts, in their order: raw completions (no chat template), temperature 0, at most `max_new_tokens` tokens.
 
-    The verdict is "broken" if the weights prove a fault, whatever the prompts, or if more than a tenth of the effect
-    (KL divergence) or, with 95 % confidence, of the answers is lost; models whose weights and settings are equal to
+    The verdict is "broken" if the weights prove a fault, whatever the prompts, or if, with 95 % confidence, more than a
+    tenth of the effect (KL divergence) or of the answers is lost; models whose weights and settings are equal to
     rounding are not. "safe" if nothing of this was found, every greedy answer of up to `max_new_tokens` tokens is the
     same, and the logits move by under 1 % of what the adapter does; "not shown" if the adapter does nothing on these
     prompts, so that they cannot tell; "look" between. Answers alone are "safe" if they are all the same, and 35 or more
@@ -122,11 +125,12 @@ def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokeni
         faults.append("Some logits are NaN or infinite. merge_and_unload(safe_merge=True) refuses such an adapter.")
     identical, shown = read.equal and not other and not faults, apart.effect
     result = Audit("safe", len(rows), apart.worst_logit, apart.changed_tokens, apart.lost, changed, read.update, (),
-                   tuple(f"{count} times: {text}" for text, count in said.items()), read.missing, bool(expected))
+                   tuple(f"{count} times: {text}" for text, count in said.items()), read.missing, bool(expected),
+                   apart.interval)
     verdict = "safe" if shown else "not shown"
     if changed or other or shown and not apart.lost <= LOOK:
         verdict = "look"
-    if faults or not identical and (shown and not apart.lost <= BROKEN or result.interval[0] > BROKEN):
+    if faults or not identical and (shown and apart.interval[0] > BROKEN or result.interval[0] > BROKEN):
         verdict = "broken"
     findings = [*faults, *other]
     if identical and verdict == "look":

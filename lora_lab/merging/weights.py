@@ -242,8 +242,7 @@ class _Found:
         if names["unread"]:
             said.hints.append("Not compared, as no merge gives what they compute, or their quantised weights cannot be "
                               f"read: {_some(names['unread'])}.")
-        kept = not self.size or self.due / self.size >= 1 - TENTH
-        said.equal = kept and not wrong and not said.faults + said.doubts[bool(names["extra"]):] + names["unread"] \
+        said.equal = not wrong and not said.faults + said.doubts[bool(names["extra"]):] + names["unread"] \
             + names["inexact"]
         return said
 
