@@ -280,6 +280,7 @@ def fits(architecture: str, kind: str, deployed: str) -> bool:
         or deployed == "converted" and kind not in ("pissa", "olora")
         or deployed.startswith("two as") and kind not in ("lora", "lora, rs and patterns", "embedding")
         or family == "t5" and kind in ("embedding", "trained rows", "rows alone", "trained embedding")  # three holders
+        or family == "t5" and deployed == "fewer layers"  # its blocks hold lists of two, too
         or family == "gpt2" and kind in ("pissa", "olora")
         or kind == "rows alone" and deployed in ("half merged", "one layer without")
     )
@@ -297,15 +298,19 @@ def probe() -> list[list[int]]:
 
 
 @torch.no_grad()
-def brute_force(model, deployed) -> float:
-    """Return the largest difference of the first thing both compute, as a share of the largest number there."""
+def brute_force(model, deployed, rounded: bool) -> float:
+    """Return the largest difference of the first thing both compute, as a share of the largest number there.
+
+    Of `rounded` models the mean of both: rounding sends a token to another expert here and there.
+    """
     ids = torch.tensor(probe())
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     if "Classification" in type(deployed).__name__:
         pairs = [(model(ids[i:i + 1])[0], deployed(ids[i:i + 1])[0]) for i in range(len(ids))]
     else:
         pairs = [(model(input_ids=ids, **more)[0], deployed(input_ids=ids, **more)[0])]
-    worst = max(((b[..., :a.shape[-1]].float() - a).abs().max() / a.abs().max() for a, b in pairs), key=float)
+    of = torch.mean if rounded else torch.max
+    worst = max((of((b[..., :a.shape[-1]].float() - a).abs()) / of(a.abs()) for a, b in pairs), key=float)
     return float("inf") if any(b.isnan().any() for _, b in pairs) else worst.item()
 
 
@@ -319,9 +324,9 @@ def run(architecture: str, kind: str, deployed: str, seed: int) -> dict:
                 served = PeftModel.from_pretrained(base, folder).eval()
         else:
             served = DEPLOYED[deployed](model)
-        apart = brute_force(model, served)
+        halves = deployed in ("bfloat16", "float16", "bfloat16 held in float32")
+        apart = brute_force(model, served, halves)
         audit = merging.audit(model, PROMPTS, deployed=served, max_new_tokens=4)
-    halves = deployed in ("bfloat16", "float16", "bfloat16 held in float32")
     equal = ROUNDED if halves else EQUAL
     wrong = "safe" if audit.safe and apart > equal else \
         "broken" if audit.verdict == "broken" and deployed in SOUND and apart <= equal else ""
@@ -329,7 +334,7 @@ def run(architecture: str, kind: str, deployed: str, seed: int) -> dict:
             "wrong": wrong, "said": str(audit)}
 
 
-EQUAL, ROUNDED = 5e-6, 0.05  # of the largest number: rounding in float32, and in 16 bits
+EQUAL, ROUNDED = 2e-5, 0.05  # rounding in float32, of the largest number; and in 16 bits, of the mean
 
 
 def main():
