@@ -400,10 +400,11 @@ table([{"prompt": p.strip(), "unmerged": a, "merged": b} for p, a, b in lossy.ch
             or [{"changed answers": "none"}])
 
 # %% [markdown]
-# Three verdicts. *Safe to ship*: every answer is the same, and the predictions move by less than a hundredth of what
-# the adapter does. *Do not ship*: they move by more than a tenth of it, more than a tenth of the answers differ, or the
-# weights show a fault. Between the two: *look before you ship*. Your prompts decide what it can see: take them from
-# your users, not from your training data.
+# Four verdicts. *Safe to ship*: every answer is the same, and the predictions move by less than a hundredth of what
+# the adapter does. *Do not ship*: they move by more than a tenth of it, the interval of the answers that differ lies
+# above a tenth, or the weights prove a fault, whatever the answers are. Between the two: *look before you ship*. *Not
+# shown*: on these prompts the adapter does nothing, so they cannot tell. Take them from your users, not from your
+# training data.
 #
 # One trap on CPUs with bfloat16 instructions: the first evaluation of an nf4 model packs its weights into another
 # layout, and PEFT merges them as if it had not. Even the base is gone then. Merge first, evaluate afterwards:
@@ -529,7 +530,7 @@ print(merging.audit(fresh(), asked, words, deployed=double))
 
 # %% [markdown]
 # The audit also takes the model that production loads, as `deployed=`, and looks at its weights: that is how it can say
-# *why*.
+# *why*. Of an engine that hides its weights it takes the texts that it served, as `answers=`.
 #
 # **Saving the wrong object.** `merge_and_unload()` also takes the LoRA layers out of the model you called it on. If
 # you throw its return value away, `model` still calls itself a PeftModel, and saving it writes:

@@ -1,9 +1,15 @@
 """The merge audit: against brute force on many adapters, and on deployments with a known fault."""
 
 import copy
+import http.server
+import json
+import random
 import re
+import threading
+import urllib.request
 import warnings
 
+import audit_cases
 import pytest
 import torch
 from lora_lab import LabError, merging, pocket, smart_home
@@ -326,13 +332,25 @@ def test_an_adapter_that_does_nothing_is_said_to(idle):
     if idle == "disabled":
         model.disable_adapter_layers()
     assert "does nothing" in str(merging.audit(model, IDS))
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    assert {layer.disable_adapters for layer in layers} == {idle == "disabled"}
 
 
-def test_models_of_two_vocabularies_are_not_compared():
-    bigger = pocket.load()[0]
-    bigger.resize_token_embeddings(bigger.config.vocab_size + 8)
+def test_a_smaller_vocabulary_is_not_compared():
+    smaller = pocket.load()[0]
+    smaller.resize_token_embeddings(smaller.config.vocab_size - 8)
     with pytest.raises(LabError, match="one tokenizer"):
-        merging.audit(adapted(r=2), IDS, deployed=bigger)
+        merging.audit(adapted(r=2), IDS, deployed=smaller)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_a_vocabulary_padded_for_serving_is_compared_as_far_as_it_goes(lost):
+    model = adapted(r=4)
+    padded = getattr(copy.deepcopy(model), "unload" if lost else "merge_and_unload")()
+    padded.resize_token_embeddings(padded.config.vocab_size + 26)
+    found = merging.audit(model, IDS, deployed=padded)
+    assert found.verdict == ("broken" if lost else "safe"), str(found)
 
 
 def test_the_same_adapter_is_deployed_in_the_same_order(tmp_path):
@@ -345,3 +363,201 @@ def test_deployments_on_a_full_disk(tmp_path):
     (tmp_path / "b").write_text("in the way")
     with pytest.raises(LabError, match="Make room"):
         deployments.make(adapted(r=4), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_verdicts_on_generated_cases_agree_with_brute_force():
+    drawn = random.Random(7).sample(audit_cases.cases([1]), 40)
+    wrong = [found for case in drawn if (found := audit_cases.run(*case))["wrong"]]
+    assert not wrong, wrong
+
+
+def case(kind, deployed, architecture="llama"):
+    """The audit of a generated case."""
+    base, model = audit_cases.adapted(architecture, kind, 0)
+    served = base if deployed == "base" else audit_cases.DEPLOYED[deployed](model)
+    return merging.audit(model, audit_cases.PROMPTS, deployed=served, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("kind, deployed, words", [
+    ("rows alone", "a row lost", "1 of the 3 rows of model.embed_tokens.weight"),
+    ("rows alone", "never merged", "never merged"),
+    ("trained embedding", "base", "model.embed_tokens was trained as a whole"),
+    ("embedding", "half merged", r"Without the update: 4 of 7 adapted layers, "),
+    ("lora", "another config", r"rope_parameters.rope_theta 100.0 in the deployed model instead of 10000.0"),
+    ("lora", "NaN", "NaN or infinite numbers are in the weights"),
+    ("lora", "fewer layers", "Another architecture"),
+    ("lora", "another matrix", "Another base: 1 of the 15 tensors"),
+])
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_weights_prove_counts_whichever_prompts_were_asked(kind, deployed, words):
+    found = case(kind, deployed)
+    assert found.verdict == "broken" and re.search(words, str(found)), str(found)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_that_peft_converted_is_the_same(kind):
+    assert audit_cases.run("llama", kind, "converted", 0)["verdict"] == "safe"
+
+
+@pytest.mark.parametrize("how", ["two as cat", "two as svd"])
+@pytest.mark.filterwarnings("ignore")
+def test_two_active_adapters_are_the_one_that_combines_them(how):
+    assert case("lora", how).safe and case("embedding", how.replace("svd", "cat")).safe
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trained_rows_may_be_rounded():
+    for how in ("bfloat16", "float16", "bfloat16 held in float32"):
+        found = case("trained rows", how)
+        assert found.verdict in ("safe", "look") and "architecture" not in str(found), str(found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_half_merged_models_name_the_layers_without_the_update():
+    _, model = audit_cases.adapted("llama", "lora", 0)
+    partly = copy.deepcopy(model)
+    before = {name: weight.clone() for name, weight in copy.deepcopy(model).unload().state_dict().items()}
+    partly = partly.merge_and_unload()
+    lost = [f"model.layers.{i}.self_attn.q_proj" for i in range(2)]
+    with torch.no_grad():
+        for path in lost:
+            partly.get_submodule(path).weight.copy_(before[f"{path}.weight"])
+    found = merging.audit(model, [[5]], deployed=partly, max_new_tokens=1)
+    assert sorted(found.missing) == lost and all(path in str(found) for path in lost)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_that_the_prompts_do_not_reach_is_not_shown():
+    _, model = audit_cases.adapted("llama", "rows alone", 0)
+    found = merging.audit(model, audit_cases.PROMPTS, max_new_tokens=4)
+    assert found.verdict == "not shown" and "cannot tell" in str(found) and not found.safe
+    assert merging.audit(model, [*audit_cases.PROMPTS, [60, 5]], max_new_tokens=4).safe
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_replicated_layers_are_named_as_such_and_can_be_parted():
+    def replicated():
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], layer_replication=[(0, 2), (1, 2)])
+        model = get_peft_model(audit_cases.llama(), config).eval()
+        audit_cases.train(model)
+        return model
+
+    found = merging.audit(replicated(), audit_cases.PROMPTS, max_new_tokens=4)
+    assert found.verdict == "broken" and "layer_replication" in str(found) and "tie_word" not in str(found)
+    parted = replicated()
+    for layer in parted.modules():
+        if isinstance(layer, LoraLayer):
+            layer.base_layer = copy.deepcopy(layer.base_layer)
+    assert merging.audit(replicated(), audit_cases.PROMPTS, deployed=parted.merge_and_unload(), max_new_tokens=4).safe
+
+
+@pytest.mark.parametrize("architecture", ["llama, no head", "bert, no head", "llama, classifier"])
+@pytest.mark.filterwarnings("ignore")
+def test_models_that_generate_nothing_are_compared(architecture):
+    sound, broken = (case("lora", how, architecture) for how in ("merged", "half the alpha"))
+    assert sound.safe and broken.verdict == "broken"
+    assert ("no answers" in str(sound)) is ("no head" in architecture)
+
+
+def test_a_model_without_its_head_is_not_what_was_deployed():
+    with pytest.raises(LabError, match="deployed is a LlamaModel, and the unmerged model a LlamaForCausalLM"):
+        merging.audit(adapted(r=2), IDS, deployed=pocket.load()[0].model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_settings_that_change_nothing_do_not_count():
+    model = adapted(r=4)
+    merged = copy.deepcopy(model).merge_and_unload()
+    merged.config.update(dict(use_cache=False, max_position_embeddings=9, attention_dropout=0.3, pad_token_id=7))
+    assert merging.audit(model, IDS, deployed=merged).safe
+    merged.config.some_flag = True
+    found = merging.audit(model, IDS, deployed=merged)
+    assert found.verdict == "look" and "some_flag True" in str(found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_equal_weights_are_never_broken_whatever_was_generated():
+    model = adapted(r=4)
+    merged = copy.deepcopy(model).merge_and_unload()
+    merged.generation_config.eos_token_id = list(range(5, 150))
+    found = merging.audit(model, IDS, deployed=merged)
+    assert found.verdict == "look" and len(found.changed_answers) > 7 and "eos_token_id" in str(found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_layer_whose_merge_computes_something_else_is_said_to_be_unread():
+    _, model = audit_cases.adapted("llama", "lora", 0)
+    layer = next(layer for layer in model.modules() if isinstance(layer, LoraLayer))
+    layer.register_forward_hook(lambda layer, asked, given: 1.1 * given)
+    found = merging.audit(model, audit_cases.PROMPTS, max_new_tokens=4)
+    assert "Not compared" in str(found) and "model.layers.0.self_attn.q_proj" in str(found)
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """An engine on loopback, with the completions of whichever model it is given, as OpenAI's API returns them."""
+    words = pocket.tokenizer()
+
+    class Engine(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            ids = words(asked["prompt"], return_tensors="pt")["input_ids"]
+            output = self.server.model.generate(input_ids=ids, do_sample=False, max_new_tokens=asked["max_tokens"])
+            text = words.decode(output[0, ids.shape[1]:], skip_special_tokens=True)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"choices": [{"text": text}]}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Engine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def ask(server, model, prompts):
+    server.model = model
+    answers = []
+    for prompt in prompts:
+        body = json.dumps({"prompt": prompt, "temperature": 0, "max_tokens": 8}).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/v1/completions", body) as reply:
+            answers.append(json.load(reply)["choices"][0]["text"])
+    return answers
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_answers_that_an_engine_served_are_audited(endpoint):
+    model, words = adapted(r=4, std=0.5), pocket.tokenizer()
+    prompts = [c.prompt for c in smart_home.commands("test combinations", n=36, seed=0)]
+
+    def audit(answers, count=len(prompts)):
+        return merging.audit(model, prompts[:count], words, max_new_tokens=8, answers=answers[:count])
+
+    sound = ask(endpoint, copy.deepcopy(model).merge_and_unload(), prompts)
+    of_base = ask(endpoint, copy.deepcopy(model).unload(), prompts[:10])
+    served = audit(sound)
+    assert served.safe and served.lost is None and "Largest change" not in str(served)
+    unserved = audit(of_base, 10)
+    assert unserved.verdict == "broken" and "those of the base: is the adapter served?" in str(unserved)
+    few = audit(sound, 10)
+    assert few.verdict == "look" and "0% to 28%" in str(few) and "ask 35" in str(few), str(few)
+    one = audit([of_base[0], *sound[1:]], 5)
+    assert one.verdict == "look" and one.interval[0] < 0.1 and "1 of 5" in str(one)
+    assert "do both stop at 8 tokens?" in str(audit([text[:-4] for text in sound], 5))
+    untrained = get_peft_model(pocket.load()[0], LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
+    assert merging.audit(untrained, prompts[:5], words, max_new_tokens=8, answers=of_base[:5]).verdict == "not shown"
+
+
+@pytest.mark.parametrize("answers, more, words", [
+    (["a"] * 3, {}, "3 answers to 14 prompts"), ("text", {}, "list of texts"), ([1] * 14, {}, "text of each"),
+    (["a"] * 14, dict(deployed=pocket.load()[0]), "not both"), (["a"] * 14, dict(tokenizer=None), "tokenizer"),
+])
+def test_answers_are_texts_one_for_each_prompt(answers, more, words):
+    with pytest.raises(LabError, match=words):
+        merging.audit(adapted(r=2), IDS, **dict(tokenizer=pocket.tokenizer(), answers=answers) | more)
