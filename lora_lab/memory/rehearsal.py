@@ -8,12 +8,15 @@ need no full logits. What the parts of a plan mean is in `memory`.
 
 import contextlib
 import logging
+import math
 import weakref
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
@@ -34,6 +37,26 @@ def _fused(*args, **options):
 AttentionInterface.register(ATTENTION, _fused)
 
 
+OPERATIONS = 2500  # of a forward pass: about half a second, and a backward pass takes two
+
+
+class TooManyOperations(Exception):
+    """A step has more operations than the seconds that a plan may take."""
+
+
+class _Patience(TorchFunctionMode):
+    """Raises TooManyOperations from the call that comes after `most` of them; from inside torch it would end Python."""
+
+    def __init__(self, ledger, most: int | None):
+        super().__init__()
+        self.ledger, self.most = ledger, most or math.inf
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self.ledger.operations > self.most:
+            raise TooManyOperations
+        return func(*args, **(kwargs or {}))
+
+
 class Ledger(TorchDispatchMode):
     """While active, follows the memory of all tensors that operations return: `live` and `peak` in bytes.
 
@@ -43,10 +66,11 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.live = self.peak = self.resting = self.head_start = self.head_peak = 0
+        self.live = self.peak = self.resting = self.head_start = self.head_peak = self.operations = 0
         self._in_head, self._seen = False, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
@@ -100,12 +124,13 @@ class Step:
     """Bytes above parameters, their gradients and optimizer state, at the fullest moments of a step.
 
     `held` is what the forward pass holds for backward when the output head begins; `head` the peak from
-    there until the head's backward pass is through; `peak` that of the whole step.
+    there until the head's backward pass is through; `peak` that of the whole step. `operations` is their number.
     """
 
     held: float
     head: float
     peak: float
+    operations: float
 
 
 def rehearse(adapted: torch.nn.Module, *, quantisation: dict[str, Any] | None, autocast: torch.dtype | None,
@@ -114,33 +139,82 @@ def rehearse(adapted: torch.nn.Module, *, quantisation: dict[str, Any] | None, a
 
     Rows are full (no padding). `quantisation` has the arguments of `stand_ins.quantise`, None for none. `shape` is
     batch_size, seq_len, logits_to_keep, checkpointing and cross_entropy, as `memory.plan` has them.
-    Blocks that are all alike are rehearsed with two and with three of them: memory is linear in depth.
+    Of blocks that are alike two and three are rehearsed: memory is linear in depth. A model that goes through a row
+    token by token is rehearsed on short rows: memory is linear in their length, quadratic with attention's scores.
     """
     blocks: Any = _blocks(adapted)
 
-    def stage(attention, depth):
-        with _cut(blocks, depth):
+    def stage(attention, chosen):
+        with _cut(blocks, chosen):
             model = bare(adapted)
         model.config._attn_implementation = attention
         if quantisation:
             stand_ins.quantise(model, autocast=autocast is not None, **quantisation)
         return model
 
-    def run(depth=None):
+    def run(chosen, **options):
         if fused_attention:
-            with contextlib.suppress(Exception), _no_logs():  # an attention that needs its mask, or other than sdpa's
-                return _run(stage(ATTENTION, depth), autocast=autocast, **shape)
-        return _run(stage(adapted.config._attn_implementation, depth), autocast=autocast, **shape)
+            try:
+                with _no_logs():
+                    return _run(stage(ATTENTION, chosen), autocast=autocast, **shape | options)
+            except TooManyOperations:
+                raise
+            except Exception:  # an attention that needs its mask, or other than sdpa's
+                pass
+        return _run(stage(adapted.config._attn_implementation, chosen), autocast=autocast, **shape | options)
 
-    depth = len(getattr(*blocks)) if blocks else 0
-    if depth <= 3 or len({_signature(block) for block in getattr(*blocks)}) > 1:
-        return run()
+    kinds = [_signature(block) for block in getattr(*blocks)] if blocks else []
+
+    def whole(**options):
+        """The step of all blocks, from two of each kind and what a third adds."""
+        few = _choose(kinds)
+        if len(few) == len(kinds):
+            return run(None, **options)
+        try:
+            start = np.array(astuple(run(few, **options)))
+            step = start.copy()
+            for kind in {kind for kind in kinds if kinds.count(kind) > 3}:
+                more = np.array(astuple(run(_choose(kinds, kind), **options)))
+                step += (more - start) * (kinds.count(kind) - 2)
+        except TooManyOperations:
+            raise
+        except Exception:  # a model that counts its layers by itself
+            return run(None, **options)
+        return _step(step)
+
     try:
-        two, three = astuple(run(2)), astuple(run(3))
-    except Exception:  # a model that counts its layers by itself
-        return run()
-    held, head, peak = (a + (b - a) * (depth - 2) for a, b in zip(two, three))
-    return Step(held, head, max(peak, head))
+        return whole(most=OPERATIONS)
+    except TooManyOperations:
+        pass
+    scores = not fused_attention and hasattr(adapted.config, "num_attention_heads")
+    degree = 2 if scores else 1
+    for unit, most in ((64, 2 * OPERATIONS), (16, None)):  # 64: where tokens are worked off in chunks, they have as many
+        lengths = [shape["logits_to_keep"] + unit * i for i in range(1, degree + 2)]
+        if lengths[-1] >= shape["seq_len"]:
+            continue
+        with contextlib.suppress(TooManyOperations):
+            steps = [whole(most=most, seq_len=length) for length in lengths]
+            if steps[0].operations == steps[1].operations:
+                break  # nothing goes token by token
+            curve = np.polyfit(lengths, [astuple(step) for step in steps], degree)
+            return _step(np.vander([float(shape["seq_len"])], degree + 1)[0] @ curve)
+    return whole()
+
+
+def _step(numbers) -> Step:
+    held, head, peak, operations = (float(number) for number in numbers)
+    return Step(held, head, max(peak, head), operations)
+
+
+def _choose(kinds: list, one_more=None) -> list[int]:
+    """Which blocks to rehearse: two of each kind, in their order; all of a kind of three, and three of `one_more`."""
+    taken: dict = {}
+    chosen = []
+    for index, kind in enumerate(kinds):
+        taken[kind] = taken.get(kind, 0) + 1
+        if taken[kind] <= (3 if kind == one_more or kinds.count(kind) == 3 else 2):
+            chosen.append(index)
+    return chosen
 
 
 @contextlib.contextmanager
@@ -155,21 +229,21 @@ def _no_logs():
 
 
 @contextlib.contextmanager
-def _cut(blocks: Any, depth):
-    """The model's list of blocks cut to `depth` of them, until the end of the `with`."""
-    if not depth:
+def _cut(blocks: Any, chosen: list[int] | None):
+    """The model's list of blocks cut to those with the numbers `chosen`, until the end of the `with`."""
+    if chosen is None:
         yield
         return
     holder, name = blocks
     whole = getattr(holder, name)
-    setattr(holder, name, whole[:depth])
+    setattr(holder, name, torch.nn.ModuleList(whole[index] for index in chosen))
     try:
         yield
     finally:
         setattr(holder, name, whole)
 
 
-def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing, cross_entropy) -> Step:
+def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing, cross_entropy, most=None) -> Step:
     model.train()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
@@ -192,13 +266,14 @@ def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing,
             ledger.watch_head(head)
         ids = torch.zeros(batch_size, seq_len, dtype=torch.long)
         inputs = {"input_ids": ids, "use_cache": False} | ({"logits_to_keep": logits_to_keep} if logits_to_keep else {})
-        with torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext():
+        with _Patience(ledger, most), torch.autocast("cpu", autocast, enabled=autocast is not None):
             if cross_entropy == "full":
                 loss = model(**inputs, labels=ids[:, -logits_to_keep:]).loss  # all of them for 0
             else:
                 loss = head.loss(model(**inputs).logits, autocast)
         loss.backward()
-    return Step(*(size - ledger.resting for size in (ledger.head_start, ledger.head_peak, ledger.peak)))
+    sizes = (size - ledger.resting for size in (ledger.head_start, ledger.head_peak, ledger.peak))
+    return Step(*sizes, ledger.operations)
 
 
 def trained_head(head: Any) -> Any:
