@@ -22,13 +22,13 @@ from . import rehearsal, stand_ins
 # Bytes of optimizer state for each trained parameter of `size` bytes. AdamW: Loshchilov & Hutter 2019, two running
 # means; in 8 bits: Dettmers et al. 2022b, two bytes and two float32 scales for each block of 256.
 OPTIMIZERS = {"adamw": lambda size: 2 * size, "sgd": lambda size: 0, "adamw_8bit": lambda size: 2 + 2 * 4 / 256}
-NAMES = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_bnb_8bit": "adamw_8bit",  # the Trainer's
-         "paged_adamw_32bit": "adamw", "paged_adamw_8bit": "adamw_8bit"}
+NAMES = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_bnb_8bit": "adamw_8bit"}  # the Trainer's
 LOSSES = ("full", "chunked", "fused")
 FUSED_ATTENTION = ("sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 # Part of a GPU that `fits` keeps free: what CUDA, its libraries and the allocator's gaps take, and what a plan misses.
-# The largest part by which a plan fell short of a published peak, in benchmarks/results/published_peaks.json.
-RESERVE = {"16-bit": 0.10, "4-bit": 0.20}
+# The largest part by which a plan fell short of a published peak (benchmarks/results/published_peaks.json). No peak of
+# an 8-bit or a float32 base was found published: they take that of 16 bits.
+RESERVE = {"16-bit": 0.10, "4-bit": 0.19}
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _plan(source, lora, precision, optimizer, *, prepared, attn_implementation, 
         optimizer_bytes=math.ceil(sum(p.numel() * state_bytes(p.itemsize) for p in trained)),
         activation_bytes=round(step.peak) - logits,
         logits_bytes=logits,
-        reserve=RESERVE["4-bit" if quantised else "16-bit"],  # no peak of an 8-bit base has been published: the larger
+        reserve=RESERVE["4-bit" if quantised == "nf4" else "16-bit"],
     )
 
 
