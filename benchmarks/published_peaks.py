@@ -2,10 +2,10 @@
 
     python benchmarks/published_peaks.py
 
-Reads published_peaks.toml and writes planned / published to results/published_peaks.json, and `reserve`: the largest part
-by which a plan fell short, for 16-bit and for 4-bit bases, which `fits` keeps free (`memory.RESERVE`). Of a figure in
-whole GB half a one is taken off for it: a published 9 may have been 8.5. `with_another_copy` adds one more float32 copy
-of all logits, which the rows of 2024 and 2025 with 4-bit bases seem to have had; today's code does not make it.
+Reads published_peaks.toml and writes planned / published to results/published_peaks.json, and `reserve`: the largest
+part by which a plan fell short, for 16-bit and for 4-bit bases, which `fits` keeps free (`RESERVE` in the planner). A
+figure in whole GB counts half a GB less there: a published 9 may have been 8.5. `with_another_copy` is the ratio with
+one more float32 copy of all logits, which those with 4-bit bases seem to have had; today's code does not keep it.
 """
 
 import json

@@ -139,8 +139,8 @@ def rehearse(adapted: torch.nn.Module, *, quantisation: dict[str, Any] | None, a
 
     Rows are full (no padding). `quantisation` has the arguments of `stand_ins.quantise`, None for none. `shape` is
     batch_size, seq_len, logits_to_keep, checkpointing and cross_entropy, as `memory.plan` has them.
-    Of blocks that are alike two and three are rehearsed: memory is linear in depth. A model that goes through a row
-    token by token is rehearsed on short rows: memory is linear in their length, quadratic with attention's scores.
+    Of blocks that are alike a few are rehearsed: memory is linear in depth. A model that goes through a row
+    token by token is rehearsed on as many tokens in more and shorter rows.
     """
     blocks: Any = _blocks(adapted)
 
@@ -166,16 +166,17 @@ def rehearse(adapted: torch.nn.Module, *, quantisation: dict[str, Any] | None, a
     kinds = [_signature(block) for block in getattr(*blocks)] if blocks else []
 
     def whole(**options):
-        """The step of all blocks, from two of each kind and what a third adds."""
+        """The step of all blocks, from a few of each kind and what one more adds."""
         few = _choose(kinds)
         if len(few) == len(kinds):
             return run(None, **options)
         try:
             start = np.array(astuple(run(few, **options)))
             step = start.copy()
-            for kind in {kind for kind in kinds if kinds.count(kind) > 3}:
-                more = np.array(astuple(run(_choose(kinds, kind), **options)))
-                step += (more - start) * (kinds.count(kind) - 2)
+            for kind in set(kinds):
+                left = kinds.count(kind) - sum(kinds[index] == kind for index in few)
+                if left:
+                    step += (np.array(astuple(run(_choose(kinds, kind), **options))) - start) * left
         except TooManyOperations:
             raise
         except Exception:  # a model that counts its layers by itself
@@ -187,18 +188,23 @@ def rehearse(adapted: torch.nn.Module, *, quantisation: dict[str, Any] | None, a
     except TooManyOperations:
         pass
     scores = not fused_attention and hasattr(adapted.config, "num_attention_heads")
-    degree = 2 if scores else 1
-    for unit, most in ((64, 2 * OPERATIONS), (16, None)):  # 64: where tokens are worked off in chunks, they have as many
-        lengths = [shape["logits_to_keep"] + unit * i for i in range(1, degree + 2)]
-        if lengths[-1] >= shape["seq_len"]:
+    for length, most in ((64, 2 * OPERATIONS), (16, None)):  # 64: chunks of tokens have no more
+        if 4 * length > shape["seq_len"]:
             continue
         with contextlib.suppress(TooManyOperations):
-            steps = [whole(most=most, seq_len=length) for length in lengths]
-            if steps[0].operations == steps[1].operations:
-                break  # nothing goes token by token
-            curve = np.polyfit(lengths, [astuple(step) for step in steps], degree)
-            return _step(np.vander([float(shape["seq_len"])], degree + 1)[0] @ curve)
+            short = np.array(astuple(whole(most=most, **_rows(length, shape))))
+            if scores:  # of as many tokens, scores are linear in the length of a row
+                more = np.array(astuple(whole(most=most, **_rows(2 * length, shape)))) - short
+                short += more * (shape["seq_len"] / length - 1)
+            return _step(short)
     return whole()
+
+
+def _rows(length: int, shape: dict) -> dict[str, int]:
+    """Return a shape with as many tokens in rows of `length`."""
+    part = length / shape["seq_len"]
+    return {"seq_len": length, "batch_size": math.ceil(shape["batch_size"] / part),
+            "logits_to_keep": math.ceil(shape["logits_to_keep"] * part)}
 
 
 def _step(numbers) -> Step:
@@ -207,14 +213,15 @@ def _step(numbers) -> Step:
 
 
 def _choose(kinds: list, one_more=None) -> list[int]:
-    """Which blocks to rehearse: two of each kind, in their order; all of a kind of three, and three of `one_more`."""
-    taken: dict = {}
-    chosen = []
-    for index, kind in enumerate(kinds):
-        taken[kind] = taken.get(kind, 0) + 1
-        if taken[kind] <= (3 if kind == one_more or kinds.count(kind) == 3 else 2):
-            chosen.append(index)
-    return chosen
+    """Which blocks to rehearse, in their order: the first, one of each kind, and one more of a kind, if asked.
+
+    The first is apart: what goes into it needs no gradient. All of three or fewer.
+    """
+    if len(kinds) <= 3:
+        return list(range(len(kinds)))
+    wanted = {kind: 1 + (kind == kinds[0]) + (kind == one_more) for kind in kinds}
+    seen = [kinds[: index + 1].count(kind) for index, kind in enumerate(kinds)]
+    return [index for index, kind in enumerate(kinds) if seen[index] <= wanted[kind]]
 
 
 @contextlib.contextmanager
@@ -273,7 +280,7 @@ def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing,
                 loss = head.loss(model(**inputs).logits, autocast)
         loss.backward()
     sizes = (size - ledger.resting for size in (ledger.head_start, ledger.head_peak, ledger.peak))
-    return Step(*sizes, ledger.operations)
+    return Step(*sizes, operations=ledger.operations)  # type: ignore[misc]
 
 
 def trained_head(head: Any) -> Any:

@@ -170,4 +170,4 @@ class _Fused(torch.autograd.Function):
         return *ctx.gradients, None
 
 
-_LOSSES = {"chunked": _Chunked, "fused": _Fused}
+_LOSSES: dict[str, type[torch.autograd.Function]] = {"chunked": _Chunked, "fused": _Fused}

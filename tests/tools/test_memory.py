@@ -212,8 +212,8 @@ def test_experts_in_float32_take_what_was_planned():
 
 
 def test_blocks_of_several_kinds_are_planned_from_a_few_of_each(monkeypatch):
-    config = Qwen3MoeConfig(**SMALL, num_hidden_layers=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
-                            mlp_only_layers=[0, 1, 4, 7])
+    config = Qwen3MoeConfig(**SMALL, num_hidden_layers=8, num_experts=4, num_experts_per_tok=2,
+                            moe_intermediate_size=32, mlp_only_layers=[0, 1, 4, 7])
     few = memory.plan(config, lora(["q_proj"]), "bfloat16", 1, 64, checkpointing=True)
     monkeypatch.setattr(rehearsal, "_choose", lambda kinds, one_more=None: list(range(len(kinds))))
     whole = memory.plan(config, lora(["q_proj"]), "bfloat16", 1, 64, checkpointing=True)
