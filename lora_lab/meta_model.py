@@ -113,7 +113,7 @@ def without_weights(source: Source) -> tuple[PreTrainedModel, str | None, torch.
 def quantisation(source: Source) -> dict[str, Any]:
     """Return the `quantization_config` of a model or its config as a dict, an empty one if there is none."""
     found = getattr(getattr(source, "config", source), "quantization_config", None) or {}
-    return found if isinstance(found, dict) else found.to_dict()
+    return found if isinstance(found, dict) else getattr(found, "to_dict", lambda: {"quant_method": found})()
 
 
 def linear_shape(module: torch.nn.Module | None) -> tuple[int, int] | None:

@@ -163,7 +163,8 @@ def rehearse(adapted: torch.nn.Module, *, quantisation: dict[str, Any] | None, a
                 pass
         return _run(stage(adapted.config._attn_implementation, chosen), autocast=autocast, **shape | options)
 
-    kinds = [_signature(block) for block in getattr(*blocks)] if blocks else []
+    known: dict[tuple, int] = {}
+    kinds = [known.setdefault(_signature(block), len(known)) for block in getattr(*blocks)] if blocks else []
 
     def whole(**options):
         """The step of all blocks, from a few of each kind and what one more adds."""
@@ -212,7 +213,7 @@ def _step(numbers) -> Step:
     return Step(held, head, max(peak, head), operations)
 
 
-def _choose(kinds: list, one_more=None) -> list[int]:
+def _choose(kinds: list[int], one_more: int | None = None) -> list[int]:
     """Which blocks to rehearse, in their order: the first, one of each kind, and one more of a kind, if asked.
 
     The first is apart: what goes into it needs no gradient. All of three or fewer.

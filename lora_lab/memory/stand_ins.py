@@ -113,13 +113,13 @@ class HiddenStates(torch.nn.Identity):
 
     def __init__(self, weight: torch.nn.Parameter, kind: str):
         super().__init__()
-        self.head_weight, self.kind = weight, kind
+        self.weight, self.kind = weight, kind  # some models read its dtype
 
     def loss(self, hidden: torch.Tensor, autocast: torch.dtype | None) -> torch.Tensor:
         """Return the loss of hidden states (rows, tokens, width)."""
         if self.kind == "chunked":  # TRL gathers those that have a label; the last of a row has none
             hidden = hidden[:, 1:].clone(memory_format=torch.contiguous_format)
-        return _LOSSES[self.kind].apply(hidden.flatten(0, 1), self.head_weight, autocast or hidden.dtype)
+        return _LOSSES[self.kind].apply(hidden.flatten(0, 1), self.weight, autocast or hidden.dtype)
 
 
 class _Chunked(torch.autograd.Function):
