@@ -1,6 +1,7 @@
 """Models without weights, on torch's meta device: built from a config, and adapted by PEFT in milliseconds."""
 
 import copy
+import re
 import warnings
 from typing import Any, TypeAlias
 
@@ -98,8 +99,8 @@ def without_weights(source: Source) -> tuple[PreTrainedModel, str | None, torch.
     dtype = config.dtype if model_class is None else next(
         p.dtype for p in source.parameters() if p.is_floating_point())  # type: ignore[union-attr]
     config.dtype = None
-    if "eager" not in str(config._attn_implementation):
-        config._attn_implementation = None  # else a fused kernel must be installed, to build what never runs it
+    if re.search("flash|flex|/", str(config._attn_implementation)):
+        config._attn_implementation = None  # else that kernel must be installed, to build what never runs it
     try:
         depth = getattr(config.get_text_config(), "num_hidden_layers", 0)
         if depth > MOST_LAYERS:

@@ -76,8 +76,13 @@ class _Quantised(torch.nn.Module):
         self.scales, self.adapted = -(-count // BLOCK) if double_quant else 0, adapted
         packed = (self.out_features, self.in_features) if kind == "int8" else ((count + 1) // 2, 1)
         dtype = torch.int8 if kind == "int8" else torch.uint8
-        self.weight = torch.nn.Parameter(torch.empty(packed, dtype=dtype, device="meta"), requires_grad=False)
+        self.packed = torch.nn.Parameter(torch.empty(packed, dtype=dtype, device="meta"), requires_grad=False)
         self.bias = linear.bias
+
+    @property
+    def weight(self):
+        """Return the weight as it is once dequantised, which DoRA does in every forward pass."""
+        return self.packed.new_empty(self.out_features, self.in_features, dtype=self.compute_dtype)
 
     def forward(self, x):
         own = x.to(self.compute_dtype) if self.kind == "nf4" else x

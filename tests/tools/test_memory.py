@@ -203,6 +203,12 @@ def test_mixtures_of_experts_in_every_precision(precision, checkpointing):
     assert memory.plan(config, attention, precision, 1, 16, checkpointing=checkpointing).activation_bytes
 
 
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_dora_on_a_quantised_base(precision):
+    plain, dora = (memory.plan(small(2), lora(use_dora=use), precision, 1, 16) for use in (False, True))
+    assert dora.activation_bytes > plain.activation_bytes and dora.weights_bytes == plain.weights_bytes
+
+
 def test_experts_in_float32_take_what_was_planned():
     config = MixtralConfig(**SMALL, num_hidden_layers=2, num_local_experts=4, dtype="float32")
     model = AutoModelForCausalLM.from_config(config)
