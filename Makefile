@@ -60,6 +60,7 @@ bench:
 	@$(SET_UP) test,bench benchmarks/cpu_dtype.py
 	@$(SET_UP) test,bench benchmarks/quiz_seconds.py
 	@$(SET_UP) test,bench benchmarks/planner_cpu.py
+	@$(SET_UP) test,bench benchmarks/published_peaks.py
 	@$(SET_UP) test,bench benchmarks/sweep_overhead.py
 	@$(SET_UP) test,bench benchmarks/merge_latency.py
 

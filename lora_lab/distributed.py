@@ -67,16 +67,17 @@ def plan(model: meta_model.Source, lora: LoraConfig, precision: str | None = Non
     """
     if mode not in MODES:
         raise LabError(f"mode is {mode!r}. Use one of: {', '.join(MODES)}.")
-    if mode == "fsdp" and precision in ("int8", "nf4"):
-        raise LabError(f"{precision} weights cannot be shared out by FSDP here. Use mode=\"ddp\", or bfloat16.")
     for name, value in (("bytes_per_second", bytes_per_second), ("flop_per_second", flop_per_second)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
             raise LabError(f"{name} is {value!r}. Give a number above 0, or leave it out.")
-    gpus = [gpus] if isinstance(gpus, int) else list(gpus)
+    gpus = list(gpus) if isinstance(gpus, Iterable) else [gpus]
     for n in gpus:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1 or batch_size % n:
-            raise LabError(f"gpus has {n!r}. Give whole numbers that divide batch_size ({batch_size}).")
-    bare, _, _ = meta_model.without_weights(model)
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1 or not isinstance(batch_size, int) or batch_size % n:
+            raise LabError(f"gpus has {n!r}. Give whole numbers that divide batch_size ({batch_size!r}).")
+    bare, own_precision, _ = meta_model.without_weights(model)
+    if mode == "fsdp" and (precision or own_precision) in ("int8", "nf4"):
+        raise LabError(f"{precision or own_precision} weights cannot be shared out by FSDP here. Use mode=\"ddp\", or "
+                       "bfloat16.")
     shares = []
     for n in gpus:
         rows = batch_size // n

@@ -1,8 +1,9 @@
 """Models without weights, on torch's meta device: built from a config, and adapted by PEFT in milliseconds."""
 
 import copy
+import re
 import warnings
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,6 +16,7 @@ from . import models
 from .errors import LabError, reason
 
 Source: TypeAlias = PreTrainedModel | PreTrainedConfig | PeftModel | str  # what can be planned for
+MOST_LAYERS = 1000  # to build more takes minutes
 
 
 def adapt(model: torch.nn.Module, config: LoraConfig) -> tuple[PeftModel, list[str]]:
@@ -113,20 +115,29 @@ def without_weights(source: Source) -> tuple[PreTrainedModel, str | None, torch.
         raise LabError(f"Expected a transformers model, its config, a folder or a hub id, found "
                        f"{type(source).__name__}.")
     config = copy.deepcopy(config)
-    quantisation = getattr(config, "quantization_config", None) or {}
-    if not isinstance(quantisation, dict):  # as in a loaded model
-        quantisation = quantisation.to_dict()
-    if quantisation:
+    quantised = quantisation(config)
+    if quantised:
         del config.quantization_config
-    own = "int8" if quantisation.get("load_in_8bit") else "nf4" if quantisation.get("load_in_4bit") else None
+    own = "int8" if quantised.get("load_in_8bit") else "nf4" if quantised.get("load_in_4bit") else None
     dtype = config.dtype if model_class is None else next(
         p.dtype for p in source.parameters() if p.is_floating_point())  # type: ignore[union-attr]
     config.dtype = None
+    if re.search("flash|flex|/", str(config._attn_implementation)):
+        config._attn_implementation = None  # else that kernel must be installed, to build what never runs it
     try:
+        depth = getattr(config.get_text_config(), "num_hidden_layers", 0)
+        if depth > MOST_LAYERS:
+            raise ValueError(f"it has {depth:,} layers, and at most {MOST_LAYERS:,} are built.")
         return build(config, model_class).float(), own, dtype
-    except ValueError as error:
+    except Exception as error:  # whatever values that do not fit make of torch's and transformers' own code
         raise LabError(f"Cannot plan for {config.model_type!r}: {reason(error, 200)} Give the config of a causal "
                        "language model.") from None
+
+
+def quantisation(source: Source) -> dict[str, Any]:
+    """Return the `quantization_config` of a model or its config as a dict, an empty one if there is none."""
+    found = getattr(getattr(source, "config", source), "quantization_config", None) or {}
+    return found if isinstance(found, dict) else getattr(found, "to_dict", lambda: {"quant_method": found})()
 
 
 def linear_shape(module: torch.nn.Module | None) -> tuple[int, int] | None:

@@ -181,8 +181,13 @@ def _require_bitsandbytes(precision: str) -> None:
 
 
 def _check_folder(name: str) -> str:
-    folder = Path(name).expanduser()
-    if not name or not folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        there = folder.is_dir()
+    except (OSError, RuntimeError) as error:  # longer than the system allows; ~ of nobody
+        raise LabError(f"{name[:60]!r} is no name of a model: {reason(error)}. Give a model's folder, a hub id, or "
+                       f"{DEFAULT!r}.") from None
+    if not name or not there:
         if not name or name.startswith((".", "~", "/")) or name.count("/") > 1:
             raise LabError(f"There is no folder {name!r}. Give a model's folder, a hub id, or {DEFAULT!r}.")
         return name

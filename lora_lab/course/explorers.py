@@ -99,7 +99,7 @@ def plan_memory(model: torch.nn.Module, gpu_gb: float, **start) -> None:
             checkpointing, checkpointing))
         fits = "fits" if planned.fits(gpu_gb) else "does not fit"
         return plots.memory({f"r = {rank}": planned.parts()}, gpu_gb), _preformatted(
-            f"{planned}\n{fits} {gpu_gb:g} GB, of which 10 % are kept free")
+            f"{planned}\n{fits} {gpu_gb:g} GB, of which {planned.reserve:.0%} are kept free")
 
     _show_live(outputs, controls.values())
 

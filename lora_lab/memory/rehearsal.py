@@ -2,15 +2,18 @@
 
 The model's own forward and backward run on torch's fake tensors, which have shapes, types and lifetimes and
 no memory behind them, and a ledger adds up what is alive. So nothing about an architecture is assumed, and a
-model of any size is rehearsed on a laptop. Only the quantised layers are stand-ins, with what bitsandbytes
-0.50 keeps and computes on a GPU (its `autograd/_functions.py`). What the parts of a plan mean is in `memory`.
+model of any size is rehearsed on a laptop. What only a GPU runs is in `stand_ins`: quantised layers, losses that
+need no full logits. What the parts of a plan mean is in `memory`.
 """
 
 import contextlib
+import logging
+import math
 import weakref
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -18,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.pytorch_utils import Conv1D
 
-from ..meta_model import bare, linear_shape
+from ..meta_model import bare
+from . import stand_ins
 
 ATTENTION = "lora_lab_unmasked_sdpa"
 
@@ -33,7 +36,25 @@ def _fused(*args, **options):
 # Without a mask function of its own, transformers builds no mask: the fused path of batches without padding.
 AttentionInterface.register(ATTENTION, _fused)
 
-BLOCK = 64  # weights that share one scale in 4 bits, bitsandbytes' default
+
+OPERATIONS = 2500  # of a forward pass: about half a second, and a backward pass takes two
+
+
+class TooManyOperations(Exception):
+    """A step has more operations than the seconds that a plan may take."""
+
+
+class _Patience(TorchFunctionMode):
+    """Raises TooManyOperations from the call that comes after `most` of them; from inside torch it would end Python."""
+
+    def __init__(self, ledger, most: int | None):
+        super().__init__()
+        self.ledger, self.most = ledger, most or math.inf
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self.ledger.operations > self.most:
+            raise TooManyOperations
+        return func(*args, **(kwargs or {}))
 
 
 class Ledger(TorchDispatchMode):
@@ -45,10 +66,11 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.live = self.peak = self.resting = self.head_start = self.head_peak = 0
+        self.live = self.peak = self.resting = self.head_start = self.head_peak = self.operations = 0
         self._in_head, self._seen = False, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
@@ -97,106 +119,174 @@ class Ledger(TorchDispatchMode):
         head.register_forward_pre_hook(enter)
 
 
-class _GpuDropout(TorchFunctionMode):
-    """Dropout that keeps a mask of one byte an element, as on a GPU; on a CPU torch keeps one as wide as the input."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is not torch.nn.functional.dropout:
-            return func(*args, **(kwargs or {}))
-        x, p, training = [*args, *dict(kwargs or {}).values()][:3]
-        return torch.native_dropout(x, p, True)[0] if training and p else x
-
-
 @dataclass(frozen=True)
 class Step:
     """Bytes above parameters, their gradients and optimizer state, at the fullest moments of a step.
 
     `held` is what the forward pass holds for backward when the output head begins; `head` the peak from
-    there until the head's backward pass is through; `peak` that of the whole step.
+    there until the head's backward pass is through; `peak` that of the whole step. `operations` is their number.
     """
 
     held: float
     head: float
     peak: float
+    operations: float
 
 
-def rehearse(adapted: torch.nn.Module, *, quantised: str | None, skip: set[str], autocast: torch.dtype | None,
-             batch_size: int, seq_len: int, logits_to_keep: int, checkpointing: bool | str) -> Step:
+def rehearse(adapted: torch.nn.Module, *, quantisation: dict[str, Any] | None, autocast: torch.dtype | None,
+             fused_attention: bool, **shape) -> Step:
     """Run one forward and backward pass of `adapted`, a model on the meta device, in training mode.
 
-    Rows are full (no padding). `quantised` ("int8" or "nf4") turns the linear layers outside `skip` into
-    stand-ins. Blocks that are all alike are rehearsed with two and with three of them: memory is linear in depth.
+    Rows are full (no padding). `quantisation` has the arguments of `stand_ins.quantise`, None for none. `shape` is
+    batch_size, seq_len, logits_to_keep, checkpointing and cross_entropy, as `memory.plan` has them.
+    Of blocks that are alike a few are rehearsed: memory is linear in depth. A model that goes through a row
+    token by token is rehearsed on as many tokens in more and shorter rows.
     """
-    shape = dict(autocast=autocast, batch_size=batch_size, seq_len=seq_len, logits_to_keep=logits_to_keep,
-                 checkpointing=checkpointing)
-
     blocks: Any = _blocks(adapted)
 
-    def stage(attention, depth):
-        with _cut(blocks, depth):
+    def stage(attention, chosen):
+        with _cut(blocks, chosen):
             model = bare(adapted)
         model.config._attn_implementation = attention
-        if quantised:
-            _quantise(model, quantised, skip)
+        if quantisation:
+            stand_ins.quantise(model, autocast=autocast is not None, **quantisation)
         return model
 
-    def run(depth=None):
-        try:
-            return _run(stage(ATTENTION, depth), **shape)
-        except Exception:  # an attention that needs its mask, or more than sdpa can do: as the model comes
-            return _run(stage(adapted.config._attn_implementation, depth), **shape)
+    def run(chosen, **options):
+        if fused_attention:
+            try:
+                with _no_logs():
+                    return _run(stage(ATTENTION, chosen), autocast=autocast, **shape | options)
+            except TooManyOperations:
+                raise
+            except Exception:  # an attention that needs its mask, or other than sdpa's
+                pass
+        return _run(stage(adapted.config._attn_implementation, chosen), autocast=autocast, **shape | options)
 
-    depth = len(getattr(*blocks)) if blocks else 0
-    if depth <= 3 or len({_signature(block) for block in getattr(*blocks)}) > 1:
-        return run()
+    known: dict[tuple, int] = {}
+    kinds = [known.setdefault(_signature(block), len(known)) for block in getattr(*blocks)] if blocks else []
+
+    def whole(**options):
+        """The step of all blocks, from a few of each kind and what one more adds."""
+        few = _choose(kinds)
+        if len(few) == len(kinds):
+            return run(None, **options)
+        try:
+            start = np.array(astuple(run(few, **options)))
+            step = start.copy()
+            for kind in set(kinds):
+                left = kinds.count(kind) - sum(kinds[index] == kind for index in few)
+                if left:
+                    step += (np.array(astuple(run(_choose(kinds, kind), **options))) - start) * left
+        except TooManyOperations:
+            raise
+        except Exception:  # a model that counts its layers by itself
+            return run(None, **options)
+        return _step(step)
+
     try:
-        two, three = astuple(run(2)), astuple(run(3))
-    except Exception:  # a model that counts its layers by itself
-        return run()
-    held, head, peak = (a + (b - a) * (depth - 2) for a, b in zip(two, three))
-    return Step(held, head, max(peak, head))
+        return whole(most=OPERATIONS)
+    except TooManyOperations:
+        pass
+    scores = not fused_attention and hasattr(adapted.config, "num_attention_heads")
+    for length, most in ((64, 2 * OPERATIONS), (16, None)):  # 64: chunks of tokens have no more
+        if 4 * length > shape["seq_len"]:
+            continue
+        with contextlib.suppress(TooManyOperations):
+            short = np.array(astuple(whole(most=most, **_rows(length, shape))))
+            if scores:  # of as many tokens, scores are linear in the length of a row
+                more = np.array(astuple(whole(most=most, **_rows(2 * length, shape)))) - short
+                short += more * (shape["seq_len"] / length - 1)
+            return _step(short)
+    return whole()
+
+
+def _rows(length: int, shape: dict) -> dict[str, int]:
+    """Return a shape with as many tokens in rows of `length`."""
+    part = length / shape["seq_len"]
+    return {"seq_len": length, "batch_size": math.ceil(shape["batch_size"] / part),
+            "logits_to_keep": math.ceil(shape["logits_to_keep"] * part)}
+
+
+def _step(numbers) -> Step:
+    held, head, peak, operations = (float(number) for number in numbers)
+    return Step(held, head, max(peak, head), operations)
+
+
+def _choose(kinds: list[int], one_more: int | None = None) -> list[int]:
+    """Which blocks to rehearse, in their order: the first, one of each kind, and one more of a kind, if asked.
+
+    The first is apart: what goes into it needs no gradient. All of three or fewer.
+    """
+    if len(kinds) <= 3:
+        return list(range(len(kinds)))
+    wanted = {kind: 1 + (kind == kinds[0]) + (kind == one_more) for kind in kinds}
+    seen = [kinds[: index + 1].count(kind) for index, kind in enumerate(kinds)]
+    return [index for index, kind in enumerate(kinds) if seen[index] <= wanted[kind]]
 
 
 @contextlib.contextmanager
-def _cut(blocks: Any, depth):
-    """The model's list of blocks cut to `depth` of them, until the end of the `with`."""
-    if not depth:
+def _no_logs():
+    """Keep torch from printing the stack of an operation that has no shapes for fake tensors."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextlib.contextmanager
+def _cut(blocks: Any, chosen: list[int] | None):
+    """The model's list of blocks cut to those with the numbers `chosen`, until the end of the `with`."""
+    if chosen is None:
         yield
         return
     holder, name = blocks
     whole = getattr(holder, name)
-    setattr(holder, name, whole[:depth])
+    setattr(holder, name, torch.nn.ModuleList(whole[index] for index in chosen))
     try:
         yield
     finally:
         setattr(holder, name, whole)
 
 
-def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing) -> Step:
+def _run(model, *, autocast, batch_size, seq_len, logits_to_keep, checkpointing, cross_entropy, most=None) -> Step:
     model.train()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    if cross_entropy != "full":
+        head = stand_ins.HiddenStates(trained_head(head).weight, cross_entropy)
+        base.set_output_embeddings(head)
     if checkpointing:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         old_name = base.gradient_checkpointing_enable
         enable = getattr(base, "activation_checkpointing_enable", old_name)
         enable({"use_reentrant": checkpointing == "reentrant"})
         base.enable_input_require_grads()
     rng = torch.random.fork_rng(devices=[])
-    with rng, FakeTensorMode(), Ledger() as ledger, _GpuDropout():
+    with rng, FakeTensorMode(), Ledger() as ledger, stand_ins.gpu_kernels():
         _fill(model)
         for parameter in model.parameters():
             if parameter.requires_grad:  # as with gradient accumulation: gradients are there all the time
                 parameter.grad = torch.empty_like(parameter)
         ledger.add_model(model)
-        if (head := model.get_output_embeddings()) is not None:
+        if head is not None:
             ledger.watch_head(head)
         ids = torch.zeros(batch_size, seq_len, dtype=torch.long)
-        inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
-        if logits_to_keep:
-            inputs |= {"logits_to_keep": logits_to_keep, "labels": ids[:, -logits_to_keep:]}
-        with torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext():
-            loss = model(**inputs).loss
+        inputs = {"input_ids": ids, "use_cache": False} | ({"logits_to_keep": logits_to_keep} if logits_to_keep else {})
+        with _Patience(ledger, most), torch.autocast("cpu", autocast, enabled=autocast is not None):
+            if cross_entropy == "full":
+                loss = model(**inputs, labels=ids[:, -logits_to_keep:]).loss  # all of them for 0
+            else:
+                loss = head.loss(model(**inputs).logits, autocast)
         loss.backward()
-    return Step(*(size - ledger.resting for size in (ledger.head_start, ledger.head_peak, ledger.peak)))
+    sizes = (size - ledger.resting for size in (ledger.head_start, ledger.head_peak, ledger.peak))
+    return Step(*sizes, operations=ledger.operations)  # type: ignore[misc]
+
+
+def trained_head(head: Any) -> Any:
+    """Return the module that computes the logits: of an output head in `modules_to_save`, the copy that trains."""
+    return head.modules_to_save[head.active_adapters[0]] if hasattr(head, "modules_to_save") else head
 
 
 def _fill(model) -> None:
@@ -231,48 +321,3 @@ def _blocks(model) -> tuple[torch.nn.Module, str] | None:
 def _signature(block) -> tuple:
     parameters = tuple((n, tuple(p.shape), p.dtype, p.requires_grad) for n, p in block.named_parameters())
     return parameters, tuple(type(module) for module in block.modules())
-
-
-def _quantise(model, kind: str, skip: set[str]) -> None:
-    for name, module in list(model.named_modules()):
-        clean = name.replace("base_model.model.", "", 1).replace(".base_layer", "")
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and clean not in skip and "lora_" not in name:
-            model.set_submodule(name, _StandIn(module, kind))
-
-
-class _StandIn(torch.nn.Module):
-    """A quantised linear layer: holds, keeps and computes tensors of the sizes that bitsandbytes' layers do."""
-
-    def __init__(self, linear, kind: str):
-        super().__init__()
-        self.out_features, self.in_features = linear_shape(linear)  # type: ignore[misc]
-        count, self.kind = self.in_features * self.out_features, kind
-        packed = (self.out_features, self.in_features) if kind == "int8" else ((count + 1) // 2, 1)
-        dtype = torch.int8 if kind == "int8" else torch.uint8
-        self.weight = torch.nn.Parameter(torch.empty(packed, dtype=dtype, device="meta"), requires_grad=False)
-        self.bias = linear.bias
-
-    def forward(self, x):
-        y = _Multiply.apply(x, self.in_features, self.out_features, self.kind)
-        return y if self.bias is None else y + self.bias
-
-
-class _Multiply(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, in_features, out_features, kind):
-        ctx.sizes = (out_features, in_features)
-        rows = x.reshape(-1, in_features)
-        if kind == "int8":  # MatMul8bitLt: input in float16, in int8, result in int32; keeps its input
-            half = rows.to(torch.float16)
-            eight = torch.empty_like(half, dtype=torch.int8)
-            del half
-            ctx.kept = rows
-            wide = eight.new_empty(len(rows), out_features, dtype=torch.int32)
-            return wide.to(x.dtype).reshape(*x.shape[:-1], out_features)
-        weight = rows.new_empty(ctx.sizes)  # gemm_4bit: dequantises for more than a few rows
-        return (rows @ weight.t()).reshape(*x.shape[:-1], out_features)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        weight = gradient.new_empty(ctx.sizes)  # both dequantise the whole weight
-        return gradient @ weight, None, None, None

@@ -55,6 +55,19 @@ def test_fsdp_holds_shares_and_what_is_gathered():
     assert share.memory.activation_bytes == whole.activation_bytes
 
 
+def test_a_base_that_is_quantised_already_is_not_shared_out():
+    quantised = LlamaConfig(**{**CONFIG.to_dict(), "quantization_config": {"quant_method": "bitsandbytes",
+                                                                           "load_in_4bit": True}})
+    with pytest.raises(LabError, match="nf4 weights cannot be shared out"):
+        distributed.plan(quantised, LORA, gpus=1, batch_size=8, seq_len=16, mode="fsdp")
+
+
+def test_a_loss_without_full_logits_is_planned_on_many_gpus():
+    full, chunked = (distributed.plan(CONFIG, LORA, gpus=2, batch_size=2, seq_len=16, cross_entropy=loss)[0]
+                     for loss in ("full", "fused"))
+    assert chunked.memory.logits_bytes < full.memory.logits_bytes and chunked.sent_bytes == full.sent_bytes
+
+
 @pytest.mark.parametrize("keep", [0, 5])
 def test_operations_are_those_that_torch_counts(keep):
     model, tokens = get_peft_model(LlamaForCausalLM(CONFIG), LORA), torch.ones((4, 32), dtype=torch.long)
@@ -89,7 +102,7 @@ def test_more_gpus_never_need_more_memory_each(r, mode, rows):
     ({"gpus": 3}, "divide batch_size"), ({"gpus": 0}, "gpus has 0"), ({"gpus": [True]}, "gpus has True"),
     ({"mode": "dp"}, "mode is 'dp'"), ({"mode": "fsdp", "precision": "nf4"}, "cannot be shared out"),
     ({"bytes_per_second": 0}, "bytes_per_second is 0"), ({"flop_per_second": "fast"}, "flop_per_second is 'fast'"),
-    ({"batch_size": 0}, "batch_size is 0"),
+    ({"batch_size": 0}, "batch_size is 0"), ({"gpus": None}, "gpus has None"), ({"batch_size": "8"}, "batch_size \\('8'"),
 ])
 def test_what_cannot_be_planned_is_refused(options, words):
     with pytest.raises(LabError, match=words):

@@ -1,5 +1,6 @@
 """The planner: exact where figures are known, close to what torch itself allocates, and clear about bad input."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_lab import LabError, load_base, memory
+from lora_lab.memory import rehearsal
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
@@ -20,9 +22,11 @@ from transformers import (
     BertConfig,
     GPT2Config,
     LlamaConfig,
+    MambaConfig,
     MixtralConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3MoeConfig,
 )
 
 LLAMA = LlamaConfig()  # Llama-2-7B's sizes
@@ -138,6 +142,140 @@ def test_other_configs_too(options, gpu_dropout):
     planned = memory.plan(model, lora(**options), None, 3, 64)
     measured = step_bytes(get_peft_model(model, lora(**options)), 3, 64)
     assert planned.activation_bytes + planned.logits_bytes == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [True, "reentrant"])
+def test_dropout_is_computed_again_as_it_was(checkpointing, gpu_dropout):
+    model, adapter = AutoModelForCausalLM.from_config(small()), lora(["q_proj", "v_proj"], lora_dropout=0.1)
+    planned = memory.plan(model, adapter, None, 3, 64, checkpointing=checkpointing)
+    model.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+    model.enable_input_require_grads()
+    measured = step_bytes(get_peft_model(model, adapter), 3, 64)
+    assert planned.activation_bytes + planned.logits_bytes == pytest.approx(measured, rel=0.05)
+
+
+def test_attention_that_keeps_its_scores():
+    model = AutoModelForCausalLM.from_config(small(attn_implementation="eager"))
+    planned = memory.plan(model, lora(), None, 2, 96)
+    assert planned == memory.plan(small(), lora(), None, 2, 96, attn_implementation="eager")
+    measured = step_bytes(get_peft_model(model, lora()), 2, 96)
+    assert planned.activation_bytes + planned.logits_bytes == pytest.approx(measured, rel=0.05)
+    fused = [memory.plan(small(attn_implementation=kind), lora(), None, 2, 96)
+             for kind in (None, "sdpa", "flash_attention_2", "flex_attention")]  # none of which needs to be installed
+    assert fused == fused[:1] * 4 and fused[0].activation_bytes < planned.activation_bytes
+
+
+def test_every_combination_is_planned(monkeypatch):
+    """Dropout x checkpointing x precision x optimizer x attention, all of it; the other settings take turns."""
+    real, steps = rehearsal.rehearse, {}
+
+    def once(adapted, *, quantisation, **options):  # the optimizer has no part in it
+        key = str((adapted.active_peft_config.lora_dropout, (quantisation or {}).get("kind"), options))
+        steps[key] = steps.get(key) or real(adapted, quantisation=quantisation, **options)
+        return steps[key]
+
+    monkeypatch.setattr(rehearsal, "rehearse", once)
+    config, activations = small(1, hidden_size=16, intermediate_size=16), {}
+    others = itertools.cycle(dict(cross_entropy=loss, logits_to_keep=keep, prepared=prepared) for prepared, loss, keep
+                             in itertools.product([False, True], ["full", "chunked", "fused"], [0, 5]))
+    for dropout, checkpointing, precision in itertools.product(
+            [0.0, 0.1], [False, True, "reentrant"], ["float32", "bfloat16", "float16", "int8", "nf4"]):
+        more = next(others) | (dict(double_quant=True, compute_dtype="float16") if precision == "nf4" else {})
+        for attention, optimizer in itertools.product(["eager", "sdpa"], memory.OPTIMIZERS):
+            planned = memory.plan(config, lora(["q_proj"], lora_dropout=dropout), precision, 1, 16, optimizer,
+                                  checkpointing, attn_implementation=attention, **more)
+            activations[attention] = planned.activation_bytes
+            assert min(planned.parts().values()) >= 0
+            assert planned.optimizer_bytes == pytest.approx(
+                planned.gradient_bytes * {"adamw": 2, "sgd": 0, "adamw_8bit": 2.03125 / 4}[optimizer], abs=1)
+        assert activations["eager"] > activations["sdpa"]
+    assert len(steps) == 60
+
+
+@pytest.mark.parametrize("precision, checkpointing", [("float32", False), ("float16", True), ("nf4", "reentrant")])
+def test_mixtures_of_experts_in_every_precision(precision, checkpointing):
+    config = MixtralConfig(**SMALL, num_hidden_layers=2, num_local_experts=4)
+    short, long = (memory.plan(config, lora(), precision, 1, n, checkpointing=checkpointing) for n in (16, 32))
+    assert short.activation_bytes < long.activation_bytes
+    with pytest.raises(LabError, match="PEFT refuses.*lora_dropout"):  # on experts, "all-linear" has them in it
+        memory.plan(config, lora(lora_dropout=0.1), precision)
+    attention = lora(["q_proj"], lora_dropout=0.1)
+    assert memory.plan(config, attention, precision, 1, 16, checkpointing=checkpointing).activation_bytes
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_dora_on_a_quantised_base(precision):
+    plain, dora = (memory.plan(small(2), lora(use_dora=use), precision, 1, 16) for use in (False, True))
+    assert dora.activation_bytes > plain.activation_bytes and dora.weights_bytes == plain.weights_bytes
+
+
+def test_experts_in_float32_take_what_was_planned():
+    config = MixtralConfig(**SMALL, num_hidden_layers=2, num_local_experts=4, dtype="float32")
+    model = AutoModelForCausalLM.from_config(config)
+    planned = memory.plan(model, lora(), None, 2, 64)
+    measured = step_bytes(get_peft_model(model, lora()), 2, 64)
+    assert planned.activation_bytes + planned.logits_bytes == pytest.approx(measured, rel=0.05)
+
+
+def test_blocks_of_several_kinds_are_planned_from_a_few_of_each(monkeypatch):
+    config = Qwen3MoeConfig(**SMALL, num_hidden_layers=8, num_experts=4, num_experts_per_tok=2,
+                            moe_intermediate_size=32, mlp_only_layers=[0, 1, 4, 7])
+    few = memory.plan(config, lora(["q_proj"]), "bfloat16", 1, 64, checkpointing=True)
+    monkeypatch.setattr(rehearsal, "_choose", lambda kinds, one_more=None: list(range(len(kinds))))
+    whole = memory.plan(config, lora(["q_proj"]), "bfloat16", 1, 64, checkpointing=True)
+    assert few.total_bytes == pytest.approx(whole.total_bytes, rel=0.01)
+
+
+def test_rows_that_go_token_by_token_are_planned_from_short_ones(monkeypatch):
+    config = MambaConfig(hidden_size=32, state_size=4, num_hidden_layers=2, vocab_size=300)
+    adapter = lora(["in_proj", "x_proj"])
+    whole = memory.plan(config, adapter, "bfloat16", 1, 70)
+    monkeypatch.setattr(rehearsal, "OPERATIONS", 200)
+    short = memory.plan(config, adapter, "bfloat16", 1, 70)
+    assert short.activation_bytes == pytest.approx(whole.activation_bytes, rel=0.01)
+    assert short.logits_bytes == pytest.approx(whole.logits_bytes, rel=0.01)
+
+
+def test_a_loss_that_needs_no_full_logits():
+    config, tokens, words = small(2, vocab_size=60_000), 2 * 256, 60_000
+    full, chunked, fused = (memory.plan(config, lora(), "bfloat16", 2, 256, cross_entropy=loss)
+                            for loss in ("full", "chunked", "fused"))
+    assert full.logits_bytes >= 10 * tokens * words  # in 16 bits, and twice in 32
+    tile = (tokens - 2) * 32768 * 2  # TRL's: at most 4,096 tokens by 32,768 words, in 16 bits
+    assert chunked.logits_bytes == pytest.approx(tile, rel=0.05)
+    assert fused.logits_bytes < full.logits_bytes / 100  # Liger's: as many logits as the hidden states have numbers
+    assert fused.logits_bytes >= tokens * config.hidden_size * 2
+    assert full.weights_bytes == chunked.weights_bytes and full.gradient_bytes == fused.gradient_bytes
+    trained = lora(modules_to_save=["lm_head"])  # the head's gradient is there before backward
+    more = memory.plan(config, trained, "bfloat16", 2, 256, cross_entropy="fused").logits_bytes - fused.logits_bytes
+    assert more >= 2 * words * config.hidden_size  # in 16 bits, as the head is
+
+
+def test_double_quantisation_takes_what_bitsandbytes_stores():
+    functional = pytest.importorskip("bitsandbytes").functional
+    stored = 0
+    for module in AutoModelForCausalLM.from_config(small(2)).model.modules():
+        if isinstance(module, torch.nn.Linear):
+            _, state = functional.quantize_4bit(module.weight.data, quant_type="nf4", compress_statistics=True)
+            stored += state.absmax.nbytes + state.state2.absmax.nbytes + state.offset.nbytes
+    planned = [memory.plan(small(2), lora(), "nf4", double_quant=twice) for twice in (True, False)]
+    assert planned[0].quantization_bytes == stored < planned[1].quantization_bytes / 3
+
+
+def test_a_quantised_configs_own_settings_count():
+    config = small(2, dtype="bfloat16")
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+                                  "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16"}
+    plain = small(2, dtype="bfloat16")
+    assert memory.plan(config, lora()) == memory.plan(plain, lora(), "nf4", double_quant=True)
+    assert memory.plan(config, lora(), double_quant=False) == memory.plan(plain, lora(), "nf4")
+    del config.quantization_config["bnb_4bit_compute_dtype"]  # bitsandbytes then computes in float32
+    slow = memory.plan(config, lora())
+    assert slow == memory.plan(plain, lora(), "nf4", double_quant=True, compute_dtype="float32")
+    large, alone = small(2, dtype="bfloat16", hidden_size=512), dict(precision="nf4", seq_len=2, checkpointing=True)
+    own, wide = (memory.plan(large, lora(), compute_dtype=kind, **alone).activation_bytes for kind in (None, "float32"))
+    assert wide > 1.5 * own  # with few tokens, a layer's weights in the dtype that it computes in
+    assert slow.reserve > memory.plan(plain, lora(), "int8").reserve
 
 
 def test_dropout_keeps_masks_of_one_byte():
@@ -272,6 +410,22 @@ def test_planning_changes_nothing():
     (dict(logits_to_keep=4096), "logits_to_keep is 4096"),
     (dict(lora=None, precision="nf4"), "Quantised weights cannot be trained"),
     (dict(lora="r=8"), "Expected a LoraConfig"),
+    (dict(checkpointing=torch.ones(2)), 'Use False, True or "reentrant"'),
+    (dict(checkpointing=1), 'Use False, True or "reentrant"'),
+    (dict(logits_to_keep=True), "logits_to_keep is True"),
+    (dict(prepared="yes"), "prepared is 'yes'. Give True or False."),
+    (dict(double_quant=1), "double_quant is 1. Give True or False."),
+    (dict(double_quant=True), "settings of nf4"),
+    (dict(compute_dtype="bfloat16", precision="int8"), "settings of nf4"),
+    (dict(compute_dtype="int8", precision="nf4"), "Unknown compute_dtype 'int8'"),
+    (dict(cross_entropy="chunk"), "Unknown cross_entropy 'chunk'. Use one of: full, chunked, fused. Did you mean"),
+    (dict(cross_entropy="fused", lora=lora(["q_proj", "lm_head"])), "an adapter on it would have no effect"),
+    (dict(attn_implementation="flash"), "Unknown attn_implementation 'flash'"),
+    (dict(attn_implementation=2), "Unknown attn_implementation 2"),
+    (dict(precision="x" * 10_000), "Unknown precision 'xxx"),
+    (dict(lora=lora("(")), "PEFT refuses this LoraConfig"),
+    (dict(lora=lora(["q_proj", "x" * 10_000])), "which matches no layer"),
+    (dict(lora=lora(r="8")), "PEFT refuses this LoraConfig"),
     (dict(lora=lora(["query"])), "PEFT refuses this LoraConfig"),
     (dict(lora=lora(["q_proj", "value"])), "target_modules has 'value', which matches no layer. Nearest: v_proj."),
 ])
@@ -279,6 +433,29 @@ def test_bad_settings_are_named(options, expected):
     with pytest.raises(LabError) as error:
         memory.plan(small(2), **dict(lora=lora()) | options)
     assert expected in str(error.value)
+
+
+def with_values(**values):
+    config = small(2)
+    vars(config).update({"_attn_implementation_internal" if name == "_attn_implementation" else name: value
+                         for name, value in values.items()})  # as config.json may have them
+    return config
+
+
+@pytest.mark.parametrize("values", [
+    dict(hidden_size=65), dict(hidden_size=0), dict(hidden_size=-64), dict(hidden_size="64"), dict(hidden_size=None),
+    dict(num_attention_heads=0), dict(num_attention_heads=3), dict(num_key_value_heads=0), dict(vocab_size=0),
+    dict(vocab_size=-1), dict(pad_token_id=10_000), dict(hidden_act="none"), dict(num_hidden_layers=10**9),
+    dict(num_hidden_layers="2"), dict(num_hidden_layers=0), dict(rope_parameters={"rope_type": "odd"}),
+    dict(max_position_embeddings="many"), dict(quantization_config="nf4"), dict(quantization_config={"bits": 4}),
+    dict(quantization_config={"quant_method": "gptq", "bits": 4}), dict(_attn_implementation="odd"),
+    dict(dtype="bfloat17"), dict(model_type=None),
+], ids=str)
+def test_odd_values_in_a_config_are_refused_or_planned(values):
+    try:
+        assert memory.plan(with_values(**values), lora(), seq_len=8).total_bytes > 0
+    except LabError as error:
+        assert len(str(error)) < 700
 
 
 @pytest.mark.parametrize("gpu_gb", ["16", -1, 0, float("nan"), True, None])
@@ -292,6 +469,9 @@ def test_a_gpu_has_a_size(gpu_gb):
     (7, "found int"),
     (None, "found NoneType"),
     ("./nowhere", "There is no folder './nowhere'"),
+    ("x" * 5000, "is no name of a model: File name too long"),
+    ("~nobody-of-this-name/model", "is no name of a model"),
+    (LlamaConfig(num_hidden_layers=2000), "it has 2,000 layers"),
     (BertConfig(num_hidden_layers=1, is_decoder=False, vocab_size=10), ""),
 ])
 def test_bad_models_are_named(model, expected):

@@ -46,7 +46,8 @@ def fits_gpu(settings: dict, gpu_gb: float) -> Verdict:
     own = settings.get("precision") or "bfloat16"
     planned = memory.plan(config, lora, **settings, prepared=own in ("int8", "nf4"))
     if not planned.fits(gpu_gb):
-        return say(False, f"It needs {memory.human(planned.total_bytes)}; {gpu_gb:g} GB allow {0.9 * gpu_gb:.1f}.")
+        return say(False, f"It needs {memory.human(planned.total_bytes)}; {gpu_gb:g} GB allow "
+                          f"{(1 - planned.reserve) * gpu_gb:.1f}.")
     better = {"nf4": "int8", "int8": "bfloat16", "bfloat16": "float32", "float16": "float32"}.get(own)
     for rows in range(1, 5) if better else ():  # reentrant checkpointing is the kind that takes least
         if memory.plan(config, lora, better, rows, -(-8192 // rows), checkpointing="reentrant",
