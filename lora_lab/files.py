@@ -160,12 +160,17 @@ def begin(folder: Path) -> Path:
 
     It says that it is unfinished: what a kill leaves of it goes at the next `recover`. Raises OSError.
     """
-    work = _beside(folder, "incomplete")
+    work = unfinished(folder)
     if os.path.lexists(work):
         raise OSError(errno.EEXIST, f"{work.name}, which was not written here, is in the way", str(work))
     work.mkdir()
     mark(work)
     return work
+
+
+def unfinished(folder: Path) -> Path:
+    """Return what `begin` returned in another process of the same training."""
+    return _beside(folder, "incomplete")
 
 
 def mark(folder: Path) -> None:
@@ -219,7 +224,7 @@ def finish(work: Path, folder: Path) -> Path | None:
 
 def recover(folder: Path) -> list[str]:
     """Clear away what a killed replacement of `folder` left; returns sentences on it. Call it under a lock."""
-    said, previous, work = [], _beside(folder, "previous"), _beside(folder, "incomplete")
+    said, previous, work = [], _beside(folder, "previous"), unfinished(folder)
     if _sealed(previous) and not os.path.lexists(folder):
         os.rename(previous, folder)
         said.append(f"An earlier save of {folder.name} was killed at its last step; the previous files are back.")

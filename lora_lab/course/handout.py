@@ -120,8 +120,8 @@ def put_back(name: str, root: Path | None = None) -> str:
             known[copy.name] = version
             _note(copy.parent, known)
     except (OSError, ValueError) as error:
-        raise LabError(f"{name} cannot be put back: {reason(error)}. What you had is still in {WORK}/. Make it writable, "
-                       "or get the course's file again, and run again.") from None
+        raise LabError(f"{name} cannot be put back: {reason(error)}. What you had is still in {WORK}/. Make it "
+                       "writable, or get the course's file again, and run again.") from None
     return said
 
 

@@ -1,7 +1,7 @@
 """What a learner has answered, in one file of their own that survives kernels, crashes and two notebooks at once.
 
-Knows no question: it keeps a record for each id. What cannot be saved waits in this kernel as the update that it is, and
-is made on the file's own record when that can be written: nothing that is recorded is ever lowered but by `reset`.
+Knows no question: it keeps a record for each id. What cannot be saved waits in this kernel as the update that it is,
+and is made on the file's own record when that can be written: nothing that is recorded is ever lowered but by `reset`.
 Nothing leaves the machine.
 """
 

@@ -165,6 +165,6 @@ def test_a_table_with_marks_in_it_is_kept(hand_in, tmp_path, capsys):
 
 def test_a_measurement_of_400_digits_costs_one_record_and_no_table(hand_in, tmp_path):
     (odd := tmp_path / "odd.json").write_text(
-        f'{{"questions": {{"{ASKED[0]}": {{"solved": true, "measured": {"9" * 400}}}, "{ASKED[1]}": {{"solved": true}}}}}}')
+        json.dumps({"questions": {ASKED[0]: {"solved": True, "measured": 10**400}, ASKED[1]: {"solved": True}}}))
     summary = classroom.collect([odd, hand_in("Ann", {ASKED[0]: SOLVED})])
     assert [row[1].partition(" ")[0] for row in summary.rows] == ["1", "1"] and "damaged" in summary.notes[0]

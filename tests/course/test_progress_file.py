@@ -225,8 +225,8 @@ class Killed(BaseException):
 
 FAULTS = ["lock", "mkstemp", "fsync", "chmod", "replace"]
 operation = st.tuples(
-    st.integers(0, 2), st.sampled_from(["attempt", "attempt", "solve", "reset"]), st.sampled_from(["a/1", "a/2", "b/1"]),
-    st.sampled_from([None, *FAULTS]), st.integers(1, 2), st.booleans(),
+    st.integers(0, 2), st.sampled_from(["attempt", "attempt", "solve", "reset"]),
+    st.sampled_from(["a/1", "a/2", "b/1"]), st.sampled_from([None, *FAULTS]), st.integers(1, 2), st.booleans(),
 )
 
 
