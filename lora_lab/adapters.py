@@ -29,15 +29,20 @@ def adapter_folder(folder: str | os.PathLike, r: int | None = None) -> str:
     """Return `folder` as a string, if it holds a saved adapter (of rank `r`, if given).
 
     PEFT asks the model hub for a folder it cannot find an adapter in, and then reports what the hub
-    said. This says what is wrong with the folder. Raises LabError.
+    said. This says what is wrong with the folder, whoever wrote it. Raises LabError.
     """
-    folder = Path(folder).expanduser()
+    files.place(folder, "the name of a folder")
+    folder = Path(os.path.expanduser(folder))
     missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
     if not missing:
         try:
-            rank = files.read_json(folder / "adapter_config.json", dict).get("r")
-        except ValueError as error:
+            config = files.read_json(folder / "adapter_config.json", dict)
+        except (OSError, ValueError) as error:
             raise LabError(f"adapter_config.json in {folder}: {error}. Save the adapter again.") from None
+        if config.get("megatron_config"):
+            raise LabError(f"adapter_config.json in {folder} asks to import {config.get('megatron_core')!r}, and PEFT "
+                           "would: a file from somebody else must not. Remove megatron_config from it, or leave it be.")
+        rank = config.get("r")
         if r not in (None, rank):
             raise LabError(
                 f"The adapter in {folder} has rank {rank}, and rank {r} is needed here. Train it with r={r}, or give "

@@ -15,7 +15,6 @@ import psutil
 import torch
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
 
@@ -181,7 +180,10 @@ def _require_bitsandbytes(precision: str) -> None:
 
 
 def _check_folder(name: str) -> str:
-    folder = Path(name).expanduser()
+    if not isinstance(name, (str, os.PathLike)) or "\0" in str(name):
+        raise LabError(f"Found {name!r} for a model. Give its folder, a hub id, or {DEFAULT!r}.")
+    name = str(name)
+    folder = Path(os.path.expanduser(name))
     if not name or not folder.is_dir():
         if not name or name.startswith((".", "~", "/")) or name.count("/") > 1:
             raise LabError(f"There is no folder {name!r}. Give a model's folder, a hub id, or {DEFAULT!r}.")
@@ -213,7 +215,7 @@ def _from_pretrained(source, options: dict, *kinds) -> list:
             )
             for kind in kinds
         ]
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # a folder or a repository may be broken in any way
         why = "it is not on this machine, and the model hub cannot be reached." if offline else reason(error)
         raise LabError(
             f"Cannot load {str(source)!r}: {why} Give {DEFAULT!r} (needs no network), a folder with a model saved "
