@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import reprlib
 import time
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,11 @@ def _require_bitsandbytes(precision: str) -> None:
 
 
 def _check_folder(name: str) -> str:
-    if not isinstance(name, (str, os.PathLike)) or "\0" in str(name):
-        raise LabError(f"Found {name!r} for a model. Give its folder, a hub id, or {DEFAULT!r}.")
+    if not isinstance(name, (str, os.PathLike)) or "\0" in str(name) or len(str(name)) > 1000:
+        raise LabError(f"Found {reprlib.repr(name)} for a model. Give its folder, a hub id, or {DEFAULT!r}.")
     name = str(name)
     folder = Path(os.path.expanduser(name))
-    if not name or not folder.is_dir():
+    if not name or not os.path.isdir(folder):  # Path.is_dir raises for very long names
         if not name or name.startswith((".", "~", "/")) or name.count("/") > 1:
             raise LabError(f"There is no folder {name!r}. Give a model's folder, a hub id, or {DEFAULT!r}.")
         return name

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import files
-from ..errors import LabError
+from ..errors import LabError, expect
 from . import progress_file, question_files
 from .question_kinds import Predict
 
@@ -37,7 +37,9 @@ def collect(files: Iterable[str | Path]) -> Summary:
     graded = {q.id for lesson in question_files.lessons() for q in lesson.questions if not isinstance(q, Predict)}
     learners: dict[str, dict[str, progress_file.Record]] = {}
     notes: list[str] = []
-    for file in sorted({Path(file) for file in files}):
+    given = list(files) if isinstance(files, Iterable) and not isinstance(files, (str, bytes)) else [None]
+    expect(all(isinstance(file, (str, Path)) for file in given), "files", files, "a list of files' names")
+    for file in sorted({Path(file) for file in given if file}):
         records, damage = progress_file.load(file)
         known = {name: kept for name, kept in records.items() if name in ids}
         if (damage and not records) or (records and not known):

@@ -43,8 +43,10 @@ class Entry:
         return self.solved == self.questions
 
 
-def course() -> Path:
-    """Return the course's folder: the current one or the one above, else where this package lies. Raises LabError."""
+def course(root: Path | None = None) -> Path:
+    """Return `root`, or the course's folder: this one, the one above, or where this package lies. Raises LabError."""
+    if root is not None:
+        return files.place(root, "the course's folder")
     first = f"notebooks/{question_files.lessons()[0].notebook}.ipynb"
     for folder in (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parents[2]):
         if (folder / first).is_file():
@@ -57,7 +59,7 @@ def overview(root: Path | None = None) -> list[Entry]:
     solved = {name for name, kept in progress_file.read().items() if kept.solved}
     asked = {lesson.notebook: [question.id for question in lesson.questions] for lesson in question_files.lessons()}
     entries = []
-    for file in _lessons(root or course()):
+    for file in _lessons(course(root)):
         questions = asked.get(file.stem, [])
         entries.append(Entry(file.stem, _title(file), len(solved.intersection(questions)), len(questions)))
     return entries
@@ -75,9 +77,8 @@ def sync(root: Path | None = None) -> list[str]:
     Never replaces a copy that was edited or run: the new version goes beside it, as `NAME.new.ipynb`. Each file is
     written whole or not at all and before it is noted down, so a sync that was killed goes on at the next.
     """
-    root = root or course()
-    work = root / WORK
-    lines: list[str] = []
+    root = course(root)
+    work, lines = root / WORK, list[str]()
     try:
         work.mkdir(exist_ok=True)
         with files.lock(work / ".lock", timeout=20):
@@ -100,10 +101,9 @@ def sync(root: Path | None = None) -> list[str]:
 
 def put_back(name: str, root: Path | None = None) -> str:
     """Put lesson `name` back as the course has it now; an edited copy stays as NAME.mine-1.ipynb. Says what it did."""
-    root = root or course()
-    source = next((file for file in _lessons(root) if file.stem == name), None)
-    if source is None:
-        names = ", ".join(file.stem for file in _lessons(root))
+    root = course(root)
+    names = ", ".join(file.stem for file in _lessons(root))
+    if (source := next((file for file in _lessons(root) if file.stem == name), None)) is None:
         raise LabError(f"There is no lesson {name!r}. There are: {names}.")
     copy, said = root / WORK / source.name, f"{name} is as handed out."
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from .. import files
-from ..errors import LabError, nearest, reason
+from ..errors import LabError, reason, whole
 from . import checks, values
 from .checks import POCKET
 
@@ -116,6 +116,7 @@ def read(path: str | os.PathLike, processes: int = 1, resume: bool = False) -> R
     `resume` allows an output folder that holds this recipe's checkpoints. Looks at the model's config and never at
     its weights. Raises one LabError that lists every fault with its key, what was found and what is expected.
     """
+    whole(processes=processes)
     faults: list[str] = []
     recipe = _parse(values.read_yaml(path, faults), faults)
     checks.check_batch(recipe.get("training", {}), processes, faults)

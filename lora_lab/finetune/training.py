@@ -17,7 +17,7 @@ from typing import Any
 from filelock import Timeout
 
 from .. import files
-from ..errors import LabError, reason
+from ..errors import LabError, expect, reason
 from . import checks, recipes
 
 _SECONDS = 600  # a process that waits longer than this for another gives up
@@ -35,6 +35,7 @@ def train(recipe: recipes.Recipe, resume: bool = False, callbacks: tuple = ()) -
     from .. import batches
     from . import run_folder
 
+    expect(isinstance(recipe, recipes.Recipe), "recipe", recipe, "what recipes.read() returned")
     _check_launch(recipe)
     arguments = _arguments(recipe)
     with _alone(recipe.output, arguments):
