@@ -35,7 +35,8 @@ def place(path: str | os.PathLike, wanted: str = "the name of a file or folder")
     Raises LabError for what is no such name: an address like "s3://bucket", another type, a "~" of nobody.
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
-    if not isinstance(text, str) or not text.strip() or "\0" in text:
+    fits = isinstance(text, str) and text.strip() and "\0" not in text and len(text) < 1000
+    if not fits or max(map(len, Path(text).parts), default=0) > 200:  # no disk takes longer names
         raise LabError(f"Found {reprlib.repr(path)}, expected {wanted}.")
     if _ADDRESS.match(text):
         raise LabError(f"{text!r} is an address, expected {wanted} on this machine. Write it here, and copy it there "
@@ -85,11 +86,19 @@ def lock(path: str | os.PathLike, timeout: float = -1) -> FileLock:
     with something in it is none of ours, and locking would empty it.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(path) and (not os.path.isfile(path) or os.path.getsize(path)):
+    if os.path.lexists(path) and not _is_lock(Path(path)):
         raise OSError(errno.EEXIST, f"{Path(path).name} is no lock, and its name is needed for one", str(path))
     held = FileLock(path, timeout=timeout)
     held.acquire()
     return held
+
+
+def _is_lock(path: Path) -> bool:
+    """Empty, or with the number of a process in it, as filelock has it on disks that know no locks."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return bool(re.match(rb"$|\d+\n", file.read(20)))
 
 
 def free(path: str | os.PathLike, ending: str) -> Path:

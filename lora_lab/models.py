@@ -138,7 +138,9 @@ def memory_limit() -> int:
     The environment variable LORA_LAB_MEMORY_GB stands for all of them.
     """
     if said := os.environ.get("LORA_LAB_MEMORY_GB"):
-        return int(float(said) * 1e9)
+        with contextlib.suppress(ValueError, OverflowError):
+            return int(float(said) * 1e9)
+        raise LabError(f"LORA_LAB_MEMORY_GB is {said!r}. Set it to a number of GB, or leave it unset.")
     limits = [psutil.virtual_memory().total]
     for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         with contextlib.suppress(OSError, ValueError):  # no such container; "max" for no limit

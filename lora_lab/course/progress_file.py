@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import platformdirs
@@ -41,6 +41,7 @@ class Record:
     hints: int = 0
     answer: int | str | list[int] | None = None  # the last one, as the question's control holds it
     measured: float | None = None  # what became of a prediction
+    others: dict = field(default_factory=dict, compare=False, repr=False)  # what a newer version keeps, as it came
 
 
 def file() -> Path:
@@ -146,7 +147,7 @@ def _updated(records: dict[str, Record]) -> dict[str, Record]:
     for name, update in _unsaved:
         before = records.get(name, Record())
         after = update(before)
-        whole = (one for one in (after, replace(after, answer=None, measured=None)) if _record(asdict(one)))
+        whole = (one for one in (after, replace(after, answer=None, measured=None)) if _record(_plain(one)))
         records[name] = next(whole, before)  # what could not be read again is not written
     return records
 
@@ -221,12 +222,18 @@ def _parse(source: Path) -> tuple[dict[str, Record], str]:
 def _record(value) -> Record | None:
     if not isinstance(value, dict):
         return None
-    known = {field.name for field in fields(Record)}  # another version may write more
-    record = Record(**{name: part for name, part in value.items() if name in known})
+    known = {part.name for part in fields(Record)} - {"others"}
+    record = Record(**{name: part for name, part in value.items() if name in known},
+                    others={name: part for name, part in value.items() if name not in known})
     whole = all(type(n) is int and 0 <= n < 10**6 for n in (record.attempts, record.hints))
     flags = type(record.solved) is bool and type(record.shown) is bool
     number = record.measured is None or (type(record.measured) in (int, float) and math.isfinite(record.measured))
     return record if whole and flags and number and _is_answer(record.answer) else None
+
+
+def _plain(record: Record) -> dict:
+    known = asdict(record)
+    return known.pop("others") | known
 
 
 def _is_answer(value) -> bool:
@@ -236,7 +243,7 @@ def _is_answer(value) -> bool:
 
 
 def _write(destination: Path, records: dict[str, Record]) -> None:
-    text = json.dumps({"version": 1, "questions": {name: asdict(record) for name, record in records.items()}}, indent=1)
+    text = json.dumps({"version": 1, "questions": {name: _plain(record) for name, record in records.items()}}, indent=1)
     try:
         files.write(destination, text)
     except OSError as error:

@@ -144,6 +144,9 @@ def test_fields_of_another_version_are_no_damage(file):
     file.parent.mkdir()
     file.write_text('{"version": 2, "questions": {"a/b": {"attempts": 2, "seconds": 40}}}')
     assert progress_file.read() == {"a/b": Record(attempts=2)} and progress_file.notices == []
+    progress_file.change("a/b", attempt)
+    kept = json.loads(file.read_text())["questions"]["a/b"]
+    assert (kept["attempts"], kept["seconds"]) == (3, 40), "a kernel of an older version takes nothing away"
 
 
 def kernel():

@@ -334,3 +334,50 @@ def test_a_token_that_reads_like_a_folder_is_no_path(model, tmp_path, monkeypatc
     words.init_kwargs["trained_by"] = f"{tmp_path}/train.py"
     with pytest.raises(LabError, match="tokenizer_config.json would hold a path"):
         shipping.ship(model, words, "it", "card", base="a/b")
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from lora_lab import shipping
+class Model(torch.nn.Linear):
+    def save_pretrained(self, folder):
+        Path(folder, "model.safetensors").write_text(text)
+class Words:
+    def save_pretrained(self, folder):
+        Path(folder, "deep").mkdir()
+        Path(folder, "deep", "tokenizer.model").write_text(text)
+def there():
+    return {p.name: p.read_text() for p in Path("it").rglob("*") if p.is_file() and p.name[0] != "."}
+def whole():
+    return there() in [dict.fromkeys(("README.md", "model.safetensors", "tokenizer.model"), t) for t in ("one", "two")]
+model, text, step, killed = Model(2, 2), "one", 0, True
+shipping.ship(model, Words(), "it", text)
+while killed:
+    step, text = step + 1, "two"
+    if not (child := os.fork()):
+        left = step
+        def die(event, arguments):
+            global left
+            if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "ctypes.dlopen"):
+                left -= 1
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(die)
+        shipping.ship(model, Words(), "it", text)
+        os._exit(0)
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert whole(), (step, there())
+    text = "one"
+    shipping.ship(model, Words(), "it", text)
+    assert there()["README.md"] == "one" and sorted(os.listdir()) == [".it.lock", "it"], (step, os.listdir())
+print("steps", step)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="exchanges names as Linux does")
+def test_killed_at_any_step_a_shipped_folder_is_there_whole(tmp_path):
+    done = subprocess.run([sys.executable, "-c", DIES], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 40, "steps that it was killed at"
