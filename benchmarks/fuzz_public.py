@@ -2,8 +2,9 @@
 
     python benchmarks/fuzz_public.py [--cases 3000] [--seed 0] [--only shipping]
 
-A call that works has one or two of its arguments replaced by something odd of its kind or of another. Whatever it raises
-but LabError is a finding, and so is a call of more than 20 seconds. The model is the pocket model; nothing is downloaded.
+A call that works has one or two of its arguments replaced by something odd of its kind or of another. Whatever it
+raises but LabError is a finding, and so is a call of more than 20 seconds. The model is the pocket model; nothing is
+downloaded.
 """
 
 import argparse
@@ -25,9 +26,11 @@ SECONDS = 20
 ODD = {
     "text": ["", " ", "x", "a\0b", "(", "💥", "x" * 5000, "\n", "{text}", "<b>", None, 3, b"x", ["x"], {}],
     "name": ["", "x", "a\0b", "s3://bucket/x", "~nobody-of-that-name/x", "../..", "x/" * 500, "x" * 5000, "💥", "pipe",
-             "garbage", "garbage/config.json", "/dev/null", "/dev/zero", Path("garbage"), Path(""), None, 3, b"x", ["x"]],
+             "garbage", "garbage/config.json", "/dev/null", "/dev/zero", Path("garbage"), Path(""), None, 3, b"x",
+             ["x"]],
     "number": [0, -1, 1, 1.5, 10**30, 10**400, math.nan, math.inf, -math.inf, True, None, "8", [], 1e300, 2**31],
-    "list": [[], [None], [1], ["x"], [[]], [("a",)], [("a", 3)], "x", None, 3, {}, {"a": 1}, [{}], (), [{"input_ids": 3}]],
+    "list": [[], [None], [1], ["x"], [[]], [("a",)], [("a", 3)], "x", None, 3, {}, {"a": 1}, [{}], (),
+             [{"input_ids": 3}]],
     "dict": [{}, [], None, 3, "x", {"": []}, {None: 1}, {"a": None}, {"a": math.nan}, {"a": []}],
     "model": [None, 3, "x", torch.nn.Linear(2, 2), torch.nn.Module(), object()],
     "tokenizer": [None, 3, "x", object(), torch.nn.Module()],
@@ -39,8 +42,24 @@ ODD = {
 def surface() -> dict:
     """Each public call by its name: the function, and its arguments as (kind, what works)."""
     from lora_lab import (
-        adapters, batches, cache, compare, distributed, export_progress, load_base, memory, merging, models, pocket,
-        quiz, reset_progress, scoring, shipping, smart_home, sweep, targets,
+        adapters,
+        batches,
+        cache,
+        compare,
+        distributed,
+        export_progress,
+        load_base,
+        memory,
+        merging,
+        models,
+        pocket,
+        quiz,
+        reset_progress,
+        scoring,
+        shipping,
+        smart_home,
+        sweep,
+        targets,
     )
     from lora_lab.course import classroom, handout, question_files
     from lora_lab.finetune import recipes, training
@@ -73,7 +92,8 @@ def surface() -> dict:
         "export_progress": (export_progress, {"path": ("name", "mine.json")}),
         "reset_progress": (reset_progress, {"name": ("text", "first")}),
         "classroom.collect": (classroom.collect, {"files": ("list", ["mine.json"])}),
-        "handout.put_back": (handout.put_back, {"name": ("text", "00_first_adapter"), "root": ("name", Path("course"))}),
+        "handout.put_back": (handout.put_back, {"name": ("text", "00_first_adapter"),
+                                                "root": ("name", Path("course"))}),
         "handout.sync": (handout.sync, {"root": ("name", Path("course"))}),
         "adapters.positive": (adapters.positive, {"lr": n}),
         "adapters.adapter_folder": (adapters.adapter_folder, {"folder": ("name", "adapter"), "r": ("number", 2)}),
@@ -139,7 +159,8 @@ def fuzz(cases: int, seed: int, only: str = "", without: tuple = ()) -> list[dic
         Path("garbage", name).write_bytes(b"[" * 5000)
     os.mkfifo("pipe")
     Path("course/notebooks").mkdir(parents=True)
-    Path("course/notebooks/00_first_adapter.ipynb").write_text('{"cells": [{"cell_type": "markdown", "source": "# 0"}]}')
+    lesson = {"cells": [{"cell_type": "markdown", "source": "# 0"}]}
+    Path("course/notebooks/00_first_adapter.ipynb").write_text(json.dumps(lesson))
     calls = {name: call for name, call in surface().items() if only in name and name.partition(".")[0] not in without}
 
     def late(*_):
@@ -184,7 +205,7 @@ def main():
                "slowest_seconds": max(c["seconds"] for c in found), "findings": odd[:50]}
     print({key: value for key, value in summary.items() if key != "findings"})
     if not given.only:
-        Path(__file__).with_name("results").joinpath("fuzz_public.json").write_text(json.dumps(summary, indent=1) + "\n")
+        Path(__file__).parent.joinpath("results/fuzz_public.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ class AnswerCollator:
 
     def __call__(self, rows: list[dict]) -> BatchEncoding:
         _check_rows(rows)
-        expect(rows and all("answer_length" in row for row in rows), "rows", rows, "rows as batches.encode() returns them")
+        whole_rows = rows and all("answer_length" in row for row in rows)
+        expect(whole_rows, "rows", rows, "at least one row, as batches.encode() returns them")
         width = max(len(row["input_ids"]) for row in rows)
         keep = max(row["answer_length"] for row in rows) + 1
         input_ids = torch.full((len(rows), width), self.pad_id)

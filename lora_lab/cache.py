@@ -67,8 +67,8 @@ def cache_folder() -> Path:
         given = os.environ.get("LORA_LAB_CACHE") or platformdirs.user_cache_dir("lora-lab")
         folder = files.place(given, "a folder")
     except (LabError, RuntimeError) as error:  # the second of platformdirs, where there is no home
-        raise LabError(f"The model has no place: {error} Name a folder in the environment variable LORA_LAB_CACHE, as an "
-                       "absolute path.") from None
+        raise LabError(f"The model has no place: {error} Name a folder in the environment variable LORA_LAB_CACHE, "
+                       "as an absolute path.") from None
     if not Path(os.path.expanduser(given)).is_absolute():  # it would be another folder for every notebook
         raise LabError(f"LORA_LAB_CACHE is {given!r}. Give an absolute path, such as '{folder}'.")
     return folder

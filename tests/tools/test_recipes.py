@@ -362,7 +362,7 @@ def test_every_listed_field_is_one_of_peft():
 @pytest.mark.parametrize(("key", "value", "words"), [
     ("lora.layer_replication", [[0, 30]] * 2000, "lora.layer_replication: found ranges of more than"),
     ("data.prompt", "{prompt}" * 50, "data.prompt: found"),
-    ("output", "s3://bucket/run", "output: found s3://bucket/run, which cannot be used: 's3://bucket/run' is an address"),
+    ("output", "s3://bucket/run", "output: found s3://bucket/run, which cannot be used: 's3://bucket/run' is an"),
     ("output", "~nobody-of-that-name/x", "output: found ~nobody"),
 ])
 def test_what_would_not_end_or_lies_elsewhere_is_refused(key, value, words, no_weights):
