@@ -113,9 +113,7 @@ def export(destination: str | Path) -> Path:
 def load(source: Path) -> tuple[dict[str, Record], str]:
     """Return the good records of a file that `export` wrote, by question id, and what is wrong with it or ""."""
     try:
-        return _parse(source) if source.is_file() else ({}, "there is no such file")
-    except ValueError:  # of a name with a 0 in it
-        return {}, "there is no such file"
+        return _parse(source) if os.path.isfile(source) else ({}, "there is no such file")
     except LabError as error:
         return {}, f"it cannot be read ({error.__cause__ or 'no permission'})"
 

@@ -415,3 +415,19 @@ def test_what_this_machine_cannot_do_is_refused(work, monkeypatch, variable, pre
     with pytest.raises(LabError, match=word):
         finetune.train(dataclasses.replace(recipe, precision=precision))
     assert not (work / "refused").exists()
+
+
+def test_a_checkpoint_is_ours_from_its_first_file_on(work, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    monkeypatch.setattr(Trainer, "_save_rng_state", die)
+    with pytest.raises(Killed):
+        finetune.train(recipes.read(write(work, "torn")))
+    assert (work / "torn" / "checkpoint-3" / "adapter_model.safetensors").exists()
+    assert run_folder.last_checkpoint(work / "torn") is None
+    assert run_folder.clean(work / "torn", 0) == ["checkpoint-3 was not complete, or is after step 0; it is removed."]
+    assert not (work / "torn" / "checkpoint-3").exists()
