@@ -62,6 +62,8 @@ bench:
 	@$(SET_UP) test,bench benchmarks/planner_cpu.py
 	@$(SET_UP) test,bench benchmarks/published_peaks.py
 	@$(SET_UP) test,bench benchmarks/sweep_overhead.py
+	@$(SET_UP) test,bench benchmarks/fuzz_files.py
+	@$(SET_UP) test,bench benchmarks/fuzz_public.py
 	@$(SET_UP) test,bench benchmarks/merge_latency.py
 
 drift:

@@ -11,7 +11,8 @@ from sphinx.transforms import SphinxContentsFilter
 project = "lora-lab"
 html_title = "lora-lab"
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc", "sphinx.ext.githubpages"]
-include_patterns = ["README.md", "CONTRIBUTING.md", "notebooks/*.ipynb", "docs/*.md", "benchmarks/*.md"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/*.ipynb", "docs/*.md",
+                    "benchmarks/*.md"]
 exclude_patterns = ["_build", "**/.*"]
 external_toc_path = "docs/_toc.yml"
 suppress_warnings = ["etoc.glob"]  # docs/ need not have a page

@@ -1,7 +1,6 @@
 """Adapters of PEFT: is a folder one, are its settings numbers that train, and how loud is it in a model."""
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora.layer import LoraLayer
 
 from . import files
-from .errors import LabError
+from .errors import LabError, expect
 
 
 def positive(**settings) -> None:
@@ -21,23 +20,27 @@ def positive(**settings) -> None:
     """
     for name, value in settings.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value <= 0:
-            raise LabError(f"{name} is {value!r}. Give a finite number above 0.")
+        expect(number and 0 < value < 1e300, name, value, "a finite number above 0")
 
 
 def adapter_folder(folder: str | os.PathLike, r: int | None = None) -> str:
     """Return `folder` as a string, if it holds a saved adapter (of rank `r`, if given).
 
     PEFT asks the model hub for a folder it cannot find an adapter in, and then reports what the hub
-    said. This says what is wrong with the folder. Raises LabError.
+    said. This says what is wrong with the folder, whoever wrote it. Raises LabError.
     """
-    folder = Path(folder).expanduser()
+    files.place(folder, "the name of a folder")
+    folder = Path(os.path.expanduser(folder))
     missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
     if not missing:
         try:
-            rank = files.read_json(folder / "adapter_config.json", dict).get("r")
-        except ValueError as error:
+            config = files.read_json(folder / "adapter_config.json", dict)
+        except (OSError, ValueError) as error:
             raise LabError(f"adapter_config.json in {folder}: {error}. Save the adapter again.") from None
+        if config.get("megatron_config"):
+            raise LabError(f"adapter_config.json in {folder} asks to import {config.get('megatron_core')!r}, and PEFT "
+                           "would: a file from somebody else must not. Remove megatron_config from it, or leave it be.")
+        rank = config.get("r")
         if r not in (None, rank):
             raise LabError(
                 f"The adapter in {folder} has rank {rank}, and rank {r} is needed here. Train it with r={r}, or give "
@@ -59,8 +62,9 @@ def turned(model: torch.nn.Module, factor: float) -> Iterator[None]:
     What it adds to `peft.helpers.rescale_adapter_scale` are refusals: of numbers below 0 and of NaN, and of an adapter
     that is merged into the weights, where no scaling reaches it. Raises LabError.
     """
+    expect(isinstance(model, torch.nn.Module), "model", model, "a PEFT model")
     number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
-    if not number or not math.isfinite(factor) or factor < 0:
+    if not number or not 0 <= factor < 1e300:
         raise LabError(f"Cannot turn an adapter by {factor!r}. Give a number: 0 (off), 1 (as trained), 2 (twice).")
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if not layers:

@@ -4,11 +4,13 @@ Knows nothing of models or training loops; `transformers.Trainer` calls the coll
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from .errors import expect, whole
 
 IGNORED = -100  # the label that the loss of every transformers model skips
 
@@ -17,9 +19,10 @@ def encode(pairs: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase)
     """Tokenize (prompt, answer) pairs; returns one dict each: `input_ids` and `answer_length`, in tokens.
 
     `input_ids` are the prompt's, the answer's and the end of text, with no special token before or between. The end of
-    text counts as a token of the answer, so that a model learns to stop.
+    text counts as a token of the answer, so that a model learns to stop. Raises LabError.
     """
-    pairs = list(pairs)
+    check_tokenizer(tokenizer)
+    pairs = as_pairs(pairs)
     if not pairs:
         return []
     prompts, answers = (tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in zip(*pairs))
@@ -27,13 +30,37 @@ def encode(pairs: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase)
             for prompt, answer in zip(prompts, answers)]
 
 
+def as_pairs(rows: Iterable, name: str = "pairs") -> list[tuple[str, str]]:
+    """Return `rows` as a list of (prompt, answer), each a text. Raises LabError for anything else."""
+    rows = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, (str, bytes, dict)) else [rows]
+    for row in rows:
+        fits = isinstance(row, (tuple, list)) and len(row) == 2 and all(isinstance(text, str) for text in row)
+        expect(fits, f"one of the {name}", row, "a prompt and an answer, both texts")
+    return [(prompt, answer) for prompt, answer in rows]
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Check that it is the tokenizer of a model. Raises LabError."""
+    fits = callable(tokenizer) and hasattr(tokenizer, "pad_token_id")
+    expect(fits, "tokenizer", tokenizer, "the tokenizer that load_base() returned with the model")
+
+
+def _check_rows(rows: object) -> None:
+    fits = isinstance(rows, (list, tuple)) and all(
+        isinstance(row, Mapping) and isinstance(row.get("input_ids"), (list, tuple)) for row in rows)
+    expect(fits, "rows", rows, "a list of rows as batches.encode() returns them")
+
+
 def similar_lengths(rows: list[dict], batch_size: int, seed: int = 0, pool: int = 2) -> list[dict]:
     """Order `rows` at random so that consecutive batches hold rows of similar length: little padding.
 
     Sorts only within pools of a few batches, and shuffles the batches of each pool. Sorting more
     widely (`train_sampling_strategy="group_by_length"`) pads less still, but fills each batch with
-    sentences of one kind, and needs more steps for the same score: see benchmarks/README.md.
+    sentences of one kind, and needs more steps for the same score: see benchmarks/README.md. Raises LabError.
     """
+    _check_rows(rows)
+    whole(batch_size=batch_size, pool=pool)
+    whole(0, seed=seed)
     rng = random.Random(seed)
     rows = rng.sample(rows, len(rows))
     ordered: list[dict] = []
@@ -55,9 +82,13 @@ class AnswerCollator:
     """
 
     def __init__(self, tokenizer):
+        check_tokenizer(tokenizer)
         self.pad_id = tokenizer.pad_token_id
 
     def __call__(self, rows: list[dict]) -> BatchEncoding:
+        _check_rows(rows)
+        whole_rows = rows and all("answer_length" in row for row in rows)
+        expect(whole_rows, "rows", rows, "at least one row, as batches.encode() returns them")
         width = max(len(row["input_ids"]) for row in rows)
         keep = max(row["answer_length"] for row in rows) + 1
         input_ids = torch.full((len(rows), width), self.pad_id)

@@ -58,13 +58,19 @@ SMOLLM2 = PackagedModel(
     bytes_to_build=800_000_000,
 )
 _CHECKSUMS = "checksums.json"
+_READ = (".json", ".safetensors", ".jinja", ".bin", ".model", ".txt", ".md")  # by transformers, or written with those
 
 
 def cache_folder() -> Path:
     """Return `LORA_LAB_CACHE` if set, else the user's cache folder of this system."""
-    folder = Path(os.environ.get("LORA_LAB_CACHE") or platformdirs.user_cache_dir("lora-lab")).expanduser()
-    if not folder.is_absolute():  # it would be another folder for every notebook
-        raise LabError(f"LORA_LAB_CACHE is {str(folder)!r}. Give an absolute path, such as '{Path.cwd() / folder}'.")
+    try:
+        given = os.environ.get("LORA_LAB_CACHE") or platformdirs.user_cache_dir("lora-lab")
+        folder = files.place(given, "a folder")
+    except (LabError, RuntimeError) as error:  # the second of platformdirs, where there is no home
+        raise LabError(f"The model has no place: {error} Name a folder in the environment variable LORA_LAB_CACHE, "
+                       "as an absolute path.") from None
+    if not Path(os.path.expanduser(given)).is_absolute():  # it would be another folder for every notebook
+        raise LabError(f"LORA_LAB_CACHE is {given!r}. Give an absolute path, such as '{folder}'.")
     return folder
 
 
@@ -72,11 +78,13 @@ def model_folder(source: PackagedModel = SMOLLM2) -> Path:
     """Return the folder with the intact safetensors model; builds or repairs it first where needed.
 
     Safe against a killed build (the checksums are written last), a damaged file (every byte is
-    checked, the model alone is rebuilt) and several processes at once (a lock). Raises LabError
-    with a remedy when there is no network, no space, no permission, or a file with a wrong hash.
+    checked, the model alone is rebuilt) and several processes at once (a lock). What somebody saved over
+    the model's files is kept beside it. Raises LabError with a remedy when there is no network, no space, no
+    permission, a file with a wrong hash, or one of another model, such as an adapter that was saved there.
     """
     cache = cache_folder()
     folder = cache / source.name
+    _refuse_others(folder)
     if _is_intact(folder):
         return folder
     try:
@@ -93,12 +101,32 @@ def model_folder(source: PackagedModel = SMOLLM2) -> Path:
     return folder
 
 
+def _refuse_others(folder: Path) -> None:
+    """`model.save_pretrained(model_folder())` leaves an adapter there, which every later load would carry."""
+    ours = {*_checksums(folder), _CHECKSUMS}
+    others = sorted(file.name for file in folder.glob("[!.]*") if file.suffix in _READ and file.name not in ours)
+    if others and len(ours) > 1:
+        raise LabError(
+            f"{folder} is the base model's own folder, and somebody saved other files there: {', '.join(others[:6])}. "
+            "Whoever loads the base would load them too. Move them to a folder of their own, such as "
+            f"{Path('my-adapter').absolute()}, and run again."
+        )
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    try:
+        found = files.read_json(folder / _CHECKSUMS, dict)
+    except (OSError, ValueError):
+        return {}
+    return {name: crc for name, crc in found.items() if Path(name).name == name}
+
+
 def _is_intact(folder: Path) -> bool:
     """Whether every file is as it was built. CRC-32 finds any flipped byte, and faster than SHA-256."""
     try:
-        expected = files.read_json(folder / _CHECKSUMS, dict)
+        expected = _checksums(folder)
         return bool(expected) and all(_crc32(folder / name) == crc for name, crc in expected.items())
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 
@@ -146,10 +174,23 @@ def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
         convert(gguf, built)
         checksums = {file.name: _crc32(file) for file in sorted(built.iterdir())}
         (built / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+        _keep_others(folder, checksums)
         (folder / _CHECKSUMS).unlink(missing_ok=True)
         for name in [*checksums, _CHECKSUMS]:  # checksums last: until then the folder counts as not built
             os.replace(built / name, folder / name)
     print(f"{source.name} is ready ({time.monotonic() - started:.0f} s).")
+
+
+def _keep_others(folder: Path, built: dict[str, int]) -> None:
+    """What is not as it is built: damaged, or another model that was saved there, which only its owner can tell."""
+    changed = [name for name, crc in built.items() if (folder / name).is_file() and _crc32(folder / name) != crc]
+    if changed:
+        kept = files.free(folder, "kept")
+        kept.mkdir()
+        for name in changed:
+            os.replace(folder / name, kept / name)
+        print(f"{', '.join(changed)} differed from what was built, by damage or because another model was saved there. "
+              f"What was there is in {kept}: delete that folder if you miss nothing.")
 
 
 def _gguf(source: PackagedModel, cache: Path, scratch: Path) -> Path:

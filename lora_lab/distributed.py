@@ -13,7 +13,7 @@ from peft import LoraConfig
 from transformers.pytorch_utils import Conv1D
 
 from . import memory, meta_model
-from .errors import LabError
+from .errors import LabError, expect, whole
 
 MODES = ("ddp", "fsdp")
 
@@ -65,15 +65,17 @@ def plan(model: meta_model.Source, lora: LoraConfig, precision: str | None = Non
 
     Raises LabError for what cannot be planned, quantised weights under FSDP among it.
     """
+    expect(isinstance(lora, LoraConfig), "lora", lora, "a LoraConfig")
     if mode not in MODES:
         raise LabError(f"mode is {mode!r}. Use one of: {', '.join(MODES)}.")
     for name, value in (("bytes_per_second", bytes_per_second), ("flop_per_second", flop_per_second)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
             raise LabError(f"{name} is {value!r}. Give a number above 0, or leave it out.")
     gpus = list(gpus) if isinstance(gpus, Iterable) else [gpus]
+    whole(batch_size=batch_size)
     for n in gpus:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1 or not isinstance(batch_size, int) or batch_size % n:
-            raise LabError(f"gpus has {n!r}. Give whole numbers that divide batch_size ({batch_size!r}).")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1 or batch_size % n:
+            raise LabError(f"gpus has {n!r}. Give whole numbers that divide batch_size ({batch_size}).")
     bare, own_precision, _ = meta_model.without_weights(model)
     if mode == "fsdp" and (precision or own_precision) in ("int8", "nf4"):
         raise LabError(f"{precision or own_precision} weights cannot be shared out by FSDP here. Use mode=\"ddp\", or "

@@ -1,6 +1,8 @@
 """The one error this package raises on purpose, and the words that its messages share."""
 
 import difflib
+import numbers
+import reprlib
 from collections.abc import Iterable
 
 
@@ -9,6 +11,19 @@ class LabError(Exception):
 
     def _render_traceback_(self, *_) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
+
+
+def expect(fits: object, name: str, value: object, wanted: str) -> None:
+    """Check that an argument `fits`. Raises LabError with its name, what was found and what was wanted."""
+    if not fits:
+        raise LabError(f"{name} is {reprlib.repr(value)}. Give {wanted}.")
+
+
+def whole(low: int = 1, **settings: object) -> None:
+    """Check that each setting is a whole number of at least `low`, and none that no machine takes. Raises LabError."""
+    for name, value in settings.items():
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        expect(is_whole and low <= value < 2**31, name, value, f"a whole number of at least {low}")  # type: ignore
 
 
 def reason(error: object, most: int = 300) -> str:

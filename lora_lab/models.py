@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import reprlib
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import psutil
 import torch
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
 
@@ -138,7 +138,9 @@ def memory_limit() -> int:
     The environment variable LORA_LAB_MEMORY_GB stands for all of them.
     """
     if said := os.environ.get("LORA_LAB_MEMORY_GB"):
-        return int(float(said) * 1e9)
+        with contextlib.suppress(ValueError, OverflowError):
+            return int(float(said) * 1e9)
+        raise LabError(f"LORA_LAB_MEMORY_GB is {said!r}. Set it to a number of GB, or leave it unset.")
     limits = [psutil.virtual_memory().total]
     for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         with contextlib.suppress(OSError, ValueError):  # no such container; "max" for no limit
@@ -181,13 +183,11 @@ def _require_bitsandbytes(precision: str) -> None:
 
 
 def _check_folder(name: str) -> str:
-    try:
-        folder = Path(name).expanduser()
-        there = folder.is_dir()
-    except (OSError, RuntimeError) as error:  # longer than the system allows; ~ of nobody
-        raise LabError(f"{name[:60]!r} is no name of a model: {reason(error)}. Give a model's folder, a hub id, or "
-                       f"{DEFAULT!r}.") from None
-    if not name or not there:
+    if not isinstance(name, (str, os.PathLike)) or "\0" in str(name) or len(str(name)) > 1000:
+        raise LabError(f"Found {reprlib.repr(name)} for a model. Give its folder, a hub id, or {DEFAULT!r}.")
+    name = str(name)
+    folder = Path(os.path.expanduser(name))
+    if not name or not os.path.isdir(folder):  # Path.is_dir raises for very long names
         if not name or name.startswith((".", "~", "/")) or name.count("/") > 1:
             raise LabError(f"There is no folder {name!r}. Give a model's folder, a hub id, or {DEFAULT!r}.")
         return name
@@ -218,7 +218,7 @@ def _from_pretrained(source, options: dict, *kinds) -> list:
             )
             for kind in kinds
         ]
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # a folder or a repository may be broken in any way
         why = "it is not on this machine, and the model hub cannot be reached." if offline else reason(error)
         raise LabError(
             f"Cannot load {str(source)!r}: {why} Give {DEFAULT!r} (needs no network), a folder with a model saved "

@@ -3,14 +3,13 @@
 Whether it is worth saving is the question of `merging`.
 """
 
-import fnmatch
 import json
 import math
 import os
 import re
 import reprlib
 import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,12 +19,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from . import files
+from . import cache, files
 from .display import no_progress_bars
 from .errors import LabError, reason
 
-_OURS = ("*.safetensors", "*.safetensors.index.json", "*config.json", "README.md", "tokenizer*", "*token*.json",
-         "vocab.*", "merges.txt", "*.jinja", "spiece.model")  # what `save_pretrained` of models and tokenizers writes
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -34,27 +31,29 @@ def ship(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str
     """Save the adapter of a PEFT model, or else the whole model, to `folder`; returns the folder.
 
     Everything is written beside `folder` and takes its place when complete: after a fault, an interrupted cell or a
-    killed process the files that were there before are still there. `card` becomes README.md. `base` is what the
-    adapter calls its base model, "owner/name"; needed where the base was loaded from a folder of this machine, whose
-    path means nothing elsewhere. Weights are safetensors. An adapter that is not called "default" lies in a folder of
-    its name, as PEFT has it. A folder with anything else in it than such files is refused. Raises LabError.
+    killed process the files that were there before are still there, and at every moment there is the one or the other.
+    `card` becomes README.md. `base` is what the adapter calls its base model, "owner/name"; needed where the base was
+    loaded from a folder of this machine, whose path means nothing elsewhere. Weights are safetensors. An adapter that
+    is not called "default" lies in a folder of its name, as PEFT has it. What was written is noted in `.lora-lab.json`
+    with its SHA-256: a folder with anything else in it, such as a file that was edited, is refused. Raises LabError.
     """
-    _check(model, tokenizer, folder, card, base)
-    folder = Path(folder).expanduser().resolve()
+    folder = _check(model, tokenizer, folder, card, base)
     with _locked(folder):
-        _recover(folder)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.incomplete-", dir=folder.parent))
+        work = _begun(folder)
+        finishing = False
         try:
             with no_progress_bars():
                 model.save_pretrained(work, **_options(model))
                 tokenizer.save_pretrained(work)
             (work / "README.md").write_text(card, encoding="utf-8")
             _name_base(work, base)
-            _refuse_paths(work)
+            _refuse_paths(work, tokenizer)
             for file in work.rglob("*"):
-                file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes 0600, a temporary folder is 0700
+                file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes 0600
             work.chmod(0o755)
-            _take_place(work, folder)
+            finishing = True
+            if kept := files.finish(work, folder):
+                print(f"What was put into {folder.name} meanwhile is kept in {kept}.")
         except (OSError, SafetensorError) as error:
             needed = math.ceil(_bytes(model) / 1e6)
             raise LabError(
@@ -62,19 +61,23 @@ def ship(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str
                 f"{shutil.disk_usage(folder.parent).free / 1e6:,.0f} MB are free there."
             ) from None
         except KeyboardInterrupt:
-            print(f"Interrupted before {folder.name} was complete. {_state(folder)}")
+            if not finishing:
+                print(f"Interrupted before {folder.name} was complete. {_state(folder)}")
             raise
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            files.discard(work)
     return folder
 
 
-def _check(model, tokenizer, folder, card: str, base: str | None) -> None:
+def _check(model, tokenizer, folder, card: str, base: str | None) -> Path:
+    """The folder, if all is in order."""
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "save_pretrained"):
         raise LabError(f"model is {reprlib.repr(model)}. Give a PEFT model, or the merged model: ship(model, "
                        "tokenizer, folder, card).")
-    if not isinstance(folder, (str, os.PathLike)) or not str(folder):
-        raise LabError(f"folder is {reprlib.repr(folder)}. Give the name of a folder.")
+    place = Path(os.path.realpath(files.place(folder, "the name of a folder")))
+    if (here := _working_folder()) and Path(here).is_relative_to(place):
+        raise LabError(f"folder is {str(folder)!r}, in which you work: whatever runs here would lose the ground under "
+                       "it. Give another folder, such as \"shipped\".")
     if not isinstance(model, PeftModel) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise LabError(
             "This model has adapter layers in it and is no PeftModel, so its files would fit nothing. Save the "
@@ -98,6 +101,14 @@ def _check(model, tokenizer, folder, card: str, base: str | None) -> None:
     if spoilt := [name for name, weight in model.named_parameters() if _is_spoilt(weight)]:
         raise LabError(f"{len(spoilt)} of the weights hold NaN or infinity, such as {spoilt[0]}: such a model answers "
                        "nothing of use. Train again with a smaller learning rate, or load the last sound adapter.")
+    return place
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return ""
 
 
 def _may_be_a_repository(name) -> bool:
@@ -117,63 +128,44 @@ def _locked(folder: Path):
     try:
         if folder.exists() and not folder.is_dir():
             raise LabError(f"{folder} is a file. Give a folder.")
-        if others := sorted(place.name for place in folder.glob("*") if not _is_ours(place)):
-            raise LabError(f"{folder} holds other files than a saved model's, which saving would replace: "
-                           f"{', '.join(others[:5])}. Give a new folder, or move them.")
         return files.lock(folder.parent / f".{folder.name}.lock")
     except OSError as error:
         raise LabError(f"Could not save to {folder}: {reason(error)}. Give a folder that you may write to.") from None
 
 
-def _is_ours(place: Path) -> bool:
-    if place.is_dir():
-        return not place.is_symlink() and all(_is_ours(inner) for inner in place.iterdir())
-    return any(fnmatch.fnmatch(place.name, pattern) for pattern in _OURS)
+def _begun(folder: Path) -> Path:
+    """A folder to write to, once what a killed save left is cleared away; under the lock."""
+    try:
+        for line in files.recover(folder):
+            print(line)
+        if folder.exists() and (others := files.strangers(folder)):
+            raise LabError(f"{folder} holds other files than those that were saved there, which saving would replace: "
+                           f"{', '.join(others[:5])}. Give a new folder, or move them.")
+        return files.begin(folder)
+    except OSError as error:
+        raise LabError(f"Could not save to {folder}: {reason(error)}. Give a folder that you may write to.") from None
 
 
 def _options(model) -> dict:
-    """Whether to save the embedding, trained or of another size; left to itself, PEFT asks the model hub."""
+    """Whether to save the embedding, trained or of another size; left to itself, PEFT asks the model hub.
+
+    A base whose config is not on this machine may have had another size, so its embedding travels with the adapter.
+    """
     if not isinstance(model, PeftModel):
         return {}
-    embedding = model.get_input_embeddings()
-    named = getattr(model.config, "_name_or_path", "")
+    named = getattr(model.config, "_name_or_path", None) or ""
+    if named.rpartition("/")[2] == cache.SMOLLM2.name:  # the packaged model, under its name on the hub
+        named = str(cache.cache_folder() / cache.SMOLLM2.name)
     try:
         rows = AutoConfig.from_pretrained(named, local_files_only=True).get_text_config().vocab_size if named else None
-    except (OSError, ValueError):  # no such folder, and nothing kept of such a name
+    except Exception:  # no such folder, nothing kept of such a name, or a config that is broken in some way
         rows = None
-    resized = rows not in (None, model.config.get_text_config().vocab_size)
-    return {"save_embedding_layers": resized or isinstance(embedding, BaseTunerLayer)}
-
-
-def _recover(folder: Path) -> None:
-    """What a killed process left: its incomplete files go, and the files it was about to replace come back."""
-    for leftover in folder.parent.glob(f".{folder.name}.incomplete-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-        print(f"An earlier save of {folder.name} was killed; its incomplete files are removed.")
-    if (previous := _previous(folder)).exists():
-        if folder.exists():
-            shutil.rmtree(previous)
-        else:
-            os.replace(previous, folder)
-            print(f"An earlier save of {folder.name} was killed at its last step; the previous files are back.")
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
-
-
-def _take_place(work: Path, folder: Path) -> None:
-    previous = _previous(folder)
-    if not folder.exists():
-        os.replace(work, folder)
-        return
-    os.replace(folder, previous)
-    try:
-        os.replace(work, folder)
-    except BaseException:
-        os.replace(previous, folder)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
+    embedding, now = model.get_input_embeddings(), model.config.get_text_config().vocab_size
+    unknown = rows is None and isinstance(embedding, torch.nn.Embedding)
+    if unknown:
+        print(f"The base's config is not on this machine, so nobody can tell whether its {now:,} embedding rows are "
+              f"its own: they are saved with the adapter ({embedding.weight.nbytes / 1e6:,.0f} MB).")
+    return {"save_embedding_layers": unknown or rows not in (None, now) or isinstance(embedding, BaseTunerLayer)}
 
 
 def _state(folder: Path) -> str:
@@ -189,7 +181,7 @@ def _name_base(work: Path, base: str | None) -> None:
     for file in work.rglob("adapter_config.json"):
         config = json.loads(file.read_text(encoding="utf-8"))
         named = base or config.get("base_model_name_or_path") or ""
-        if not named or Path(named).is_absolute() or Path(named).expanduser().exists():
+        if not base and (not named or Path(named).is_absolute() or os.path.exists(os.path.expanduser(named))):
             raise LabError(
                 f"The adapter would name its base {named!r}, which only this machine knows. Give base=\"owner/name\", "
                 "by which others find it."
@@ -198,13 +190,26 @@ def _name_base(work: Path, base: str | None) -> None:
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def _refuse_paths(work: Path) -> None:
-    here = {str(place) for place in (Path.home(), Path.cwd(), work.parent) if len(place.parts) > 1}
+def _refuse_paths(work: Path, tokenizer) -> None:
+    """No file says where it was made; what a token of the tokenizer says is no path."""
+    homes = (place for place in (os.path.expanduser("~"), _working_folder(), str(work.parent)) if len(place) > 1)
+    here = re.compile("|".join(rf"(?<![\w.-]){re.escape(place)}(?![\w-])" for place in homes) or "(?!)")
+    tokens = set(getattr(tokenizer, "get_vocab", dict)())
     for file in (file for file in work.rglob("*") if file.is_file()):
         if file.suffix in _PICKLES:
             raise LabError(f"{file.name} would be a pickle, which can run code where it is loaded. Leave it out.")
-        is_text = file.suffix in (".json", ".md", ".jinja", ".txt")
-        text = file.read_text(encoding="utf-8", errors="replace") if is_text else ""
-        for place in here:
-            if re.search(rf"(?<![\w.-]){re.escape(place)}(?![\w-])", text):
-                raise LabError(f"{file.name} would hold a path of this machine, {place}. Take it out.")
+        texts: list[str] = []
+        if file.suffix == ".json" and file.name not in ("tokenizer.json", "vocab.json"):
+            texts = [text for text in _texts(json.loads(file.read_text(encoding="utf-8"))) if text not in tokens]
+        elif file.suffix in (".md", ".jinja"):
+            texts = [file.read_text(encoding="utf-8", errors="replace")]
+        if found := next(filter(None, map(here.search, texts)), None):
+            raise LabError(f"{file.name} would hold a path of this machine, {found[0]}. Take it out.")
+
+
+def _texts(value) -> Iterator[str]:
+    """Every text in what a JSON file holds; keys are none."""
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(inner)

@@ -212,11 +212,13 @@ def read(question: Question) -> progress_file.Record:
 def keep(question: Question, verdict: Verdict | None = None, **fields) -> progress_file.Record:
     """Record the given fields, and a verdict as an attempt where it decides anything.
 
-    What solved a question stays, and so does a prediction.
+    What solved a question stays, and so does a prediction; no hint and no look at the answer is forgotten.
     """
     def update(kept: progress_file.Record) -> progress_file.Record:
         final = kept.solved or (isinstance(question, Predict) and question.holds(kept.answer))
-        kept = replace(kept, **{name: value for name, value in fields.items() if name != "answer" or not final})
+        more = {name: max(value, getattr(kept, name)) if name in ("hints", "shown", "solved") else value
+                for name, value in fields.items() if name != "answer" or not final}
+        kept = replace(kept, **more)
         if verdict is None or verdict.solved is None or kept.solved:
             return kept
         return replace(kept, attempts=kept.attempts + 1, solved=verdict.solved)

@@ -8,13 +8,15 @@ import csv
 import glob
 import io
 import itertools
+import re
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import files
-from ..errors import LabError
+from ..errors import LabError, expect
 from . import progress_file, question_files
 from .question_kinds import Predict
 
@@ -35,7 +37,9 @@ def collect(files: Iterable[str | Path]) -> Summary:
     graded = {q.id for lesson in question_files.lessons() for q in lesson.questions if not isinstance(q, Predict)}
     learners: dict[str, dict[str, progress_file.Record]] = {}
     notes: list[str] = []
-    for file in sorted({Path(file) for file in files}):
+    given = list(files) if isinstance(files, Iterable) and not isinstance(files, (str, bytes)) else [None]
+    expect(all(isinstance(file, (str, Path)) for file in given), "files", files, "a list of files' names")
+    for file in sorted({Path(file) for file in given if file}):
         records, damage = progress_file.load(file)
         known = {name: kept for name, kept in records.items() if name in ids}
         if (damage and not records) or (records and not known):
@@ -63,12 +67,16 @@ def _free(name: str, taken: Iterable[str]) -> str:
 
 
 def as_csv(summary: Summary) -> str:
-    """Return both tables as CSV; "3 of 8" stays text, and no name is taken for a formula by a spreadsheet."""
+    """Return both tables as CSV; "3 of 8" stays text, and a spreadsheet takes no name, and no part, for a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     for row in (summary.header, *summary.rows, [], MISSED, *summary.missed):
-        writer.writerow([f"'{cell}" if cell.lstrip()[:1] in tuple("=+-@") else cell for cell in row])
+        writer.writerow([_FORMULA.sub(r"\1'\2", cell) for cell in row])
     return text.getvalue()
+
+
+# What begins a formula, full-width signs included, at a cell's start or after what parts cells in some country.
+_FORMULA = re.compile(r"(^|[;,|\t])(\s*[=+\-@\u2212\uff1d\uff0b\uff0d\uff20\ufe62\ufe63\ufe66\ufe6b])")
 
 
 def as_text(summary: Summary) -> str:
@@ -111,19 +119,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="*", help="exported files; quoted patterns such as 'handed-in/*.json' work too")
     parser.add_argument("--out", default="class.csv", help="the CSV file to write (class.csv)")
     given = parser.parse_args(arguments)
-    named = [found for name in given.files for found in (glob.glob(name) or [name])]
+    # The shell has replaced patterns by names, and [ab].json may be one.
+    named = [found for name in given.files for found in ([name] if Path(name).exists() else []) + glob.glob(name)
+             or [name]]
     if not named:
         sys.exit("No files were named. Name those that learners handed in: make class FILES='handed-in/*.json'")
     summary, out = collect(named), Path(given.out)
     if not summary.rows:
         sys.exit("\n".join([*summary.notes, "No file has a learner's progress, and nothing was written. "
                            "A learner makes one with lora_lab.export_progress()."]))
+    new, kept = b"\xef\xbb\xbf" + as_csv(summary).encode(), None  # the mark tells Excel it is UTF-8
     try:
-        files.write(out, b"\xef\xbb\xbf" + as_csv(summary).encode())  # the mark tells Excel it is UTF-8
+        if out.is_file() and out.read_bytes() != new:  # last week's, perhaps with marks in it, or another file
+            shutil.copy2(out, kept := files.free(out, "before"))
+        files.write(out, new)
     except OSError as error:
         sys.exit(f"{out} cannot be written: {error}. Name another file: OUT=elsewhere.csv")
     print(as_text(summary))
-    print(f"\n{len(summary.rows)} learners, written to {out}.")
+    print(f"\n{len(summary.rows)} learners, written to {out}." + (f" What was there is in {kept}." if kept else ""))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The learner's own copies of the lessons, in `my-lessons/` beside `notebooks/`: handed out, updated, put back.
 
-A copy is replaced only while it is, byte for byte, what was handed out. What is solved is in `progress_file`.
+A copy is replaced only while it is, byte for byte, what was handed out: the course's lesson without the outputs of its
+cells, which would answer the questions above them. What is solved is in `progress_file`.
 `python -m lora_lab.course.handout --help` lists what it does from a command line.
 """
 
@@ -17,13 +18,15 @@ from urllib.parse import quote
 
 from .. import files
 from ..display import Page
-from ..errors import LabError
+from ..errors import LabError, reason
 from . import progress_file, question_files
 
 WORK = "my-lessons"
 _KEPT = ".handed-out.json"  # for each file the SHA-256 that it was handed out with
 _INDEX = "index.ipynb"
 _NOTEBOOK = 50_000_000  # bytes of one with its pictures
+_EMPTY = hashlib.sha256(b"").hexdigest()  # of a file of 0 bytes, as a full disk leaves it
+_ENDS = (".ipynb", ".new.ipynb")  # of a lesson's copy, and of a newer version beside an edited one
 _LIVE = "from lora_lab.course import handout\n\nhandout.show()"
 
 
@@ -40,8 +43,10 @@ class Entry:
         return self.solved == self.questions
 
 
-def course() -> Path:
-    """Return the course's folder: the current one or the one above, else where this package lies. Raises LabError."""
+def course(root: Path | None = None) -> Path:
+    """Return `root`, or the course's folder: this one, the one above, or where this package lies. Raises LabError."""
+    if root is not None:
+        return files.place(root, "the course's folder")
     first = f"notebooks/{question_files.lessons()[0].notebook}.ipynb"
     for folder in (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parents[2]):
         if (folder / first).is_file():
@@ -54,7 +59,7 @@ def overview(root: Path | None = None) -> list[Entry]:
     solved = {name for name, kept in progress_file.read().items() if kept.solved}
     asked = {lesson.notebook: [question.id for question in lesson.questions] for lesson in question_files.lessons()}
     entries = []
-    for file in _lessons(root or course()):
+    for file in _lessons(course(root)):
         questions = asked.get(file.stem, [])
         entries.append(Entry(file.stem, _title(file), len(solved.intersection(questions)), len(questions)))
     return entries
@@ -72,17 +77,19 @@ def sync(root: Path | None = None) -> list[str]:
     Never replaces a copy that was edited or run: the new version goes beside it, as `NAME.new.ipynb`. Each file is
     written whole or not at all and before it is noted down, so a sync that was killed goes on at the next.
     """
-    root = root or course()
-    work = root / WORK
-    lines: list[str] = []
+    root = course(root)
+    work, lines = root / WORK, list[str]()
     try:
         work.mkdir(exist_ok=True)
         with files.lock(work / ".lock", timeout=20):
-            for leftover in work.glob(".*.tmp"):  # of a sync that was killed
-                leftover.unlink()
             known = _known(work, lines)
+            for name in (_KEPT, _INDEX, *(f"{file.stem}{end}" for file in _lessons(root) for end in _ENDS)):
+                files.remove_leftovers(work / name)
             for source in _lessons(root):
-                lines += _hand_out(work / source.name, source.read_bytes(), known)
+                try:
+                    lines += _hand_out(work / source.name, _without_outputs(source), known)
+                except ValueError as error:
+                    lines.append(f"{source} is damaged ({error}), so your copy stays. Get the course's file again.")
                 _note(work, known)
             _write_index(work, root, known)
             _note(work, known)
@@ -94,25 +101,27 @@ def sync(root: Path | None = None) -> list[str]:
 
 def put_back(name: str, root: Path | None = None) -> str:
     """Put lesson `name` back as the course has it now; an edited copy stays as NAME.mine-1.ipynb. Says what it did."""
-    root = root or course()
-    source = next((file for file in _lessons(root) if file.stem == name), None)
-    if source is None:
-        names = ", ".join(file.stem for file in _lessons(root))
+    root = course(root)
+    names = ", ".join(file.stem for file in _lessons(root))
+    if (source := next((file for file in _lessons(root) if file.stem == name), None)) is None:
         raise LabError(f"There is no lesson {name!r}. There are: {names}.")
     copy, said = root / WORK / source.name, f"{name} is as handed out."
-    copy.parent.mkdir(exist_ok=True)
-    known, new = _known(copy.parent, []), source.read_bytes()
-    version = hashlib.sha256(new).hexdigest()
-    if copy.exists() and _sha(copy) not in (version, known.get(copy.name)):
-        kept = files.free(copy, "mine")
-        os.rename(copy, kept)  # killed here, the next sync hands out the missing lesson
-        said += f" What you had is kept as {kept.name}."
-    files.write(copy, new)
-    offered = copy.with_name(f"{name}.new.ipynb")
-    if offered.exists() and _sha(offered) == version:  # the same again
-        offered.unlink()
-    known[copy.name] = version
-    _note(copy.parent, known)
+    try:
+        with files.lock(copy.parent / ".lock", timeout=20):
+            known, new = _known(copy.parent, []), _without_outputs(source)
+            version, offered = hashlib.sha256(new).hexdigest(), copy.with_name(f"{name}.new.ipynb")
+            if copy.exists() and _sha(copy) not in (version, known.get(copy.name), _EMPTY):
+                kept = files.free(copy, "mine")
+                os.rename(copy, kept)  # killed here, the next sync hands out the missing lesson
+                said += f" What you had is kept as {kept.name}."
+            files.write(copy, new)
+            if offered.exists() and _sha(offered) == version:  # the same again
+                offered.unlink()
+            known[copy.name] = version
+            _note(copy.parent, known)
+    except (OSError, ValueError) as error:
+        raise LabError(f"{name} cannot be put back: {reason(error)}. What you had is still in {WORK}/. Make it "
+                       "writable, or get the course's file again, and run again.") from None
     return said
 
 
@@ -125,12 +134,23 @@ def _lessons(root: Path) -> list[Path]:
     return sorted((root / "notebooks").glob("[0-9]*.ipynb"))
 
 
+def _without_outputs(source: Path) -> bytes:
+    """The course's lesson as learners get it. Raises ValueError for a file that is no notebook."""
+    content = files.read_json(source, dict, _NOTEBOOK)
+    try:
+        for cell in (cell for cell in content["cells"] if cell["cell_type"] == "code"):
+            cell |= {"outputs": [], "execution_count": None}
+    except (LookupError, TypeError):
+        raise ValueError("it is no notebook") from None
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def _title(file: Path) -> str:
     try:
         source = files.read_json(file, dict, _NOTEBOOK)["cells"][0]["source"]
         return "".join(source).splitlines()[0].removeprefix("# ").strip()
     except (ValueError, LookupError, TypeError):
-        raise LabError(f"{file} is not a notebook that begins with its title. Get the course's file again.") from None
+        return file.stem  # it is damaged, which `sync` says
 
 
 def _known(work: Path, lines: list[str]) -> dict[str, str]:
@@ -153,16 +173,14 @@ def _note(work: Path, known: dict[str, str]) -> None:
 def _hand_out(copy: Path, new: bytes, known: dict[str, str]) -> list[str]:
     """Put `new` at `copy`, or beside it where the learner has worked in it; notes it in `known`."""
     version, offered = hashlib.sha256(new).hexdigest(), f"{copy.stem}.new.ipynb"
-    if not copy.exists():
-        files.write(copy, new)
+    mine = _sha(copy) if copy.exists() else None
+    if mine in (None, _EMPTY, version, known.get(copy.name)):  # nothing of the learner's
+        if mine != version:
+            files.write(copy, new)
         known[copy.name] = version
-    elif (mine := _sha(copy)) == version:
-        known[copy.name] = version
-    elif mine == known.get(copy.name):
-        files.write(copy, new)
-        known[copy.name] = version
-        return [f"{copy.name}: updated."]
-    elif version not in (known.get(copy.name), known.get(offered)):
+        said = {_EMPTY: ["was empty; it is handed out again."], None: [], version: []}.get(mine, ["updated."])
+        return [f"{copy.name}: {words}" for words in said]
+    if version not in (known.get(copy.name), known.get(offered)):
         beside = copy.with_name(offered)
         if beside.exists() and _sha(beside) not in (version, known.get(offered)):
             os.rename(beside, files.free(beside, "mine"))  # worked in as well
@@ -262,12 +280,9 @@ def notebook(entries: list[Entry], live: str) -> dict:
               "source": live}]
     metadata = {  # with what a kernel would add, so that opening it changes nothing
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-        "language_info": {
-            "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
-            "name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3",
-            "version": platform.python_version(),
-        },
-    }
+        "language_info": {"codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py",
+                          "mimetype": "text/x-python", "name": "python", "nbconvert_exporter": "python",
+                          "pygments_lexer": "ipython3", "version": platform.python_version()}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 

@@ -1,17 +1,21 @@
 """What a learner has answered, in one file of their own that survives kernels, crashes and two notebooks at once.
 
-Knows no question: it keeps a record for each id. Nothing leaves the machine.
+Knows no question: it keeps a record for each id. What cannot be saved waits in this kernel as the update that it is,
+and is made on the file's own record when that can be written: nothing that is recorded is ever lowered but by `reset`.
+Nothing leaves the machine.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import platformdirs
@@ -21,7 +25,11 @@ from ..errors import LabError
 
 notices: list[str] = []  # what went wrong with the file, to be shown with the next question
 _told: set[str] = set()  # each of them once
-_unsaved: dict[str, Record] = {}  # where the file cannot be written, until the kernel stops
+_unsaved: list[tuple[str, Callable[[Record], Record]]] = []  # updates that wait until the file can be written
+
+
+_REMEDY = ("Name another file in the environment variable LORA_LAB_PROGRESS. Until then your answers last as long as "
+           "this kernel.")
 
 
 @dataclass(frozen=True)
@@ -33,53 +41,79 @@ class Record:
     hints: int = 0
     answer: int | str | list[int] | None = None  # the last one, as the question's control holds it
     measured: float | None = None  # what became of a prediction
+    others: dict = field(default_factory=dict, compare=False, repr=False)  # what a newer version keeps, as it came
 
 
 def file() -> Path:
-    """Return `LORA_LAB_PROGRESS` if set, else `progress.json` in the user's data folder of this system."""
-    default = Path(platformdirs.user_data_dir("lora-lab")) / "progress.json"
-    return Path(os.environ.get("LORA_LAB_PROGRESS") or default).expanduser().absolute()
+    """Return `LORA_LAB_PROGRESS` if set, else `progress.json` in the user's data folder of this system.
+
+    What a symbolic link points to, so that all notebooks mean the same file. Raises LabError where there is no home.
+    """
+    try:
+        chosen = os.environ.get("LORA_LAB_PROGRESS") or Path(platformdirs.user_data_dir("lora-lab"), "progress.json")
+        return Path(os.path.realpath(files.place(chosen, "a file")))
+    except (LabError, RuntimeError) as error:  # the second of platformdirs, where there is no home
+        raise LabError(f"Your progress has no place: {error} {_REMEDY}") from None
 
 
 def read() -> dict[str, Record]:
     """Return every record by question id; what is damaged is set aside and named in `notices`."""
     try:
-        records, damage = _parse(file())
-        if damage:
-            with _lock():
-                records = _repaired()
+        return _updated(_saved())
     except LabError as error:
         _tell(str(error))
-        records = {}
-    return records | _unsaved
+        return _updated({})
 
 
 def change(question_id: str, update: Callable[[Record], Record]) -> Record:
-    """Replace one record by `update(record)` while no other notebook writes; `notices` has it if that fails."""
+    """Replace one record by `update(record)` while no other notebook writes; `notices` has it if that fails.
+
+    `update` is called again, on what the file holds by then, until it could be saved.
+    """
+    _unsaved.append((question_id, update))
     try:
         with _lock():
-            records = _repaired() | _unsaved
-            records[question_id] = update(records.get(question_id, Record()))
+            records = _updated(_repaired())
             _write(file(), records)
-        _unsaved.clear()
+            _unsaved.clear()
     except LabError as error:
         _tell(str(error))
-        _unsaved[question_id] = update(_unsaved.get(question_id, Record()))
-        return _unsaved[question_id]
+        records = read()
+    except Exception:  # of `update` itself
+        _unsaved.pop()
+        raise
     return records[question_id]
 
 
 def export(destination: str | Path) -> Path:
-    """Write a copy of all records as JSON, to keep or to hand in."""
-    destination = Path(destination).expanduser().absolute()
-    _write(destination, read())
+    """Write a copy of all records as JSON, to keep or to hand in; never over anything but an older copy.
+
+    Raises LabError, with nothing changed, for a progress file that cannot be read, and where `destination` holds
+    another file, or an answer that would be lost.
+    """
+    destination = files.place(destination, "the name of a file")
+    try:
+        records = _updated(_saved())
+    except LabError:
+        if not _unsaved:
+            raise
+        records = _updated({})  # what this kernel holds can be rescued so
+    if os.path.realpath(destination) == str(file()):
+        raise LabError(f"{destination} is your progress file itself. Name another file to copy it to.")
+    if os.path.lexists(destination):
+        there, damage = load(destination)
+        lost = [name for name, kept in there.items() if not _covers(records.get(name, Record()), kept)]
+        if damage or lost:
+            why = f"has answers that your progress lacks ({', '.join(lost[:3])})" if lost else "is no earlier copy"
+            raise LabError(f"{destination} {why}, and stays as it is. Name another file, or move that one.")
+    _write(destination, records)
     return destination
 
 
 def load(source: Path) -> tuple[dict[str, Record], str]:
     """Return the good records of a file that `export` wrote, by question id, and what is wrong with it or ""."""
     try:
-        return _parse(source) if source.is_file() else ({}, "there is no such file")
+        return _parse(source) if os.path.isfile(source) else ({}, "there is no such file")
     except LabError as error:
         return {}, f"it cannot be read ({error.__cause__ or 'no permission'})"
 
@@ -87,12 +121,40 @@ def load(source: Path) -> tuple[dict[str, Record], str]:
 def reset(belongs: Callable[[str], bool]) -> Path | None:
     """Forget the records whose id `belongs`; returns where all were kept before, None if there were none."""
     with _lock():
-        records = _repaired()
+        records = _updated(_repaired())
         if not any(map(belongs, records)):
             return None
-        kept = _set_aside("before-reset", shutil.copy)
+        kept = _free("before-reset")
+        _write(kept, records)
         _write(file(), {name: record for name, record in records.items() if not belongs(name)})
+        _unsaved.clear()
     return kept
+
+
+def _saved() -> dict[str, Record]:
+    """The records in the file, repaired where it is damaged."""
+    records, damage = _parse(file())
+    if damage:
+        with _lock():
+            records = _repaired()
+    return records
+
+
+def _updated(records: dict[str, Record]) -> dict[str, Record]:
+    """The records with every update that waits made on them."""
+    for name, update in _unsaved:
+        before = records.get(name, Record())
+        after = update(before)
+        whole = (one for one in (after, replace(after, answer=None, measured=None)) if _record(_plain(one)))
+        records[name] = next(whole, before)  # what could not be read again is not written
+    return records
+
+
+def _covers(mine: Record, theirs: Record) -> bool:
+    """Whether nothing is lost where `mine` takes the place of `theirs`."""
+    more = all(getattr(mine, name) >= getattr(theirs, name) for name in ("attempts", "solved", "shown", "hints"))
+    return more and all(getattr(theirs, name) is None or getattr(mine, name) is not None
+                        for name in ("answer", "measured"))
 
 
 def _tell(notice: str) -> None:
@@ -104,23 +166,30 @@ def _tell(notice: str) -> None:
 def _lock():
     """Held while the file is read and written; waits for another notebook, not for ever."""
     try:
-        return files.lock(f"{file()}.lock", timeout=20)
+        held = files.lock(f"{file()}.lock", timeout=20)
     except OSError as error:
         raise _unusable(error) from None
+    files.remove_leftovers(file())
+    for left in file().parent.glob(f"{glob.escape(file().name)}.*.tmp"):  # as the first versions named them
+        if re.fullmatch(r"\.\d+\.tmp", left.name.removeprefix(file().name)):
+            left.unlink(missing_ok=True)
+    return held
 
 
 def _unusable(error: Exception) -> LabError:
-    return LabError(
-        f"Your progress cannot be kept in {file()}: {error}. Make it readable and writable, or name another file in "
-        "the environment variable LORA_LAB_PROGRESS. Until then your answers last as long as this kernel."
-    )
+    return LabError(f"Your progress cannot be kept in {file()}: {error}. Make it readable and writable, or do this: "
+                    f"{_REMEDY}")
 
 
 def _repaired() -> dict[str, Record]:
     """The records, with a damaged file copied aside and named; under the lock."""
     records, damage = _parse(file())
     if damage:
-        kept = _set_aside("damaged", shutil.copy if records else os.replace)
+        kept = _free("damaged")
+        try:
+            (shutil.copy if records else os.replace)(file(), kept)
+        except OSError as error:
+            raise _unusable(error) from None
         saved = f"{len(records)} of its records could be read and go on" if records else "a new one begins"
         _tell(f"Your progress file was damaged ({damage}). It is kept as {kept}; {saved}.")
         if records:
@@ -131,6 +200,8 @@ def _repaired() -> dict[str, Record]:
 def _parse(source: Path) -> tuple[dict[str, Record], str]:
     """The good records of a file, and what is wrong with the others ('' if nothing is)."""
     try:
+        if source.exists() and not source.is_file():  # a folder or a device, which nobody moves aside
+            raise OSError("it is no regular file")
         content = files.read_json(source, object)
     except FileNotFoundError:
         return {}, ""
@@ -149,12 +220,18 @@ def _parse(source: Path) -> tuple[dict[str, Record], str]:
 def _record(value) -> Record | None:
     if not isinstance(value, dict):
         return None
-    known = {field.name for field in fields(Record)}  # another version may write more
-    record = Record(**{name: part for name, part in value.items() if name in known})
+    known = {part.name for part in fields(Record)} - {"others"}
+    record = Record(**{name: part for name, part in value.items() if name in known},
+                    others={name: part for name, part in value.items() if name not in known})
     whole = all(type(n) is int and 0 <= n < 10**6 for n in (record.attempts, record.hints))
     flags = type(record.solved) is bool and type(record.shown) is bool
     number = record.measured is None or (type(record.measured) in (int, float) and math.isfinite(record.measured))
     return record if whole and flags and number and _is_answer(record.answer) else None
+
+
+def _plain(record: Record) -> dict:
+    known = asdict(record)
+    return known.pop("others") | known
 
 
 def _is_answer(value) -> bool:
@@ -164,18 +241,13 @@ def _is_answer(value) -> bool:
 
 
 def _write(destination: Path, records: dict[str, Record]) -> None:
-    text = json.dumps({"version": 1, "questions": {name: asdict(record) for name, record in records.items()}}, indent=1)
+    text = json.dumps({"version": 1, "questions": {name: _plain(record) for name, record in records.items()}}, indent=1)
     try:
         files.write(destination, text)
     except OSError as error:
         raise LabError(f"{destination} cannot be written: {error}. Choose another place.") from None
 
 
-def _set_aside(why: str, move: Callable) -> Path:
-    """Copies or moves the file to a new name beside it, never over an older one."""
-    kept = files.free(file(), f"{why}-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        move(file(), kept)
-    except OSError as error:
-        raise _unusable(error) from None
-    return kept
+def _free(why: str) -> Path:
+    """A new name beside the file."""
+    return files.free(file(), f"{why}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -43,7 +43,7 @@ def read(file: Path) -> Lesson:
     """Return the lesson in `file`. Raises LabError that names the file, the question and every mistake in it."""
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LabError(f"{file.name} is not a TOML file: {error}.") from None
     mistakes = [f"{file.name}: {key!r} is missing" for key in ("title", "notebook", "question") if not content.get(key)]
     mistakes += [f"{file.name}: unknown field {key!r}" for key in content.keys() - {"title", "notebook", "question"}]

@@ -5,6 +5,7 @@ Built from ipywidgets' core controls alone, in what versions 7.7.1 and 8 share. 
 """
 
 import math
+import reprlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,8 +54,9 @@ def compare(question_id: str, measured: float) -> None:
         raise LabError(f"{question_id!r} is no prediction. Use quiz({question_id!r}).")
     try:
         measured = float(measured)
-    except (TypeError, ValueError):
-        raise LabError(f"compare({question_id!r}, ...) takes the measured number, found {measured!r}.") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor with several numbers
+        raise LabError(f"compare({question_id!r}, ...) takes the measured number, found {reprlib.repr(measured)}."
+                       ) from None
     if not math.isfinite(measured):
         raise LabError(f"{question_id!r} was measured as {measured}: no figure to compare with. Measure it again.")
     kept = replace(read(question), measured=measured)

@@ -3,9 +3,13 @@
 The keys and values of a recipe are read in `recipes`.
 """
 
+import contextlib
+import json
 import os
 import reprlib
 import string
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,16 @@ from ..errors import LabError, reason
 
 POCKET = "pocket"  # the small model of `lora_lab.pocket`
 _LARGEST = 2_000_000_000  # bytes of a file of rows
+_SECONDS = 5
+_MATCH = """import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    try:
+        for name in names:
+            re.fullmatch(pattern, name), re.match(rf"(.*\\.)?({pattern})$", name)
+    except Exception:
+        pass  # it is no regular expression, which PEFT says
+"""
 
 
 def read_rows(data: Any) -> list[tuple[str, str]]:
@@ -43,6 +57,20 @@ def read_rows(data: Any) -> list[tuple[str, str]]:
     return found[: data.n]
 
 
+def check_batch(training: dict, processes: int, faults: list[str]) -> None:
+    """Add to `faults` where the rows of a step cannot be shared out among `processes` and passes."""
+    passes = training.get("gradient_accumulation_steps", 1)
+    size = training.get("batch_size", processes * passes)
+    if size % (processes * passes):
+        faults.append(f"training.batch_size: found {size}, expected a multiple of {shares(processes, passes)}.")
+
+
+def shares(processes: int, passes: int) -> str:
+    """Return in words what divides a batch."""
+    of_each = f" times {passes} passes (gradient_accumulation_steps)" if passes > 1 else ""
+    return f"the {processes} processes{of_each}, which share each batch"
+
+
 def template_fields(text: str) -> list[str] | None:
     """Return the names in a template's braces, `["text"]` of "> {text}"; None for one that no row can fill."""
     try:
@@ -51,7 +79,7 @@ def template_fields(text: str) -> list[str] | None:
         return None
     names = [name for _, name, _, _ in parts if name is not None]
     plain = all(name.isidentifier() and not spec and not turned for _, name, spec, turned in parts if name is not None)
-    return names if plain and names else None  # {row.field} and {0} reach into what is no text
+    return names if plain and 0 < len(names) < 20 else None  # {row.field} and {0} reach into what is no text
 
 
 def check_rows(data: Any, training: dict, faults: list[str]) -> list[tuple[str, str]]:
@@ -80,6 +108,10 @@ def check_layers(name: str | None, lora: dict | None, faults: list[str]) -> None
 
     from .. import meta_model, targets
 
+    if not _patterns_end(lora, [name for name, _ in model.named_modules()]):
+        faults.append(f"lora: its patterns were not matched with the model's layers in {_SECONDS} seconds. Expected "
+                      "simpler ones, without a repetition in a repetition, or lists of names.")
+        return
     try:
         report = targets.inspect(model, LoraConfig(**lora, task_type="CAUSAL_LM"))
     except Exception as error:  # whatever a field that PEFT does not check itself leads to
@@ -96,6 +128,21 @@ def check_layers(name: str | None, lora: dict | None, faults: list[str]) -> None
     for layer, (r, outputs, columns) in largest.items():
         faults.append(f"lora.r: found {r} for {layer}, expected at most {min(columns, outputs)}: its weight has "
                       f"{outputs} rows and {columns} columns, and no matrix of that size has a higher rank.")
+
+
+def _patterns_end(lora: dict, names: list[str]) -> bool:
+    """Whether the regular expressions of an adapter are done with these names: one that backtracks takes for ever."""
+    fields = [lora.get(key) or () for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern",
+                                              "alpha_pattern")]
+    texts = [text for field in fields for text in ([field] if isinstance(field, str) else field)]
+    patterns = [text for text in texts if any(sign in text for sign in "*+{?")]
+    if not patterns:
+        return True
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run([sys.executable, "-I", "-S", "-c", _MATCH], input=json.dumps([patterns, names]).encode(),
+                       timeout=_SECONDS, capture_output=True)
+        return True
+    return False
 
 
 def _skeleton(name: str, faults: list[str]):

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from .. import files
-from ..errors import LabError, nearest, reason
+from ..errors import LabError, reason, whole
 from . import checks, values
 from .checks import POCKET
 
@@ -28,7 +28,14 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8", "nf4")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 COPY = "recipe.yaml"  # in the output folder: says whose checkpoints those are
 _FIXED = {"task_type": "CAUSAL_LM", "peft_type": "LORA"}  # may be written, and is so anyway
-_NOT_HERE = ("inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version")
+_NOTED = ("inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version")  # PEFT's own
+# What a recipe may say of an adapter, with every version of PEFT. What is not here may import a module, open files, or
+# need data and models of its own.
+FIELDS = ("r", "lora_alpha", "target_modules", "exclude_modules", "lora_dropout", "bias", "use_rslora", "use_dora",
+          "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern",
+          "alpha_pattern", "trainable_token_indices", "target_parameters", "layer_replication", "fan_in_fan_out",
+          "lora_bias", "ensure_weight_tying", *_FIXED)
+_LAYERS = 10_000  # copies of layers that `layer_replication` may ask for
 # The others turn part of the base's own weights into the adapter, so that it would fit no base as it was, or need data.
 _STARTS = (True, False, "gaussian", "orthogonal")
 
@@ -109,10 +116,11 @@ def read(path: str | os.PathLike, processes: int = 1, resume: bool = False) -> R
     `resume` allows an output folder that holds this recipe's checkpoints. Looks at the model's config and never at
     its weights. Raises one LabError that lists every fault with its key, what was found and what is expected.
     """
+    whole(processes=processes)
     faults: list[str] = []
     recipe = _parse(values.read_yaml(path, faults), faults)
-    _check_batch(recipe.get("training", {}), processes, faults)
-    _check_output(recipe, resume, faults)
+    checks.check_batch(recipe.get("training", {}), processes, faults)
+    faults += output_faults(recipe, resume)
     data = recipe.get("data") or {}
     rows = checks.check_rows(Data(**data) if "path" in data else None, recipe.get("training", {}), faults)
     checks.check_layers(recipe.get("model"), recipe.get("lora"), faults)
@@ -125,8 +133,10 @@ def read(path: str | os.PathLike, processes: int = 1, resume: bool = False) -> R
 def write(recipe: Recipe | dict, path: str | os.PathLike) -> Path:
     """Write `recipe` to `path`, which changes whole or not at all. In a dict, `lora` may be a LoraConfig.
 
-    Raises LabError for a recipe that `read` would refuse for its keys or values; what it names need not be there yet.
+    Raises LabError for a recipe that `read` would refuse for its keys or values, and where `path` holds anything but a
+    recipe; what the recipe names need not be there yet.
     """
+    place = files.place(path, "the name of a file")
     given = recipe.as_dict() if isinstance(recipe, Recipe) else recipe
     if isinstance(given, dict) and dataclasses.is_dataclass(given.get("lora")):
         given = given | {"lora": _as_fields(given["lora"])}
@@ -134,13 +144,22 @@ def write(recipe: Recipe | dict, path: str | os.PathLike) -> Path:
     parsed = _parse(given, faults)
     _raise(faults, "This is no recipe, and nothing was written.")
     text = yaml.safe_dump(_build(parsed).as_dict(), sort_keys=False, allow_unicode=True)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return files.write(path, text)
+    if os.path.lexists(place):
+        there = values.read_yaml(place, [])
+        if not isinstance(there, dict) or not {"model", "lora", "training"} <= set(there):
+            raise LabError(f"{path} holds something else than a recipe, and stays as it is. Give another name.")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        files.write(place, text)
+    except OSError as error:
+        raise LabError(f"{path} cannot be written: {reason(error)}. Give another name.") from None
+    return Path(path)
 
 
 def _raise(faults: list[str], first: str) -> None:
     if faults:
-        raise LabError("\n- ".join([f"{first} {len(faults)} fault{'s' * (len(faults) != 1)}:", *faults]))
+        more = [f"... and {len(faults) - 20} more."] * (len(faults) > 20)
+        raise LabError("\n- ".join([f"{first} {len(faults)} fault{'s' * (len(faults) != 1)}:", *faults[:20], *more]))
 
 
 def _build(parsed: dict) -> Recipe:
@@ -156,7 +175,7 @@ def _parse(given, faults: list[str]) -> dict:
     if not isinstance(given, dict):
         faults.append(f"Found {values.kind(given)}, expected keys with values: {', '.join(_names(Recipe))}.")
         return {}
-    _find_unknown(given, "", _names(Recipe), faults)
+    values.find_unknown(given, "", _names(Recipe), faults)
     found: dict = {}
     for name, default in (("model", None), ("output", None), ("precision", "auto")):
         value = given.get(name, default)
@@ -188,7 +207,7 @@ def _parse_section(name: str, kind, given: dict, faults: list[str]) -> dict:
     if not isinstance(section, dict):
         faults.append(f"{name}: found {values.kind(section)}, expected keys with values: {', '.join(_names(kind))}.")
         return {}
-    _find_unknown(section, f"{name}.", _names(kind), faults)
+    values.find_unknown(section, f"{name}.", _names(kind), faults)
     types, found = typing.get_type_hints(kind), {}
     for f in dataclasses.fields(kind):
         if f.name in section:
@@ -211,9 +230,9 @@ def _parse_lora(section, is_there: bool, faults: list[str]) -> dict | None:
         faults.append(f"lora: found {found}, expected fields of LoraConfig, such as r, lora_alpha and target_modules.")
         return None
     types = typing.get_type_hints(LoraConfig)
-    settable = [name for name in _names(LoraConfig) if name not in _NOT_HERE]
+    settable = [name for name in FIELDS if name in types]
     before = len(faults)
-    _find_unknown(section, "lora.", settable, faults)
+    values.find_unknown(section, "lora.", settable, faults)
     limits = {"r": {"low": 1}, "lora_alpha": {"above": 0}, "lora_dropout": {"low": 0, "below": 1}}
     fields: dict = {}
     for name in (name for name in section if name in settable):
@@ -227,6 +246,8 @@ def _parse_lora(section, is_there: bool, faults: list[str]) -> dict | None:
                 faults.append(values.choice(f"lora.{name}", value, _STARTS))
         elif not values.fits(value, types[name]) or not values.within(value, **limit):
             faults.append(values.fault(f"lora.{name}", section, values.expected(types[name], **limit)))
+        elif name == "layer_replication" and sum(abs(end - start) for start, end in value or ()) > _LAYERS:
+            faults.append(f"lora.{name}: found ranges of more than {_LAYERS:,} layers together, expected fewer.")
         elif name in ("rank_pattern", "alpha_pattern"):
             faults += [f"lora.{name}.{key}: found {reprlib.repr(number)}, expected a whole number of at least 1."
                        for key, number in (value or {}).items()
@@ -246,7 +267,7 @@ def _as_fields(config) -> dict:
     found = {}
     for name in _names(type(config)):
         value = getattr(config, name)
-        if name not in _NOT_HERE and name not in _FIXED and value != getattr(plain, name):
+        if name not in _NOTED and name not in _FIXED and value != getattr(plain, name):
             found[name] = sorted(value) if isinstance(value, (set, tuple)) else value
     return {"r": config.r, "lora_alpha": config.lora_alpha} | found
 
@@ -255,47 +276,35 @@ def _names(kind) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)]
 
 
-def _find_unknown(given: dict, prefix: str, known: list[str], faults: list[str]) -> None:
-    for key in given:
-        if key not in known:
-            close = nearest(key, known, cutoff=0.5)
-            hint = f"Nearest: {close[0]}." if close else f"There are: {', '.join(known[:12])}."
-            faults.append(f"{prefix}{reprlib.repr(key).strip(chr(39))}: found an unknown key. {hint}")
-
-
 # What the values need: processes, folders, rows, layers.
 
 
-def _check_batch(training: dict, processes: int, faults: list[str]) -> None:
-    passes = training.get("gradient_accumulation_steps", 1)
-    size = training.get("batch_size", processes * passes)
-    if size % (processes * passes):
-        faults.append(f"training.batch_size: found {size}, expected a multiple of {shares(processes, passes)}.")
+def output_faults(recipe: Recipe | dict, resume: bool) -> list[str]:
+    """Return what speaks against writing to a recipe's output folder now, a sentence each.
 
-
-def shares(processes: int, passes: int) -> str:
-    """Return in words what divides a batch."""
-    of_each = f" times {passes} passes (gradient_accumulation_steps)" if passes > 1 else ""
-    return f"the {processes} processes{of_each}, which share each batch"
-
-
-def _check_output(recipe: dict, resume: bool, faults: list[str]) -> None:
+    It may hold nothing, or with `resume` what a run of this recipe left and an adapter that nobody has changed.
+    """
+    recipe = recipe.as_dict() if isinstance(recipe, Recipe) else recipe
     if "output" not in recipe:
-        return
-    folder = Path(recipe["output"])
+        return []
+    found, expected = f"output: found {recipe['output']}", "another folder."
     try:
-        if folder.exists() and not folder.is_dir():
-            faults.append(f"output: found a file, {recipe['output']}, expected a folder.")
-        elif not folder.is_dir() or not any(folder.iterdir()):
-            return
-        elif not resume:
-            faults.append(f"output: found files in {recipe['output']}, expected an empty or new folder. To go on with "
-                          "a run of this recipe, launch with --resume.")
-        elif differing := _differing(recipe, folder / COPY):
-            faults.append(f"output: found {recipe['output']} with {differing}, expected checkpoints of this recipe, or "
-                          "another folder.")
-    except OSError as error:
-        faults.append(f"output: found {recipe['output']}, which cannot be used: {reason(error)}. Expected a folder.")
+        folder = files.place(recipe["output"], "a folder")
+        if os.path.lexists(folder) and not folder.is_dir():
+            return [f"{found}, a file, expected a folder."]
+        if not folder.is_dir() or not {place.name for place in folder.iterdir()} - {".lock"}:
+            return []
+        if not resume:
+            return [f"output: found files in {recipe['output']}, expected an empty or new folder. To go on with a run "
+                    "of this recipe, launch with --resume."]
+        if differing := _differing(recipe, folder / COPY):
+            return [f"{found} with {differing}, expected checkpoints of this recipe, or {expected}"]
+        if others := files.strangers(folder / "adapter"):
+            return [f"{found} with {', '.join(others[:3])} in its adapter's folder, which no training wrote or "
+                    f"which was changed. Expected nothing else there: move it, or give {expected}"]
+    except (OSError, LabError) as error:
+        return [f"{found}, which cannot be used: {reason(error)}. Expected a folder."]
+    return []
 
 
 def _differing(recipe: dict, copy: Path) -> str:

@@ -1,6 +1,7 @@
 """The output folder of a training: its metrics line by line, and checkpoints that are known to be complete.
 
-Says what is in the folder and writes to it as the Trainer goes on; the training itself is in `training`.
+Says what is in the folder and writes to it as the Trainer goes on; the training itself is in `training`. Checkpoints
+and the adapter are ours where their manifest says so (`files.seal`); nothing else is ever removed or written over.
 """
 
 import contextlib
@@ -8,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from pathlib import Path
 
 from accelerate import PartialState
@@ -18,22 +18,22 @@ from .. import files
 from ..errors import LabError
 
 METRICS, ROWS = "metrics.jsonl", "rows.sha256"
-_COMPLETE = "complete.json"  # written last into a checkpoint: its files and their sizes
+_LARGEST = 1_000_000_000  # bytes of metrics
 
 
 def read_metrics(output: str | os.PathLike) -> list[dict]:
     """Return the lines of `metrics.jsonl` in an output folder; a line that a killed process left unfinished is none."""
     found = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (Path(output) / METRICS).read_text().splitlines():
+        for line in files.read_text(Path(output) / METRICS, _LARGEST).splitlines():
             with contextlib.suppress(ValueError):
                 found.append(files.parse_json(line, dict))
-    return found
+    return [line for line in found if isinstance(line.get("step"), int)]
 
 
 def last_checkpoint(output: str | os.PathLike) -> Path | None:
-    """Return the newest checkpoint in an output folder whose files are all there with their sizes."""
-    return max(filter(_is_complete, _checkpoints(output)), key=step_of, default=None)
+    """Return the newest checkpoint in an output folder whose files are, byte for byte, those that were saved."""
+    return next(filter(files.is_whole, sorted(_checkpoints(output), key=step_of, reverse=True)), None)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -42,21 +42,35 @@ def step_of(checkpoint: Path) -> int:
 
 
 def clean(output: str | os.PathLike, step: int) -> list[str]:
-    """Remove what a killed training left unfinished, and the metrics after `step`; returns the removed folders."""
-    output = Path(output)
-    broken = [folder for folder in _checkpoints(output) if not _is_complete(folder) or step_of(folder) > step]
-    for folder in [*broken, *output.glob(".adapter.*")]:
-        shutil.rmtree(folder)
+    """Remove what a killed training left unfinished, and its metrics after `step`; returns sentences on it.
+
+    A checkpoint that is not, byte for byte, one of ours is not removed: it is kept under another name, where this
+    training cannot write over it.
+    """
+    output, said = Path(output), []
+    for folder in _checkpoints(output):
+        if step_of(folder) <= step and files.is_whole(folder):
+            continue
+        if files.discard(folder):
+            said.append(f"{folder.name} was not complete, or is after step {step}; it is removed.")
+        else:
+            kept = files.free(output / "kept", folder.name)
+            os.rename(folder, kept)
+            said.append(f"{folder.name} was not complete, or another training's; it is kept as {kept.name}.")
     lines = [json.dumps(line) + "\n" for line in read_metrics(output) if line["step"] <= step]
     files.write(output / METRICS, "".join(lines))
-    return [folder.name for folder in broken]
+    return said
 
 
 def keep_rows(output: str | os.PathLike, rows: list[tuple[str, str]], compare: bool) -> None:
     """Note what is trained on, or compare with what was. Raises LabError if that was something else."""
     found = hashlib.sha256(json.dumps([list(row) for row in rows]).encode()).hexdigest()
     noted = Path(output, ROWS)
-    if compare and noted.exists() and noted.read_text() != found:
+    try:
+        same = not compare or not noted.exists() or files.read_text(noted) == found
+    except ValueError:
+        same = False
+    if not same:
         raise LabError(f"data: found other rows than those that the run in {output} began with. Expected the same rows "
                        "to resume, or another output folder.")
     files.write(noted, found)
@@ -64,14 +78,6 @@ def keep_rows(output: str | os.PathLike, rows: list[tuple[str, str]], compare: b
 
 def _checkpoints(output) -> list[Path]:
     return [folder for folder in Path(output).glob("checkpoint-*") if folder.name.partition("-")[2].isdecimal()]
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        sizes = files.read_json(folder / _COMPLETE, dict)
-        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        return False
 
 
 class Metrics(TrainerCallback):
@@ -101,7 +107,13 @@ class Report(TrainerCallback):
 
 
 class Seal(TrainerCallback):
-    """Marks a checkpoint as complete once every process has written its part."""
+    """Marks a checkpoint as ours before it is written, and as complete once every process has written its part."""
+
+    def on_step_end(self, args, state, control, **_):
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if control.should_save and state.is_world_process_zero:
+            folder.mkdir(exist_ok=True)  # another process may have been quicker; `clean` left none there before
+            files.mark(folder)
 
     def on_save(self, args, state, control, **_):
         PartialState().wait_for_everyone()
@@ -109,6 +121,4 @@ class Seal(TrainerCallback):
             return
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*")
-                 if file.is_file() and file.name != _COMPLETE}
-        files.write(folder / _COMPLETE, json.dumps(sizes))
+        files.seal(folder)

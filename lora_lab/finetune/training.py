@@ -11,15 +11,14 @@ import io
 import itertools
 import math
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
 from .. import files
-from ..errors import LabError
-from . import recipes
+from ..errors import LabError, expect, reason
+from . import checks, recipes
 
 _SECONDS = 600  # a process that waits longer than this for another gives up
 
@@ -27,13 +26,16 @@ _SECONDS = 600  # a process that waits longer than this for another gives up
 def train(recipe: recipes.Recipe, resume: bool = False, callbacks: tuple = ()) -> Any:
     """Train by `recipe` in this process and those it was launched with; returns the Trainer.
 
-    Raises LabError for what the launch cannot do, an output folder in use, and a loss that is no number any more.
+    Raises LabError for what the launch cannot do, an output folder in use or with other files in it, a disk that is
+    full, and a loss that is no number any more.
     """
+    from safetensors import SafetensorError
     from transformers import PrinterCallback, Trainer
 
     from .. import batches
     from . import run_folder
 
+    expect(isinstance(recipe, recipes.Recipe), "recipe", recipe, "what recipes.read() returned")
     _check_launch(recipe)
     arguments = _arguments(recipe)
     with _alone(recipe.output, arguments):
@@ -49,8 +51,12 @@ def train(recipe: recipes.Recipe, resume: bool = False, callbacks: tuple = ()) -
                           callbacks=[run_folder.Metrics(), run_folder.Report(), run_folder.Seal(), *callbacks])
         trainer.remove_callback(PrinterCallback)
         _say_who(trainer)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        _save_adapter(trainer, recipe)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            _save_adapter(trainer, recipe)
+        except (OSError, SafetensorError) as error:
+            raise LabError(f"output: {recipe.output} cannot be written: {reason(error)}. Make room or make it "
+                           "writable, and launch with --resume: it goes on from the last whole checkpoint.") from None
     return trainer
 
 
@@ -115,7 +121,7 @@ def _arguments(recipe):
     arguments.per_device_train_batch_size = batch // (arguments.world_size * passes)
     if batch % (arguments.world_size * passes):
         raise LabError(f"training.batch_size: found {batch}, expected a multiple of "
-                       f"{recipes.shares(arguments.world_size, passes)}.")
+                       f"{checks.shares(arguments.world_size, passes)}.")
     return arguments
 
 
@@ -127,10 +133,10 @@ def _alone(output: str, arguments):
         yield
         return
     try:
-        lock = files.lock(Path(output, ".lock"), timeout=0)
+        lock = files.lock(files.place(output, "a folder") / ".lock", timeout=0)
     except OSError as error:
-        reason = "another training still writes to" if isinstance(error, Timeout) else f"{error.strerror}:"
-        raise LabError(f"output: {reason} {output}. Expected a folder of this training's own.") from None
+        why = "another training still writes to" if isinstance(error, Timeout) else f"{reason(error)}:"
+        raise LabError(f"output: {why} {output}. Expected a folder of this training's own.") from None
     with lock:
         yield
 
@@ -143,12 +149,14 @@ def _prepare(recipe, rows: list, resume: bool, arguments) -> str | None:
 
     chosen: list[str | None] = [None]
     if arguments.process_index == 0:
+        if faults := recipes.output_faults(recipe, resume):  # once more: now nobody else changes it
+            raise LabError("\n".join(faults))
         checkpoint = run_folder.last_checkpoint(recipe.output) if resume else None
         step = run_folder.step_of(checkpoint) if checkpoint else 0
         run_folder.keep_rows(recipe.output, rows, resume and step > 0)
         recipes.write(recipe, Path(recipe.output, recipes.COPY))
-        for name in run_folder.clean(recipe.output, step):
-            print(f"{name} was not complete when its training ended; it is removed.", flush=True)
+        for line in [*run_folder.clean(recipe.output, step), *files.recover(_adapter(recipe))]:
+            print(line, flush=True)
         if resume:
             print(f"Going on after step {step}." if step else "No complete checkpoint: starting anew.", flush=True)
         chosen = [str(checkpoint) if checkpoint else None]
@@ -198,15 +206,20 @@ def _say_who(trainer) -> None:
               flush=True)
 
 
+def _adapter(recipe) -> Path:
+    return Path(os.path.realpath(Path(recipe.output, "adapter")))
+
+
 def _save_adapter(trainer, recipe) -> None:
     """`output/adapter`, which appears whole; all processes take part, as FSDP needs it."""
-    work, folder = Path(recipe.output, ".adapter.incomplete"), Path(recipe.output, "adapter")
+    folder, first = _adapter(recipe), trainer.args.process_index == 0
+    work = files.begin(folder) if first else files.unfinished(folder)
+    trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(work))
     trainer.accelerator.wait_for_everyone()
-    if trainer.args.process_index == 0:
+    if first:
         (work / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to load
-        if folder.exists():  # of a training that was complete before
-            shutil.rmtree(folder)
-        os.replace(work, folder)
-        print(f"The adapter is in {folder}.", flush=True)
+        if kept := files.finish(work, folder):  # of a training that was complete before
+            print(f"What was put into {folder.name} beside the adapter is kept in {kept}.", flush=True)
+        print(f"The adapter is in {recipe.output}/adapter.", flush=True)
     trainer.accelerator.wait_for_everyone()

@@ -17,6 +17,7 @@ import yaml
 from .. import files
 from ..errors import LabError, nearest, reason
 
+_MOST_VALUES = 10_000  # in a file
 _MOST = 2**32 - 1  # the largest seed that numpy takes; plenty for everything else
 
 
@@ -91,20 +92,46 @@ def kind(value: Any) -> str:
     return kinds.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
 
 
+def find_unknown(given: dict, prefix: str, known: list[str], faults: list[str]) -> None:
+    """Add to `faults` the keys of `given` that are not `known`, the first ten of them with the nearest."""
+    unknown = [key for key in given if key not in known]
+    for key in unknown[:10]:
+        close = nearest(key, known, cutoff=0.5)
+        hint = f"Nearest: {close[0]}." if close else f"There are: {', '.join(known[:12])}."
+        faults.append(f"{prefix}{reprlib.repr(key).strip(chr(39))}: found an unknown key. {hint}")
+    if len(unknown) > 10:
+        faults.append(f"{prefix or 'recipe'}: found {len(unknown) - 10:,} unknown keys more.")
+
+
 def read_yaml(path: str | os.PathLike, faults: list[str]) -> Any:
     """Return what the file says, running nothing in it. Raises LabError.
 
-    Keys written twice, which YAML readers let pass, are added to `faults`.
+    What its aliases and merges stand for is counted, and may not be endless. Keys written twice, which YAML readers let
+    pass, are added to `faults`.
     """
     try:
-        loader = yaml.SafeLoader(files.read_text(path, largest=100_000))
+        loader = yaml.SafeLoader(files.read_text(files.place(path, "a YAML file's name"), largest=100_000))
         node = loader.get_single_node()
+        _count(node, [_MOST_VALUES], files.DEEPEST, ())
         _find_twice(node, "", faults, set())
         return None if node is None else loader.construct_document(node)
+    except LabError:
+        raise
     except OSError as error:
         raise LabError(f"Cannot read the recipe {str(path)!r}: {reason(error)}. Give a YAML file's path.") from None
     except Exception as error:  # PyYAML lets other errors than its own through, such as those of impossible dates
         raise LabError(f"{path} is not YAML that can be read: {reason(error)}") from None
+
+
+def _count(node, left: list[int], deeper: int, above: tuple) -> None:
+    """Every value as often as aliases (*) and merges (<<) repeat it; what lies in itself is counted once."""
+    left[0] -= 1
+    if left[0] < 0 or not deeper:
+        raise ValueError(f"it stands for more than {_MOST_VALUES:,} values, or for {files.DEEPEST} levels of them")
+    parts = node.value if isinstance(node, yaml.CollectionNode) and node not in above else ()
+    for part in parts:
+        for inner in part if isinstance(part, tuple) else (part,):
+            _count(inner, left, deeper - 1, (*above, node))
 
 
 def _find_twice(node, prefix: str, faults: list[str], seen: set) -> None:

@@ -8,7 +8,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .. import batches, smart_home
+from ..errors import expect, whole
 
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 _PIECES = r" ?\w+|\n|[^\w\s]+| "  # words with the space before them, runs of punctuation
@@ -70,6 +71,7 @@ def dialect(commands: list[smart_home.Command], seed: int = 0) -> list[smart_hom
 
     `seed` decides who is called what; nobody keeps a name.
     """
+    whole(0, seed=seed)
     rng = random.Random(seed)
     words: dict[str, str] = {}
     devices = sorted({device for device, _ in smart_home.PHRASINGS})
@@ -78,16 +80,22 @@ def dialect(commands: list[smart_home.Command], seed: int = 0) -> list[smart_hom
         order = rng.sample(names, len(names))
         words |= dict(zip(order, order[1:] + order[:1]))  # a circle: nobody keeps a name
     changed = []
-    for command in commands:
-        (_, room), (device, state) = json.loads(command.answer).items()
-        action = {"room": words[room], words[device]: words.get(state, state)}
+    for command in commands if isinstance(commands, Iterable) else [commands]:
+        try:
+            (_, room), (device, state) = json.loads(command.answer).items()
+            action = {"room": words[room], words[device]: words.get(state, state)}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            expect(False, "one of the commands", command, "what smart_home.commands() returned")
         changed.append(command._replace(answer=json.dumps(action, separators=(",", ":"))))
     return changed
 
 
 def stream(commands: list[smart_home.Command], batch_size: int, seed: int = 0) -> Iterator[dict]:
     """Yield batches for the pocket model without end, in an order that `seed` decides, ready to be passed to it."""
+    whole(batch_size=batch_size)
+    whole(0, seed=seed)
     collate, rows, rng = batches.AnswerCollator(tokenizer()), batches.encode(commands, tokenizer()), random.Random(seed)
+    expect(len(rows) >= batch_size, "batch_size", batch_size, f"at most as many as there are commands, {len(rows)}")
     while True:
         rng.shuffle(rows)
         for start in range(0, len(rows) - batch_size + 1, batch_size):

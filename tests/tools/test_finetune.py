@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from lora_lab import LabError, batches, finetune, pocket, smart_home
+from lora_lab import LabError, batches, files, finetune, pocket, smart_home
 from lora_lab.finetune import recipes, run_folder
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -180,7 +180,7 @@ def test_the_adapter_loads_and_has_learned(alone):
     losses = [line["loss"] for line in run_folder.read_metrics(alone)]
     assert losses[-1] < losses[0] / 1.5
     assert sorted(file.name for file in (alone / "adapter").iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors"]
+        files.MANIFEST, "README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert model.peft_config["default"].r == 4
 
 
@@ -221,6 +221,7 @@ def test_a_killed_process_ends_the_launch_and_resuming_completes_it(work, alone)
     # What a kill in the middle of a save leaves: the newest checkpoint, and not all of it.
     broken = work / "killed" / "checkpoint-9"
     broken.mkdir(exist_ok=True)
+    files.mark(broken)
     (broken / "adapter_model.safetensors").write_bytes(b"half")
     with open(work / "killed" / "metrics.jsonl", "a") as file:
         file.write('{"loss": 1.2')
@@ -318,6 +319,70 @@ def test_a_checkpoint_counts_only_with_every_file_whole(alone, tmp_path):
     assert run_folder.step_of(run_folder.last_checkpoint(tmp_path / "run")) == STEPS - 3
     (tmp_path / "run" / f"checkpoint-{STEPS - 3}" / "complete.json").write_text("{")
     assert run_folder.step_of(run_folder.last_checkpoint(tmp_path / "run")) == STEPS - 6
+    weights = tmp_path / "run" / f"checkpoint-{STEPS - 6}" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1  # of the same size
+    weights.write_bytes(content)
+    assert run_folder.step_of(run_folder.last_checkpoint(tmp_path / "run")) == STEPS - 9
+
+
+def test_another_trainers_checkpoints_and_what_was_changed_are_kept(alone, tmp_path):
+    shutil.copytree(alone, tmp_path / "run")
+    (tmp_path / "run" / f"checkpoint-{STEPS}" / "optimizer.pt").write_bytes(b"edited")
+    for name in ("checkpoint-5", "checkpoint-7"):
+        (tmp_path / "run" / name).mkdir()
+        (tmp_path / "run" / name / "model.safetensors").write_text("theirs")
+    files.mark(tmp_path / "run" / "checkpoint-7")
+    said = run_folder.clean(tmp_path / "run", STEPS - 3)
+    there = {path.relative_to(tmp_path / "run").as_posix(): path.read_text() for path in (tmp_path / "run").rglob("*")
+             if path.parent.name.startswith("kept") and path.name != files.MANIFEST}
+    assert there == {"kept.checkpoint-5-1/model.safetensors": "theirs", "kept.checkpoint-12-1/optimizer.pt": "edited"}
+    assert not (tmp_path / "run" / "checkpoint-7").exists() and len(said) == 3
+    assert run_folder.step_of(run_folder.last_checkpoint(tmp_path / "run")) == STEPS - 3
+
+
+def test_the_folder_is_looked_at_again_once_it_is_locked(work):
+    recipe = recipes.read(write(work, "late"))
+    theirs = work / "late" / "checkpoint-5" / "trainer_state.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    for resume, words in ((False, "expected an empty or new folder"), (True, "files of something else")):
+        with pytest.raises(LabError, match=f"output: found .*{words}"):
+            finetune.train(recipe, resume=resume)
+    assert theirs.read_text() == "theirs" and not (work / "late" / "recipe.yaml").exists()
+    with pytest.raises(LabError, match="is an address"):
+        finetune.train(dataclasses.replace(recipe, output="s3://bucket/run"))
+
+
+def test_an_adapter_that_was_changed_is_not_replaced_by_resuming(work, alone):
+    recipe = write(work, "changed")
+    shutil.copytree(alone, work / "changed")
+    (work / "changed" / "adapter" / "notes.txt").write_text("mine")
+    with pytest.raises(LabError, match="found .* with notes.txt in its adapter's folder"):
+        recipes.read(recipe, resume=True)
+    assert (work / "changed" / "adapter" / "notes.txt").exists()
+
+
+def test_a_folder_with_nothing_but_its_lock_is_new(work):
+    (work / "fresh").mkdir()
+    (work / "fresh" / ".lock").touch()
+    assert recipes.read(write(work, "fresh")).output == str(work / "fresh")
+
+
+@pytest.mark.parametrize("metrics", ['{"loss": 1}\n[]\n{"step": "x"}\n{"step": 2, "loss": 3}', "[" * 5000])
+def test_metrics_of_whatever_kind_end_no_training(tmp_path, metrics):
+    (tmp_path / "metrics.jsonl").write_text(metrics)
+    assert [line["step"] for line in run_folder.read_metrics(tmp_path)] == [2] * ("step" in metrics)
+    assert run_folder.clean(tmp_path, 1) == [] and (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_disk_that_is_full_says_how_to_go_on(work, monkeypatch):
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "seal", full)
+    with pytest.raises(LabError, match="No space left.*--resume"):
+        finetune.train(recipes.read(write(work, "full", max_steps=3)))
 
 
 @pytest.mark.parametrize(("n", "steps", "size"), [(10, 9, 4), (8, 4, 4), (100, 3, 8), (5, 7, 5), (9, 20, 4)])
@@ -350,3 +415,19 @@ def test_what_this_machine_cannot_do_is_refused(work, monkeypatch, variable, pre
     with pytest.raises(LabError, match=word):
         finetune.train(dataclasses.replace(recipe, precision=precision))
     assert not (work / "refused").exists()
+
+
+def test_a_checkpoint_is_ours_from_its_first_file_on(work, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    monkeypatch.setattr(Trainer, "_save_rng_state", die)
+    with pytest.raises(Killed):
+        finetune.train(recipes.read(write(work, "torn")))
+    assert (work / "torn" / "checkpoint-3" / "adapter_model.safetensors").exists()
+    assert run_folder.last_checkpoint(work / "torn") is None
+    assert run_folder.clean(work / "torn", 0) == ["checkpoint-3 was not complete, or is after step 0; it is removed."]
+    assert not (work / "torn" / "checkpoint-3").exists()

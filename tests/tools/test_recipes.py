@@ -1,8 +1,10 @@
 """Recipes: what is refused, by which words, and that nothing is loaded for it."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -312,3 +314,79 @@ def test_no_yaml_ends_in_another_error(recipe):
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_text_ends_in_another_error(text):
     survives(text)
+
+
+BOMB = "a0: &a0 {x1: 1, x2: 2}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    (BOMB, "stands for more than 10,000 values"), (BOMB.replace("<<: [", "k: ["), "stands for more than"),
+    ("a: " + "[" * 60 + "]" * 60, "levels of them"), ("a: [" + "1, " * 20_000 + "1]", "stands for more than"),
+    ("a: &a {<<: *a}", "a: found an unknown key"),
+])
+def test_what_a_file_stands_for_is_bounded(text, words, no_weights):
+    started = time.monotonic()
+    assert words in fault(text)
+    assert time.monotonic() - started < 5
+
+
+def test_a_file_of_nothing_but_mistakes_is_told_in_short(no_weights):
+    found = fault("".join(f"k{i}: 1\n" for i in range(4000)))
+    assert "3,990 unknown keys more" in found and len(found) < 5000
+
+
+@pytest.mark.parametrize("pattern", [r"(\w+)*X", r"(.*)*(.*)*(.*)*(.*)*X", r"(a|[a-z_.0-9]+)+\d!"])
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
+def test_a_pattern_that_never_ends_is_refused(field, pattern, no_weights, monkeypatch):
+    monkeypatch.setattr(recipes.checks, "_SECONDS", 0.7)
+    value = {pattern: 4} if field == "rank_pattern" else pattern
+    assert "lora: its patterns were not matched" in fault(changed(f"lora.{field}", value))
+
+
+def test_patterns_that_people_write_are_taken(no_weights):
+    for pattern in (r".*\.(self_attn|mlp)\.(q|up)_proj", r"model\.layers\.\d+\..*_proj",
+                    r".*?(?:attn|mlp).*?(?:q_proj|up_proj).*?"):
+        assert read(changed("lora.target_modules", pattern)).lora["target_modules"] == pattern
+
+
+@pytest.mark.parametrize("name", [field for field in LoraConfig.__dataclass_fields__ if field not in recipes.FIELDS])
+def test_only_what_is_listed_may_be_set(name, no_weights):
+    assert f"lora.{name}: found an unknown key." in fault(changed(f"lora.{name}", "os"))
+
+
+def test_every_listed_field_is_one_of_peft():
+    assert set(recipes.FIELDS) <= set(LoraConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("lora.layer_replication", [[0, 30]] * 2000, "lora.layer_replication: found ranges of more than"),
+    ("data.prompt", "{prompt}" * 50, "data.prompt: found"),
+    ("output", "s3://bucket/run", "output: found s3://bucket/run, which cannot be used: 's3://bucket/run' is an"),
+    ("output", "~nobody-of-that-name/x", "output: found ~nobody"),
+])
+def test_what_would_not_end_or_lies_elsewhere_is_refused(key, value, words, no_weights):
+    assert words in fault(changed(key, value))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
+def test_rows_that_never_come_are_refused(tmp_path, no_weights):
+    os.mkfifo("pipe")
+    assert "data.path: found 'pipe', which cannot be read: it is no regular file" in fault(changed("data.path", "pipe"))
+    with pytest.raises(LabError, match="no regular file"):
+        recipes.read("pipe")
+
+
+def test_a_recipe_replaces_nothing_but_a_recipe(tmp_path, no_weights):
+    Path("thesis.md").write_text("years of work")
+    with pytest.raises(LabError, match="holds something else than a recipe"):
+        recipes.write(GOOD, "thesis.md")
+    Path("notes.yaml").write_text("a: 1")
+    with pytest.raises(LabError, match="holds something else than a recipe"):
+        recipes.write(GOOD, "notes.yaml")
+    assert Path("thesis.md").read_text() == "years of work" and Path("notes.yaml").read_text() == "a: 1"
+    recipes.write(GOOD, "mine.yaml")
+    recipes.write(changed("training.max_steps", 7), "mine.yaml")
+    assert recipes.read("mine.yaml").training.max_steps == 7
+    with pytest.raises(LabError, match="is an address"):
+        recipes.write(GOOD, "s3://bucket/recipe.yaml")

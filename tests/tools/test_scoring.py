@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lora_lab import batches, load_base, scoring, smart_home
+from lora_lab import LabError, batches, load_base, scoring, smart_home
 from lora_lab.scoring import Score
 
 COMMANDS = smart_home.commands("train", 4)
@@ -16,7 +16,7 @@ def test_exact_match_ignores_spacing_and_nothing_else():
 
 
 def test_an_answer_too_few_is_an_error():
-    with pytest.raises(ValueError):
+    with pytest.raises(LabError, match="one for each of the rows, of which there are 4"):
         scoring.score(COMMANDS, ["{}"])
 
 

@@ -212,3 +212,172 @@ def test_a_card_in_any_script_and_an_address_that_looks_like_a_path(model, tmp_p
     card = "naïve 模型, see https://example.org/usr/model"
     shipping.ship(model, pocket.tokenizer(), tmp_path / "it", card, base="a/b")
     assert (tmp_path / "it" / "README.md").read_bytes() == card.encode()
+
+
+@pytest.mark.parametrize("names", [["README.md"], ["vocab.csv", "tsconfig.json"], ["my_embeddings.safetensors"],
+                                   ["sub/README.md"], ["adapter_config.json", "adapter_model.safetensors"], ["sub/"]])
+def test_what_was_not_shipped_is_not_ours_whatever_its_name(model, tmp_path, names):
+    for name in names:
+        (tmp_path / "it" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "it" / name).mkdir() if name.endswith("/") else (tmp_path / "it" / name).write_text("mine")
+    with pytest.raises(LabError, match=f"holds other files.*{names[0].rstrip('/')}"):
+        shipping.ship(model, pocket.tokenizer(), tmp_path / "it", "card", base="a/b")
+    assert sorted(str(p.relative_to(tmp_path / "it")) for p in (tmp_path / "it").rglob("*") if not any(
+        q.is_relative_to(p) and q != p for q in (tmp_path / "it").rglob("*"))) == sorted(n.rstrip("/") for n in names)
+
+
+def test_an_edited_file_is_no_longer_ours(model, tmp_path):
+    shipping.ship(model, pocket.tokenizer(), tmp_path / "it", "first", base="a/b")
+    weights = tmp_path / "it" / "adapter_model.safetensors"
+    changed = weights.read_bytes()[:-1] + b"\x07"  # of the same size, as another training's are
+    weights.write_bytes(changed)
+    with pytest.raises(LabError, match="holds other files.*adapter_model.safetensors"):
+        shipping.ship(model, pocket.tokenizer(), tmp_path / "it", "second", base="a/b")
+    assert weights.read_bytes() == changed
+
+
+class OtherFiles:
+    """A tokenizer with a model of sentencepiece and code of its own, and something that comes in meanwhile."""
+
+    def __init__(self, beside=None):
+        self.beside = beside
+
+    def save_pretrained(self, folder):
+        for name in ("sentencepiece.bpe.model", "tokenization_own.py", "deep/er/vocab.csv"):
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, name).write_text(name)
+        if self.beside:
+            (self.beside / "notes.txt").write_text("mine")
+
+
+def test_whatever_a_tokenizer_writes_is_shipped_again(model, tmp_path, capsys):
+    for card in ("first", "second"):
+        shipping.ship(model, OtherFiles(), tmp_path / "it", card, base="a/b")
+    assert (tmp_path / "it" / "README.md").read_text() == "second" and "kept" not in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".it.lock"] == ["it"]
+
+
+def test_a_file_that_comes_in_while_saving_is_kept(model, tmp_path, capsys):
+    shipping.ship(model, pocket.tokenizer(), tmp_path / "it", "first", base="a/b")
+    shipping.ship(model, OtherFiles(tmp_path / "it"), tmp_path / "it", "second", base="a/b")
+    assert (tmp_path / "it.kept-1" / "notes.txt").read_text() == "mine" and "it.kept-1" in capsys.readouterr().out
+    assert (tmp_path / "it" / "README.md").read_text() == "second" and not (tmp_path / "it" / "notes.txt").exists()
+
+
+def test_what_lies_beside_under_a_name_of_ours_is_left_alone(model, tmp_path):
+    (tmp_path / ".it.incomplete-mine").mkdir()
+    (tmp_path / ".it.incomplete-mine" / "thesis.txt").write_text("years")
+    (tmp_path / ".it.previous").mkdir()
+    (tmp_path / ".it.previous" / "thesis.txt").write_text("years")
+    shipping.ship(model, pocket.tokenizer(), tmp_path / "it", "card", base="a/b")
+    assert len(list(tmp_path.rglob("thesis.txt"))) == 2
+    (tmp_path / ".it.previous").rename(tmp_path / ".that.incomplete")
+    (tmp_path / ".other.lock").write_text("mine")
+    for name, message in (("that", "is in the way"), ("other", "is no lock")):
+        with pytest.raises(LabError, match=message):
+            shipping.ship(model, pocket.tokenizer(), tmp_path / name, "card", base="a/b")
+    assert len(list(tmp_path.rglob("thesis.txt"))) == 2 and (tmp_path / ".other.lock").read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", ["s3://bucket/it", "gs://a/b", "hdfs:///a", "dbfs:/mnt/it", "me@host:/it",
+                                    "hf://a/b", Path("s3://bucket/it"), "https://huggingface.co/a/b", "file:///tmp/it"])
+def test_an_address_is_refused_with_what_to_do(model, tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LabError, match="is an address.*copy it there"):
+        shipping.ship(model, pocket.tokenizer(), folder, "card", base="a/b")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", [".", "..", "inner/..", "inner/../../work"])
+def test_the_folder_that_one_works_in_is_never_replaced(model, tmp_path, monkeypatch, folder):
+    (tmp_path / "work" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(LabError, match="in which you work"):
+        shipping.ship(model, pocket.tokenizer(), folder, "card", base="a/b")
+    assert Path.cwd().exists()
+
+
+def test_a_base_of_the_name_of_a_folder_here_can_be_given(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "meta" / "tiny").mkdir(parents=True)
+    shipping.ship(model, pocket.tokenizer(), "it", "card", base="meta/tiny")
+    assert json.loads(Path("it/adapter_config.json").read_text())["base_model_name_or_path"] == "meta/tiny"
+    model.peft_config["default"].base_model_name_or_path = "meta/tiny"  # which is the folder, as far as one can see
+    with pytest.raises(LabError, match="only this machine knows"):
+        shipping.ship(model, pocket.tokenizer(), "it", "card")
+
+
+@pytest.mark.parametrize("named, known", [("", False), ("owner/unknown", False), ("SmolLM2-135M-Instruct", True)])
+def test_an_embedding_of_unknown_origin_travels_with_the_adapter(tmp_path, monkeypatch, capsys, named, known):
+    monkeypatch.setenv("LORA_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pocket.load()[0].config.save_pretrained(tmp_path / "cache" / "SmolLM2-135M-Instruct")
+    for added in (0, 8):
+        base = pocket.load()[0]
+        base.config._name_or_path = f"HuggingFaceTB/{named}" if known else named
+        base.resize_token_embeddings(base.config.vocab_size + added)
+        adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+        shipping.ship(adapted, pocket.tokenizer(), tmp_path / "it", "card", base="a/b")
+        saved = load_file(tmp_path / "it" / "adapter_model.safetensors")
+        assert any("embed_tokens" in name for name in saved) is (bool(added) or not known)
+        assert ("nobody can tell" in capsys.readouterr().out) is not known
+
+
+def test_a_token_that_reads_like_a_folder_is_no_path(model, tmp_path, monkeypatch):
+    words = pocket.tokenizer()
+    words.add_tokens([str(tmp_path), f"{tmp_path}/x"])
+    words.add_special_tokens({"pad_token": str(tmp_path)})
+    monkeypatch.chdir(tmp_path)
+    shipping.ship(model, words, "it", "card", base="a/b")
+    with pytest.raises(LabError, match="README.md would hold a path"):
+        shipping.ship(model, words, "it", f"trained in {tmp_path}", base="a/b")
+    words.init_kwargs["trained_by"] = f"{tmp_path}/train.py"
+    with pytest.raises(LabError, match="tokenizer_config.json would hold a path"):
+        shipping.ship(model, words, "it", "card", base="a/b")
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from lora_lab import shipping
+class Model(torch.nn.Linear):
+    def save_pretrained(self, folder):
+        Path(folder, "model.safetensors").write_text(text)
+class Words:
+    def save_pretrained(self, folder):
+        Path(folder, "deep").mkdir()
+        Path(folder, "deep", "tokenizer.model").write_text(text)
+def there():
+    return {p.name: p.read_text() for p in Path("it").rglob("*") if p.is_file() and p.name[0] != "."}
+def whole():
+    return there() in [dict.fromkeys(("README.md", "model.safetensors", "tokenizer.model"), t) for t in ("one", "two")]
+model, text, step, killed = Model(2, 2), "one", 0, True
+shipping.ship(model, Words(), "it", text)
+while killed:
+    step, text = step + 1, "two"
+    if not (child := os.fork()):
+        left = step
+        def die(event, arguments):
+            global left
+            if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "ctypes.dlopen"):
+                left -= 1
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(die)
+        shipping.ship(model, Words(), "it", text)
+        os._exit(0)
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert whole(), (step, there())
+    text = "one"
+    shipping.ship(model, Words(), "it", text)
+    assert there()["README.md"] == "one" and sorted(os.listdir()) == [".it.lock", "it"], (step, os.listdir())
+print("steps", step)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="exchanges names as Linux does")
+def test_killed_at_any_step_a_shipped_folder_is_there_whole(tmp_path):
+    done = subprocess.run([sys.executable, "-c", DIES], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 40, "steps that it was killed at"
