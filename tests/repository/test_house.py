@@ -114,8 +114,8 @@ def test_no_module_reaches_into_anothers_private_names():
 
 def test_the_tools_page_tells_what_a_folder_takes_from_its_files():
     """Sphinx looks no further than a module's own functions, unless they are named."""
-    untold = []
-    for module, named in re.findall(r"automodule:: (lora_lab\.\w+)\n +:members:(.*)", (ROOT / "docs/tools.md").read_text()):
+    untold, page = [], (ROOT / "docs/tools.md").read_text()
+    for module, named in re.findall(r"automodule:: (lora_lab\.\w+)\n +:members:(.*)", page):
         body = ast.parse(MODULES[module].read_text()).body
         if not public(body):
             untold += [f"{module}.{alias.name}" for node in body if isinstance(node, ast.ImportFrom) and node.level == 1
