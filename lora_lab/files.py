@@ -95,10 +95,10 @@ def lock(path: str | os.PathLike, timeout: float = -1) -> FileLock:
 
 def _is_lock(path: Path) -> bool:
     """Empty, or with the number of a process in it, as filelock has it on disks that know no locks."""
-    if not path.is_file():
-        return False
+    if not path.is_file() or not path.stat().st_size:
+        return path.is_file()  # unread, which Windows refuses while another holds it
     with path.open("rb") as file:
-        return bool(re.match(rb"$|\d+\n", file.read(20)))
+        return bool(re.match(rb"\d+\n", file.read(20)))
 
 
 def free(path: str | os.PathLike, ending: str) -> Path:
