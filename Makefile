@@ -61,6 +61,8 @@ bench:
 	@$(SET_UP) test,bench benchmarks/quiz_seconds.py
 	@$(SET_UP) test,bench benchmarks/planner_cpu.py
 	@$(SET_UP) test,bench benchmarks/sweep_overhead.py
+	@$(SET_UP) test,bench benchmarks/targets_fuzz.py
+	@$(SET_UP) test,bench benchmarks/sweep_fuzz.py
 	@$(SET_UP) test,bench benchmarks/merge_latency.py
 
 drift:
