@@ -64,6 +64,8 @@ bench:
 	@$(SET_UP) test,bench benchmarks/sweep_overhead.py
 	@$(SET_UP) test,bench benchmarks/fuzz_files.py
 	@$(SET_UP) test,bench benchmarks/fuzz_public.py
+	@$(SET_UP) test,bench benchmarks/targets_fuzz.py
+	@$(SET_UP) test,bench benchmarks/sweep_fuzz.py
 	@$(SET_UP) test,bench benchmarks/merge_latency.py
 
 drift:

@@ -107,7 +107,8 @@ def _without_effect(model, config, report, paths, linear, adapted) -> Iterator[s
                 yield from say(entry, rest)
     yield from _dead_exclusions(model, config, report, paths) if config.exclude_modules else ()
     for field, default in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
-        yield from _dead_patterns(field, getattr(config, field) or {}, default, report.modules + report.parameters)
+        every = getattr(adapted.peft_config["default"], field) or {}  # PEFT adds some for experts of older models
+        yield from _dead_patterns(field, getattr(config, field) or {}, every, default, report.modules + report.parameters)
     yield from _odd_numbers(config, adapted)
     yield from refusals.odd_tokens(model, config)
     for field, init in (("eva_config", "eva"), ("corda_config", "corda"), ("lora_ga_config", "lora_ga")):
@@ -251,14 +252,14 @@ def _overlaps(field, pattern, paths, config) -> Iterator[str]:
                 yield f"{field}: every match of {option!r} is left out again, by exclude_modules or modules_to_save"
 
 
-def _dead_patterns(field, patterns, default, adapted) -> Iterator[str]:
-    fitting = [[key for key in patterns if fits(field, key, path)] for path in adapted]
+def _dead_patterns(field, patterns, every, default, adapted) -> Iterator[str]:
+    fitting = [[key for key in every if fits(field, key, path)] for path in adapted]
     for key, value in patterns.items():
         if not (mine := [keys for keys in fitting if key in keys]):
             yield f"{field}: {key!r} matches none of the adapted layers.{suggestion(key, list(adapted))}"
         elif not (first := [keys for keys in mine if keys[0] == key]):
             yield f"{field}: {key!r} comes too late: {mine[0][0]!r} before it matches the same layers."
-        elif all(value == (patterns[keys[1]] if keys[1:] else default) for keys in first):
+        elif all(value == (every[keys[1]] if keys[1:] else default) for keys in first):
             yield f"{field}: {key!r} decides nothing: its layers have {value} without it."
 
 
