@@ -62,6 +62,7 @@ bench:
 	@$(SET_UP) test,bench benchmarks/planner_cpu.py
 	@$(SET_UP) test,bench benchmarks/sweep_overhead.py
 	@$(SET_UP) test,bench benchmarks/merge_latency.py
+	@$(SET_UP) test,bench benchmarks/audit_cases.py --seeds 0 1 --sample 600
 
 drift:
 	@$(SET_UP) test tools/drift.py $(ARGS)
