@@ -245,7 +245,7 @@ def settings(model):
     elif hasattr(config, "layer_norm_eps"):
         config.layer_norm_eps = 0.1
     else:
-        config.relative_attention_max_distance = 4
+        config.relative_attention_max_distance = 24
     other = type(done)(config, **({"add_pooling_layer": False} if config.model_type == "bert" else {})).eval()
     other.load_state_dict(done.state_dict())
     return other
