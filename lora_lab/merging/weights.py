@@ -240,8 +240,8 @@ class _Found:
                 "The adapted weights differ by more than the update and its rounding: another base, or other training, "
                 f"or weights that were quantised in between. {_some(names['off'])}.")
         if names["unread"]:
-            said.hints.append("Not compared, as no merge gives what they compute, or their quantised weights cannot be "
-                              f"read: {_some(names['unread'])}.")
+            said.doubts.append("Not compared, as no merge gives what they compute, or their weights are quantised or "
+                               f"offloaded out of reach: {_some(names['unread'])}.")
         said.equal = not wrong and not said.faults + said.doubts[bool(names["extra"]):] + names["unread"] \
             + names["inexact"]
         return said
