@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from ..batches import check_tokenizer
 from ..errors import LabError
 
 
@@ -35,9 +36,7 @@ def rows_of(prompts, tokenizer, model) -> list[list[int]]:
     if all(isinstance(prompt, str) for prompt in prompts):
         if tokenizer is None:
             raise LabError("The prompts are texts: give the tokenizer as well, audit(model, prompts, tokenizer).")
-        if not callable(tokenizer):
-            raise LabError(f"tokenizer is {reprlib.repr(tokenizer)}. Load it with AutoTokenizer.from_pretrained, and "
-                           "give that.")
+        check_tokenizer(tokenizer)
         rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     else:
         rows = [_ids(prompt) for prompt in prompts]

@@ -152,7 +152,7 @@ def _name(run) -> str:
 def _folder(store) -> Path | None:
     if store is None:
         return None
-    folder = Path(store).expanduser()
+    folder = files.place(store, "a folder for the runs")
     try:
         (folder / "locks").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import LabError, reason
+from ..errors import LabError, expect, reason
 from ..meta_model import adapt, linear_shape
 from . import unmatched
 from .layer_names import with_stars
@@ -83,7 +83,11 @@ def check(model: torch.nn.Module, config: LoraConfig) -> Report:
 
 
 def inspect(model: torch.nn.Module, config: LoraConfig) -> Report:
-    """Return what `get_peft_model(model, config)` will adapt and what it will leave out. Changes neither."""
+    """Return what `get_peft_model(model, config)` will adapt and what it will leave out. Changes neither.
+
+    Raises LabError for what is no model or no LoraConfig, and for a model that has an adapter.
+    """
+    expect(isinstance(model, torch.nn.Module), "model", model, "a model, such as AutoModelForCausalLM loads")
     if isinstance(model, PeftModel):
         raise LabError("This model has an adapter already. Give the model as it was before get_peft_model.")
     if not isinstance(config, LoraConfig):

@@ -108,7 +108,8 @@ def _without_effect(model, config, report, paths, linear, adapted) -> Iterator[s
     yield from _dead_exclusions(model, config, report, paths) if config.exclude_modules else ()
     for field, default in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
         every = getattr(adapted.peft_config["default"], field) or {}  # PEFT adds some for experts of older models
-        yield from _dead_patterns(field, getattr(config, field) or {}, every, default, report.modules + report.parameters)
+        asked = getattr(config, field) or {}
+        yield from _dead_patterns(field, asked, every, default, report.modules + report.parameters)
     yield from _odd_numbers(config, adapted)
     yield from refusals.odd_tokens(model, config)
     for field, init in (("eva_config", "eva"), ("corda_config", "corda"), ("lora_ga_config", "lora_ga")):
