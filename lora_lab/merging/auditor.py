@@ -180,7 +180,7 @@ def _audit_answers(model, rows, tokenizer, served: list[str], max_new_tokens: in
 _NOTHING = "On these prompts the adapter does nothing: it is not trained, or disabled."
 _NOT_REACHED = "On these prompts the adapter does nothing, so they cannot tell. Give prompts that need what it learned."
 _DISABLED = "The adapter does nothing: it is disabled, and a merge adds it even so. Call model.enable_adapter_layers()."
-_UNREAD = "The deployed 4-bit weights are packed for this CPU, and not compared. Audit them before the first evaluation."
+_UNREAD = "The deployed 4-bit weights are packed for this CPU and not compared. Audit them before the first evaluation."
 _PACKED = (
     "The 4-bit weights are in the layout that bitsandbytes packs for this CPU at the first evaluation, and PEFT merges "
     "them as if they were not. Load base and adapter again, and merge before the first evaluation."
