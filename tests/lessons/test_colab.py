@@ -65,8 +65,16 @@ def versions(python):
     return json.loads(subprocess.run([python, "-I", "-c", ask], check=True, capture_output=True, text=True).stdout)
 
 
+def shortened(notebook):
+    """The lesson with few steps and commands: what it learns is test_notebooks' to see."""
+    for long, short in (("STEPS, BATCH = 0, 60, 8", "STEPS, BATCH = 0, 4, 8"), ("n=200, seed", "n=8, seed")):
+        cell, = (cell for cell in notebook.cells if cell.cell_type == "code" and long in cell.source)
+        cell.source = cell.source.replace(long, short)
+    return notebook
+
+
 def test_lesson_0_sets_itself_up_and_runs(colab, remote, tmp_path):
-    notebook = nbformat.read(ROOT / "notebooks" / "00_first_adapter.ipynb", 4)
+    notebook = shortened(nbformat.read(ROOT / "notebooks" / "00_first_adapter.ipynb", 4))
     before = versions(colab)
     assert "lora-lab" not in before and before["ipywidgets"] == "7.7.1"
     seconds = execute(colab, notebook, tmp_path / "content", {
