@@ -11,6 +11,7 @@ import argparse
 import collections
 import copy
 import json
+import linecache
 import math
 import os
 import random
@@ -132,8 +133,11 @@ def surface() -> dict:
     }
 
 
+FINE = ("result", "LabError", "the learner's own error")
+
+
 def attempt(function, arguments: dict) -> str:
-    """What became of one call: "result", "LabError", or what else was raised, and where."""
+    """What became of one call: one of FINE, or what else was raised, and where."""
     from lora_lab import LabError
 
     try:
@@ -147,6 +151,8 @@ def attempt(function, arguments: dict) -> str:
         frame = error.__traceback__
         while frame.tb_next and "lora_lab" in frame.tb_next.tb_frame.f_code.co_filename:
             frame = frame.tb_next
+        if "run(" in linecache.getline(frame.tb_frame.f_code.co_filename, frame.tb_lineno):
+            return "the learner's own error"  # of the function that a sweep was given
         place = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}"
         return f"{type(error).__name__} at {place}: {' '.join(str(error).split())[:90]}"
 
@@ -196,12 +202,13 @@ def main():
         warnings.simplefilter("ignore")
         found = fuzz(given.cases, given.seed, given.only)
         os.chdir(here)
-    odd = [case for case in found if case["became"] not in ("result", "LabError")]
+    odd = [case for case in found if case["became"] not in FINE]
     counts = collections.Counter((case["call"], case["became"]) for case in odd)
     for (name, became), count in counts.most_common():
         print(f"{count:4} {name:24} {became}")
     summary = {"cases": len(found), "seed": given.seed, "results": sum(c["became"] == "result" for c in found),
-               "LabErrors": sum(c["became"] == "LabError" for c in found), "others": len(odd),
+               "LabErrors": sum(c["became"] == "LabError" for c in found),
+               "own_errors": sum(c["became"] == FINE[2] for c in found), "others": len(odd),
                "slowest_seconds": max(c["seconds"] for c in found), "findings": odd[:12]}
     print({key: value for key, value in summary.items() if key != "findings"})
     if not given.only:

@@ -469,8 +469,8 @@ def test_a_gpu_has_a_size(gpu_gb):
     (7, "found int"),
     (None, "found NoneType"),
     ("./nowhere", "There is no folder './nowhere'"),
-    ("x" * 5000, "is no name of a model: File name too long"),
-    ("~nobody-of-this-name/model", "is no name of a model"),
+    ("x" * 5000, "Give its folder, a hub id"),
+    ("~nobody-of-this-name/model", "There is no folder"),
     (LlamaConfig(num_hidden_layers=2000), "it has 2,000 layers"),
     (BertConfig(num_hidden_layers=1, is_decoder=False, vocab_size=10), ""),
 ])
