@@ -37,8 +37,9 @@ test:
 	@$(SET_UP) test tools/get_browser.py
 	@$(SET_UP) test -m pytest $(ARGS)
 
-# What is quick and close to most edits; tests/conftest.py names what is slow.
+# Style, types, and what is quick and close to most edits; tests/conftest.py names what is slow.
 check:
+	@$(SET_UP) test -m ruff check lora_lab tests tools benchmarks
 	@$(SET_UP) test -m mypy
 	@$(SET_UP) test -m pytest -q -m "not slow" $(ARGS)
 

@@ -1,7 +1,7 @@
 """Where the memory of a fine-tuning goes: planned from a config alone, and measured around a block of code.
 
-`plan` counts parameters on a model without weights (`skeleton`) and lets it rehearse one training step
-(`rehearsal`). Pictures are in `plots`, sliders in `widgets`.
+`plan` counts parameters on a model without weights (`meta_model`) and lets it rehearse one training step
+(`rehearsal`). Pictures are in `plots`, sliders in the course's `explorers`.
 """
 
 import math

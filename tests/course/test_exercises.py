@@ -106,6 +106,12 @@ def test_an_error_in_the_learners_code_is_a_verdict(base):
     assert "W @ \"<b>\"" in verdict.text, "with the line of the learner's own code"
 
 
+@pytest.mark.parametrize("answer", [None, "r=2", {"r": 2}])
+def test_what_is_no_config_is_named_and_not_called_the_learners_error(answer, base):
+    verdict = exercises.grade(question_files.find("targets/config_for_budget"), (answer, base[0]))
+    assert verdict.solved is False and "LoraConfig" in verdict.text and "raised" not in verdict.text
+
+
 def test_likely_mistakes_in_numbers_are_found(base):
     count = math.count_for_new_model(16 * (2 * (2048 + 2048) + 2 * (2048 + 512) + 3 * (2048 + 8192)))
     assert "24 times more" in count.text

@@ -51,7 +51,8 @@ def test_notebook_is_committed_executed_and_clean(path):
     ids = [c.id for c in notebook.cells]
     assert len(set(ids)) == len(ids)
     code = [c for c in notebook.cells if c.cell_type == "code"]
-    assert [c.execution_count for c in code] == list(range(1, len(code) + 1)), "run top to bottom, once"
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1)), (
+        f"not run from top to bottom: make notebooks ARGS={path.stem}")
     outputs = [output for c in code for output in c.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
     assert not [o.text for o in outputs if o.get("name") == "stderr"], "warnings are shown to the learner"
@@ -78,12 +79,15 @@ def test_committed_runs_are_quick_and_readme_and_lesson_say_how_quick():
     text = (FOLDER.parent / "README.md").read_text()
     said = dict(re.findall(r"\(notebooks/(\w+)\.ipynb\) \|[^|]*\| ([\d.]+)", text))
     assert said.keys() == {path.stem for path in LESSONS}
+    told = (FOLDER.parent / "docs/teaching.md").read_text()
+    teachers = dict(re.findall(r"(?m)^\| (\d) · [^|]*\|[^|]*\| ([\d.]+) \|", told))
+    assert teachers == {name[1]: minutes for name, minutes in said.items()}, "docs/teaching.md has other minutes"
     for path in LESSONS:
         taken = build_notebooks.seconds(nbformat.read(path, 4))
         assert sum(taken) <= 240 and max(taken) <= 90, f"{path.stem}: {sum(taken):.0f} s, a cell {max(taken):.0f} s"
         assert float(said[path.stem]) == pytest.approx(sum(taken) / 60, abs=0.3), path.stem
         word = re.search(r"\*\*It takes\*\* about (\w+) minutes", nbformat.read(path, 4).cells[0].source)[1]
-        assert ["one", "two", "three", "four"].index(word) + 1 == pytest.approx(sum(taken) / 60, abs=0.6), path.stem
+        assert ["one", "two", "three", "four"].index(word) + 1 == pytest.approx(sum(taken) / 60, abs=0.75), path.stem
 
 
 # As where there are 2 GB: Lesson 1 takes a smaller path there. Its larger one runs in test_devices, with a small model.

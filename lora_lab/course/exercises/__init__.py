@@ -37,6 +37,8 @@ def grade(question: Code, answer: tuple) -> Verdict:
         raise LabError(f"quiz({question.id!r}, ...): {error}. Hand in what the lesson's cell hands in.") from None
     try:
         return check(*answer)
+    except LabError as error:  # says itself what to mend
+        return Verdict(False, str(error), plain=True)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if _PACKAGE not in Path(frame.filename).parents][-1:]
