@@ -45,6 +45,10 @@ def jupyterlab(request, tmp_path_factory):
         yield served
 
 
+# For what a theme cannot change: how it looks is tested in both, by mouse, by axe-core and as saved lessons.
+in_one_theme = pytest.mark.parametrize("jupyterlab", ["Light"], indirect=True, scope="module")
+
+
 @contextlib.contextmanager
 def lab(notebooks, theme, folder, without=()):
     """Serves the lessons and `notebooks` (cells by name), `without` some extensions: address, token, theme, home."""

@@ -1,6 +1,7 @@
 """Every exercise: its cell is judged unsolved as the learner finds it, and solved with the solution in its place."""
 
 import re
+import time
 import tomllib
 from pathlib import Path
 
@@ -78,8 +79,10 @@ def test_exercise_fails_before_and_passes_after_its_solution(source, check, base
     for old, new in SOLUTIONS[check]:
         assert old in solved
         solved = solved.replace(old, new)
-    for _ in range(5):  # the checks draw their inputs at random
-        assert run(solved, model).solved is True
+    started = time.monotonic()
+    for again in range(5):  # quick checks draw their inputs at random; slow ones train or plan, on what never changes
+        if again < 2 or time.monotonic() - started < 3:
+            assert run(solved, model).solved is True
 
 
 def test_every_code_question_has_its_exercise():

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from browser import REPOSITORY, RUN_ALL, cells_and_active, open_notebook
+from browser import REPOSITORY, RUN_ALL, cells_and_active, in_one_theme, open_notebook
 
 # A training run of a second, drawn by the same callback as in the lessons.
 LIVE_CURVE = """\
@@ -54,6 +54,7 @@ NOTEBOOKS = {"live": [LIVE_CURVE, BELOW], "slider": [SLIDER, BELOW], "explorer":
              "planner": [PLANNER, BELOW], "dial": [DIAL, BELOW]}
 
 
+@in_one_theme
 def test_loss_curve_draws_itself(page, jupyterlab, tmp_path):
     open_notebook(page, jupyterlab, "live.ipynb")
     assert page.evaluate(RUN_ALL) == []
@@ -66,6 +67,7 @@ def test_loss_curve_draws_itself(page, jupyterlab, tmp_path):
     page.screenshot(path=tmp_path / "live.png")
 
 
+@in_one_theme
 def test_slider_moves_by_keyboard_alone(page, jupyterlab):
     open_notebook(page, jupyterlab, "slider.ipynb")
     assert page.evaluate(RUN_ALL) == []
@@ -83,6 +85,7 @@ def test_slider_moves_by_keyboard_alone(page, jupyterlab):
     assert cells_and_active(page) == before, "the arrow keys moved the notebook instead"
 
 
+@in_one_theme
 def test_explorer_answers_to_ticks_and_rank(page, jupyterlab, tmp_path):
     open_notebook(page, jupyterlab, "explorer.ipynb")
     assert page.evaluate(RUN_ALL) == []
@@ -125,6 +128,7 @@ def test_saved_lesson_shows_its_outputs(page, jupyterlab, tmp_path, lesson):
     page.screenshot(path=tmp_path / "lesson.png")
 
 
+@in_one_theme
 def test_dial_answers_at_once_and_asks_on_demand(page, jupyterlab, tmp_path):
     open_notebook(page, jupyterlab, "dial.ipynb")
     assert page.evaluate(RUN_ALL) == []
@@ -148,6 +152,7 @@ def test_dial_answers_at_once_and_asks_on_demand(page, jupyterlab, tmp_path):
     page.screenshot(path=tmp_path / "dial.png")
 
 
+@in_one_theme
 def test_planner_answers_to_its_menus(page, jupyterlab, tmp_path):
     open_notebook(page, jupyterlab, "planner.ipynb")
     assert page.evaluate(RUN_ALL) == []

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import REPOSITORY, RUN_ALL, cells_and_active, lab, open_notebook
+from browser import REPOSITORY, RUN_ALL, cells_and_active, in_one_theme, lab, open_notebook
 
 SETUP = f"""\
 import json
@@ -161,6 +161,7 @@ def press(page, kind, name):
     raise AssertionError(f"Tab does not reach the button {name}")
 
 
+@in_one_theme
 def test_every_kind_by_keyboard_alone(page, jupyterlab):
     start(page, jupyterlab, "keyboard")
     before = cells_and_active(page)
@@ -183,6 +184,7 @@ def test_every_kind_by_keyboard_alone(page, jupyterlab):
     assert cells_and_active(page)[0] == before[0]
 
 
+@in_one_theme
 def test_keys_in_a_question_never_touch_the_notebook(page, jupyterlab):
     start(page, jupyterlab, "keys")
     notebook = "window.jupyterapp.shell.currentWidget.content"
@@ -200,6 +202,7 @@ def test_keys_in_a_question_never_touch_the_notebook(page, jupyterlab):
             assert cells_and_active(page) == active, f"keys in {kind} moved the notebook"
 
 
+@in_one_theme
 def test_progress_outlives_kernel_and_browser(page, chromium, jupyterlab):
     start(page, jupyterlab, "again")
     card(page, "choice").get_by_role("radio").nth(1).click()
@@ -238,6 +241,7 @@ def test_no_accessibility_violation(page, jupyterlab):
     assert "label" in violations(page), "axe must find a field without a name"
 
 
+@in_one_theme
 def test_markup_in_a_question_is_shown_and_not_obeyed(page, jupyterlab):
     dialogs, elsewhere = [], []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
@@ -258,6 +262,7 @@ def test_markup_in_a_question_is_shown_and_not_obeyed(page, jupyterlab):
     assert elsewhere == [], "nothing comes from a network"
 
 
+@in_one_theme
 def test_saved_notebook_reads_without_a_kernel(page, jupyterlab):
     start(page, jupyterlab, "saved")
     static = page.locator(".lora-lab-static")
@@ -296,6 +301,7 @@ def test_works_where_the_keyboard_repair_cannot_load(page, lab_without_anywidget
     assert kept["questions"]["every/choice"]["attempts"] == 1
 
 
+@in_one_theme
 def test_a_question_in_another_notebook_keeps_its_text(page, jupyterlab):
     """Live cards hide the static text beside them, and no other."""
     start(page, jupyterlab, "saved")
@@ -309,6 +315,7 @@ def test_a_question_in_another_notebook_keeps_its_text(page, jupyterlab):
     assert not page.locator(".jp-NotebookPanel").first.locator(".lora-lab-static").first.is_visible()
 
 
+@in_one_theme
 def test_the_answer_on_the_page_is_the_one_that_is_judged(page, jupyterlab):
     """Over a slow line a choice can arrive after the click on Check. Here its message never comes."""
     start(page, jupyterlab, "hurry")
