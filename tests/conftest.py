@@ -14,7 +14,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Pages first, which wait most of their time. Lessons last, and backwards: they run forwards beside all others."""
+    """Pages first, on quiet cores. Lessons last, and backwards: they run forwards beside the tests before them."""
     for item in items:
         if item.path.stem in SLOW or "page" in item.fixturenames or getattr(item, "originalname", None) == LESSON:
             item.add_marker(pytest.mark.slow)
@@ -24,10 +24,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    chosen = [lesson.callspec.params for lesson in reversed(lessons_of(item.session.items))]
-    lesson_runs.start([(params["path"], params["gigabytes"]) for params in chosen])
-    if chosen and "page" not in item.fixturenames:
-        lesson_runs.share_cores()
+    if "page" not in item.fixturenames:
+        chosen = [lesson.callspec.params for lesson in reversed(lessons_of(item.session.items))]
+        lesson_runs.start([(params["path"], params["gigabytes"]) for params in chosen])
 
 
 def lessons_of(items):

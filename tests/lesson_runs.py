@@ -27,15 +27,12 @@ class Run:
 
 
 def start(chosen: list[tuple[Path, str]]) -> None:
-    """Begin with the first of `chosen`, unless they have begun."""
-    if not _futures:
-        _futures.update({lesson: _pool.submit(run, *lesson) for lesson in chosen})
-
-
-def share_cores() -> None:
-    """Keep what the tests themselves compute, and what they start, to the half of the cores that lessons leave."""
+    """Begin with the first of `chosen`; what else the tests compute keeps to the other half of the cores."""
+    if not chosen or _futures:
+        return
     torch.set_num_threads(int(THREADS))
     os.environ["OMP_NUM_THREADS"] = THREADS
+    _futures.update({lesson: _pool.submit(run, *lesson) for lesson in chosen})
 
 
 def result(path: Path, gigabytes: str) -> Run:

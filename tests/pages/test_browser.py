@@ -1,9 +1,13 @@
 """The lessons in a real browser, against a real JupyterLab on loopback."""
 
+import re
 import time
 
 import pytest
 from browser import REPOSITORY, RUN_ALL, cells_and_active, in_one_theme, open_notebook
+from playwright.sync_api import expect
+
+expect.set_options(timeout=30_000)
 
 # A training run of a second, drawn by the same callback as in the lessons.
 LIVE_CURVE = """\
@@ -62,8 +66,8 @@ def test_loss_curve_draws_itself(page, jupyterlab, tmp_path):
     bar.wait_for()
     assert bar.evaluate("bar => [bar.value, bar.max]") == [30, 30]
     picture = page.locator(".jp-OutputArea-output img")
-    assert picture.count() == 1, "the curve must redraw in place"
-    assert "4 at first" in picture.get_attribute("alt")
+    expect(picture, "the curve must redraw in place").to_have_count(1)
+    expect(picture).to_have_attribute("alt", re.compile("4 at first"))
     page.screenshot(path=tmp_path / "live.png")
 
 
@@ -81,7 +85,7 @@ def test_slider_moves_by_keyboard_alone(page, jupyterlab):
         page.wait_for_function(
             "alt => document.querySelector('.jp-OutputArea-output img').alt.includes(alt)", arg=f"{alt};"
         )
-    assert picture.count() == 1, "the picture must redraw in place"
+    expect(picture, "the picture must redraw in place").to_have_count(1)
     assert cells_and_active(page) == before, "the arrow keys moved the notebook instead"
 
 
@@ -91,21 +95,21 @@ def test_explorer_answers_to_ticks_and_rank(page, jupyterlab, tmp_path):
     assert page.evaluate(RUN_ALL) == []
     picture, words = page.locator(".jp-OutputArea-output img"), page.locator(".jp-OutputArea-output pre")
     words.get_by_text("['q_proj', 'v_proj']").wait_for()
-    assert "q_proj adapted, k_proj frozen" in picture.get_attribute("alt")
+    expect(picture).to_have_attribute("alt", re.compile("q_proj adapted, k_proj frozen"))
     page.get_by_label("k_proj").focus()
     before = cells_and_active(page)
     page.keyboard.type("ddx")
     assert cells_and_active(page) == before
     page.keyboard.press("Space")
     words.get_by_text("LoraConfig(r=8, target_modules=['q_proj', 'k_proj', 'v_proj'])").wait_for()
-    assert "k_proj adapted" in picture.get_attribute("alt")
+    expect(picture).to_have_attribute("alt", re.compile("k_proj adapted"))
     page.get_by_role("slider").focus()
     page.keyboard.press("ArrowRight")
     words.get_by_text("LoraConfig(r=9").wait_for()
     for name in ("q_proj", "k_proj", "v_proj"):
         page.get_by_label(name).uncheck()
     page.get_by_text("Tick a layer.").wait_for()
-    assert picture.count() == 1
+    expect(picture).to_have_count(1)
     page.screenshot(path=tmp_path / "explorer.png")
 
 
@@ -120,7 +124,7 @@ def test_saved_lesson_shows_its_outputs(page, jupyterlab, tmp_path, lesson):
     pictures.first.wait_for()
     for i in range(pictures.count()):
         assert pictures.nth(i).get_attribute("alt"), "a picture without a text"
-        assert pictures.nth(i).evaluate("img => img.naturalWidth") > 100
+        page.wait_for_function("img => img.naturalWidth > 100", arg=pictures.nth(i).element_handle())
     assert page.locator(".jp-OutputArea-output table").count() >= 3
     assert page.get_by_text("Error displaying widget").count() == 0
     theme = page.evaluate("document.body.dataset.jpThemeLight")
@@ -166,5 +170,6 @@ def test_planner_answers_to_its_menus(page, jupyterlab, tmp_path):
     page.get_by_label("batch size").select_option("16")
     page.get_by_label("seq len").select_option("4096")
     words.get_by_text("does not fit 1 GB").wait_for()
-    assert picture.count() == 1 and picture.get_attribute("alt").endswith("A line marks 1 GB.")
+    expect(picture).to_have_count(1)
+    expect(picture).to_have_attribute("alt", re.compile(r"A line marks 1 GB\.$"))
     page.screenshot(path=tmp_path / "planner.png")
