@@ -2,12 +2,12 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen  # as they are now: the device check replaces subprocess.Popen for a while
 
 import torch
 from lesson_memory import Watch
@@ -17,6 +17,7 @@ FIRST, TRAINED = "00_first_adapter", Path("adapters/first")
 GO_ON = ("04_alpha_scaling", "05_merge_and_ship")  # train what Lesson 0 leaves, where it is missing
 _pool, _kept = ThreadPoolExecutor(1), tempfile.TemporaryDirectory()
 _futures, _processes = {}, set()
+_environment = dict(os.environ)  # as it is before any test changes it
 
 
 @dataclass
@@ -55,9 +56,9 @@ def run(path: Path, gigabytes: str) -> Run:
             shutil.copytree(Path(_kept.name, TRAINED), folder / TRAINED)
         command = [sys.executable, "-m", "pytest", shutil.copy(path, folder), "--nbval-lax", "--nbval-current-env",
                    "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "--rootdir", folder, "-c", os.devnull]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env={
-                **os.environ, "OMP_NUM_THREADS": THREADS, "LORA_LAB_MEMORY_GB": gigabytes,
+        process = Popen(
+            command, stdout=PIPE, stderr=STDOUT, text=True, cwd=folder, env={
+                **_environment, "OMP_NUM_THREADS": THREADS, "LORA_LAB_MEMORY_GB": gigabytes,
                 "LORA_LAB_PROGRESS": f"{folder}/progress.json"})
         _processes.add(process)
         watch = Watch(process.pid, itself=False)  # the kernel and what it starts
