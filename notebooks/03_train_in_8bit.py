@@ -496,8 +496,7 @@ for mode in ("scoring", "training"):
 
 # %% [markdown]
 # What is left in the smaller number is the round-off of the floats. Eight bits are for saving memory; what they do to
-# the time on your machine, the table above says. No GPU has measured it yet: a run there has to say how far 8 bits
-# are from 16.
+# the time on your machine, the table above says. The next cell says what a GPU took, if a run on one was recorded.
 
 # %%
 recorded = Path("../benchmarks/results/gpu_8bit.json")

@@ -337,9 +337,10 @@ def test_a_token_that_reads_like_a_folder_is_no_path(model, tmp_path, monkeypatc
 
 
 DIES = """
-import os, signal, sys
+import os
 from pathlib import Path
 import torch
+from killed import killed_at
 from lora_lab import shipping
 class Model(torch.nn.Linear):
     def save_pretrained(self, folder):
@@ -356,18 +357,7 @@ model, text, step, killed = Model(2, 2), "one", 0, True
 shipping.ship(model, Words(), "it", text)
 while killed:
     step, text = step + 1, "two"
-    if not (child := os.fork()):
-        left = step
-        def die(event, arguments):
-            global left
-            if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "ctypes.dlopen"):
-                left -= 1
-                if not left:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(die)
-        shipping.ship(model, Words(), "it", text)
-        os._exit(0)
-    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    killed = killed_at(step, lambda: shipping.ship(model, Words(), "it", text))
     assert whole(), (step, there())
     text = "one"
     shipping.ship(model, Words(), "it", text)
@@ -378,6 +368,7 @@ print("steps", step)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="exchanges names as Linux does")
 def test_killed_at_any_step_a_shipped_folder_is_there_whole(tmp_path):
-    done = subprocess.run([sys.executable, "-c", DIES], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", DIES], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 40, "steps that it was killed at"
