@@ -16,7 +16,7 @@ from peft import LoraConfig
 
 from .. import memory, plots, targets
 from ..display import table
-from ..plots import BLUE, GREY, ORANGE, Picture
+from ..plots.figures import FROZEN, INK, PAPER, SOFT, A, B, Picture
 from .controls import guard, show
 
 
@@ -49,6 +49,15 @@ def dial(draw: Callable, factors: tuple[float, ...], generate: Callable | None =
                 button.disabled = False
 
         button.on_click(ask)
+
+
+def mechanism(d_in: int, d_out: int, r: int = 8, alpha: float = 16) -> None:
+    """Show the drawing of a linear layer with LoRA, with sliders for its rank and alpha."""
+    largest = min(d_in, d_out) // 2
+    controls = [ipywidgets.IntSlider(value=r, min=1, max=largest, description="rank"),
+                ipywidgets.IntSlider(value=int(alpha), min=1, max=128, description="alpha")]
+    show(guard(controls, "rank and alpha"))
+    _show_live(lambda: [plots.lora(d_in, d_out, controls[0].value, controls[1].value)], controls)
 
 
 def explore(model: torch.nn.Module, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -> None:
@@ -141,13 +150,12 @@ def block(groups: list[targets.Group], per_path: dict[str, int], r: int) -> Pict
         rows.setdefault(group.where.rpartition(".")[0].rpartition("*.")[2], []).append(group)
     scale = 1.1 / max(max(group.shape[-2:]) for group in inside)
     heights = [0.85 + scale * max(group.shape[-2] for group in members) for members in rows.values()]
-    figure = Figure(figsize=(7, sum(heights)), dpi=110)
-    figure.patch.set_alpha(0)
+    figure = Figure(figsize=(7, sum(heights)), dpi=110, facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7), ylim=(-sum(heights), 0))
     axes.set_axis_off()
     parts, top = [], 0.0
     for (parent, members), height in zip(rows.items(), heights):
-        axes.text(0.05, top - 0.05, parent or "block", color=GREY, fontsize=8, weight="bold", va="top")
+        axes.text(0.05, top - 0.05, parent or "block", color=SOFT, fontsize=8, weight="bold", va="top")
         for place, group in enumerate(members):
             count = sum(per_path.get(path, 0) for path in group.paths)
             parts.append(f"{group.name} {'adapted' if count else 'frozen'}")
@@ -159,11 +167,11 @@ def block(groups: list[targets.Group], per_path: dict[str, int], r: int) -> Pict
 def _draw_layer(axes, x: float, top: float, group: targets.Group, trainable: int, r: int, scale: float) -> None:
     height, width = (side * scale for side in group.shape[-2:])
     thin = max(r * scale, 0.012)  # a rank of 1 must still be visible
-    axes.add_patch(Rectangle((x, top - height), width, height, color=GREY, alpha=0.35, linewidth=0))
+    axes.add_patch(Rectangle((x, top - height), width, height, color=FROZEN, alpha=0.45, linewidth=0))
     many = f" ×{group.shape[0]}" if len(group.shape) == 3 else ""  # experts
     label = f"{group.name}\n{group.shape[-1]} → {group.shape[-2]}{many}"
     if trainable:
-        axes.add_patch(Rectangle((x, top - height - 0.04 - thin), width, thin, color=BLUE, linewidth=0))  # A
-        axes.add_patch(Rectangle((x - 0.04 - thin, top - height), thin, height, color=ORANGE, linewidth=0))  # B
+        axes.add_patch(Rectangle((x, top - height - 0.04 - thin), width, thin, color=A, linewidth=0))  # A
+        axes.add_patch(Rectangle((x - 0.04 - thin, top - height), thin, height, color=B, linewidth=0))  # B
         label += f", {trainable:,}"
-    axes.text(x, top + 0.06, label, color=BLUE if trainable else GREY, fontsize=7, va="bottom")
+    axes.text(x, top + 0.06, label, color=INK if trainable else SOFT, fontsize=7, va="bottom")

@@ -67,7 +67,7 @@ def test_loss_curve_draws_itself(page, jupyterlab, tmp_path):
     assert bar.evaluate("bar => [bar.value, bar.max]") == [30, 30]
     picture = page.locator(".jp-OutputArea-output img")
     expect(picture, "the curve must redraw in place").to_have_count(1)
-    expect(picture).to_have_attribute("alt", re.compile("4 at first"))
+    expect(picture).to_have_attribute("alt", re.compile("4 at step 1,"))
     page.screenshot(path=tmp_path / "live.png")
 
 

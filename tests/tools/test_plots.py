@@ -1,7 +1,13 @@
+import math
+
+import pytest
 import torch
 from lora_lab import plots
 from lora_lab.display import table
+from lora_lab.plots import figures
+from lora_lab.plots.curves import smoothed
 from lora_lab.scoring import Score
+from matplotlib.colors import to_rgb
 from transformers import TrainerControl, TrainerState
 
 
@@ -21,7 +27,7 @@ def test_loss_curve_prints_outside_a_notebook_and_describes_itself(capsys):
     curve.on_train_end(None, state, TrainerControl())
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10 and lines[0].startswith("step 2 of 20") and "left" in lines[0] and "left" not in lines[-1]
-    assert "8 at first" in curve.figure().alt and "step 20" in curve.figure().alt
+    assert "8 at step 1" in curve.figure().alt and "step 20" in curve.figure().alt
 
 
 def test_bars_are_a_picture_with_the_figures_in_its_text():
@@ -50,3 +56,56 @@ def test_memory_bars_say_the_largest_part_and_mark_the_limit():
     assert "r = 8 19.00 GB, most of it activation" in picture.alt
     assert "r = 64 32.00 GB, most of it weights" in picture.alt
     assert picture.alt.endswith("A line marks 16 GB.")
+
+
+def contrast(colour, paper):
+    """The ratio of WCAG 2.2, section 1.4.3."""
+    def luminance(rgb):
+        return sum(share * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
+                   for share, part in zip((0.2126, 0.7152, 0.0722), rgb))
+
+    low, high = sorted(map(luminance, (colour, paper)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def turned(rgb):
+    """What a dark page makes of a colour: invert(1), then hue-rotate(180deg), as in Filter Effects Level 1."""
+    matrix = [[-0.574, 1.43, 0.144], [0.426, 0.43, 0.144], [0.426, 1.43, -0.856]]
+    return [min(1.0, max(0.0, sum(k * (1 - part) for k, part in zip(row, rgb)))) for row in matrix]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_are_read_on_their_paper(theme):
+    look = turned if theme == "dark" else list
+    paper = look(to_rgb(figures.PAPER))
+    for colour in (figures.INK, figures.SOFT, *figures.SERIES[:-1]):  # these label what they draw
+        assert contrast(look(to_rgb(colour)), paper) >= 4.5, colour
+    for colour in figures.SERIES:
+        assert contrast(look(to_rgb(colour)), paper) >= 3, colour
+
+
+def test_labels_keep_apart_and_stay_near():
+    heights = figures.spread([0.1, 0.11, 0.5, 0.9], 0.1)
+    assert all(b - a >= 0.1 - 1e-9 for a, b in zip(heights, heights[1:]))
+    assert heights[2:] == [0.5, 0.9] and abs(sum(heights[:2]) / 2 - 0.105) < 1e-9
+
+
+def test_smoothing_is_on_the_scale_that_is_drawn():
+    curve = plots.LiveLoss()
+    curve.steps, curve.losses = list(range(60)), [10 ** (-s / 20) for s in range(60)]  # a straight line as drawn
+    lag = [math.log10(mean / loss) for mean, loss in zip(smoothed(curve.losses), curve.losses)]
+    assert lag[-1] == pytest.approx(lag[-10], rel=1e-3) and lag[-1] < 0.21  # four steps behind, all the way
+    assert f"{curve.losses[-1]:.2g} in the last batch" in curve.figure().alt
+    curve.losses[5] = 0.0
+    assert "1 of the losses" in curve.figure().alt
+
+
+def test_a_dot_for_each_seed_and_their_mean():
+    alt = plots.dots({"q": [0.25, 0.75], "v": [1.0, 2.0]}, "loss", "Which is lower?").alt
+    assert alt == "Which is lower? loss, a dot a seed: q 0.25, 0.75, mean 0.50; v 1.00, 2.00, mean 1.50."
+
+
+def test_lora_is_drawn_with_its_numbers():
+    alt = plots.lora(576, 192, 8, 16).alt
+    assert "8 by 576, then B, 192 by 8, times alpha/r = 2" in alt
+    assert "6,144 numbers train, 110,592 are frozen" in alt
