@@ -42,7 +42,7 @@ class Picture:
 
 
 def new_axes(height: float, title: str | None = None, width: float = WIDTH, **labels) -> tuple[Figure, Axes]:
-    """Return a figure of `width` by `height` inches and its axes; a title says what to see, labels are as in matplotlib."""
+    """Return a figure of `width` by `height` inches and its axes; `labels` are what matplotlib's axes take."""
     figure = Figure(figsize=(width, height), dpi=110, layout="tight", facecolor=PAPER)
     axes = figure.add_subplot(**labels)
     dress(axes, title)
