@@ -49,6 +49,25 @@ class Score:
         return f"exact {self.exact:.1%} (95 % interval {low:.1%} to {high:.1%}, n={self.n}), {other}"
 
 
+def verdict(first: Score, second: Score, first_name: str = "the first", second_name: str = "the second") -> str:
+    """Return a sentence that says which of two scores is higher, or that they cannot be told apart.
+
+    Apart are those whose 95 % interval of the difference leaves out zero (Newcombe 1998, method 10, from the Wilson
+    intervals). It takes the two sets of answers as independent; on the same commands it is the careful side.
+    """
+    expect(isinstance(first, Score), "first", first, "a Score")
+    expect(isinstance(second, Score), "second", second, "a Score")
+    (low, high), (low_2, high_2) = first.interval, second.interval
+    apart = second.exact - first.exact
+    least = apart - math.hypot(second.exact - low_2, high - first.exact)
+    most = apart + math.hypot(high_2 - second.exact, first.exact - low)
+    said = f"{first_name} {first.exact:.0%}, {second_name} {second.exact:.0%}"
+    if least <= 0 <= most:
+        return f"{said}: these scores cannot tell the two apart ({100 * least:+.0f} to {100 * most:+.0f} points)."
+    higher, near, far = (second_name, least, most) if apart > 0 else (first_name, -most, -least)
+    return f"{said}: {higher} is higher, by {100 * near:.0f} to {100 * far:.0f} points (95 % interval)."
+
+
 def chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, max_new_tokens: int = 40) -> str:
     """Return the model's greedy answer to an ordinary question, through its chat template."""
     message = [{"role": "user", "content": question}]

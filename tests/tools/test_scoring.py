@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_lab import LabError, batches, load_base, scoring, smart_home
 from lora_lab.scoring import Score
@@ -77,3 +77,26 @@ def test_quick_score_is_the_score_of_greedy_generation(tiny_model, tokenizer):
     of_known = scoring.quick_score(tiny_model, tokenizer, known).loss
     assert of_known == pytest.approx(tiny_model(**batch).loss.item(), rel=1e-2)
     assert "loss" in str(quick) and "JSON" not in str(quick) and tiny_model.training
+
+
+def test_a_verdict_needs_more_than_a_difference():
+    small, clear, same = Score(0.84, 1, 100), Score(0.975, 1, 200), Score(0.87, 1, 100)
+    assert "cannot tell the two apart" in scoring.verdict(small, same, "before", "after")
+    assert "after is higher" in scoring.verdict(small, clear, "before", "after")
+    assert "before is higher" in scoring.verdict(clear, small, "before", "after")
+    with pytest.raises(LabError, match="a Score"):
+        scoring.verdict(small, 0.9)
+
+
+def test_a_verdict_has_newcombes_interval():
+    # Newcombe 1998, table II, row (b): 9 of 10 against 3 of 10, method 10: 0.1705 to 0.8090.
+    assert scoring.verdict(Score(0.3, 1, 10), Score(0.9, 1, 10)).endswith("by 17 to 81 points (95 % interval).")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_a_verdict_does_not_depend_on_the_order(a, b):
+    first, second = Score(a / 200, 1, 200), Score(b / 200, 1, 200)
+    forth, back = scoring.verdict(first, second, "A", "B"), scoring.verdict(second, first, "B", "A")
+    assert ("A is higher" in forth) == ("A is higher" in back) and ("B is higher" in forth) == ("B is higher" in back)
+    assert not (a >= b and "B is higher" in forth)
