@@ -143,25 +143,39 @@ def group_table(model: torch.nn.Module, report: targets.Report | None = None) ->
 
 
 def block(groups: list[targets.Group], per_path: dict[str, int], r: int) -> Picture:
-    """Draw the linear layers of one transformer block to scale, with A and B beside those that are adapted."""
+    """Draw the linear layers of one transformer block to scale, with A and B, and their count in that one block, beside
+    those that are adapted.
+    """
     inside = [group for group in groups if "*" in group.where]
     rows: dict[str, list[targets.Group]] = {}
     for group in inside:
         rows.setdefault(group.where.rpartition(".")[0].rpartition("*.")[2], []).append(group)
     scale = 1.1 / max(max(group.shape[-2:]) for group in inside)
-    heights = [0.85 + scale * max(group.shape[-2] for group in members) for members in rows.values()]
-    figure = Figure(figsize=(7, sum(heights)), dpi=110, facecolor=PAPER)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7), ylim=(-sum(heights), 0))
+    heights = [1.1 + scale * max(group.shape[-2] for group in members) for members in rows.values()]
+    figure = Figure(figsize=(7, sum(heights) + 0.4), dpi=110, facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7), ylim=(-sum(heights), 0.4))
     axes.set_axis_off()
+    axes.text(0.05, 0.3, "One block to scale: grey is frozen,", color=INK, fontsize=10.5, weight="bold", va="top")
+    axes.text(4.0, 0.3, "A trains,", color=A, fontsize=10.5, weight="bold", va="top")
+    axes.text(4.9, 0.3, "B trains", color=B, fontsize=10.5, weight="bold", va="top")
     parts, top = [], 0.0
     for (parent, members), height in zip(rows.items(), heights):
-        axes.text(0.05, top - 0.05, parent or "block", color=SOFT, fontsize=8, weight="bold", va="top")
+        axes.text(0.05, top - 0.05, parent or "block", color=SOFT, fontsize=9, weight="bold", va="top")
         for place, group in enumerate(members):
-            count = sum(per_path.get(path, 0) for path in group.paths)
-            parts.append(f"{group.name} {'adapted' if count else 'frozen'}")
-            _draw_layer(axes, 0.3 + place * 6.6 / max(4, len(members)), top - 0.62, group, count, r, scale)
+            count = _in_one_block(group, per_path)
+            parts.append(f"{group.name} {f'adapted, {count:,} parameters' if count else 'frozen'}")
+            _draw_layer(axes, 0.3 + place * 6.6 / max(4, len(members)), top - 0.85, group, count, r, scale)
         top -= height
     return Picture(figure, f"One block's linear layers to scale, rank {r}: {', '.join(parts)}.")
+
+
+def _in_one_block(group: targets.Group, per_path: dict[str, int]) -> int:
+    """Count what trains in the block that has most of it: `layers_to_transform` may leave blocks out."""
+    counts: dict[str, int] = {}
+    for path in group.paths:
+        number = next(part for part in path.split(".") if part.isdigit())
+        counts[number] = counts.get(number, 0) + per_path.get(path, 0)
+    return max(counts.values())
 
 
 def _draw_layer(axes, x: float, top: float, group: targets.Group, trainable: int, r: int, scale: float) -> None:
@@ -173,5 +187,5 @@ def _draw_layer(axes, x: float, top: float, group: targets.Group, trainable: int
     if trainable:
         axes.add_patch(Rectangle((x, top - height - 0.04 - thin), width, thin, color=A, linewidth=0))  # A
         axes.add_patch(Rectangle((x - 0.04 - thin, top - height), thin, height, color=B, linewidth=0))  # B
-        label += f", {trainable:,}"
-    axes.text(x, top + 0.06, label, color=INK if trainable else SOFT, fontsize=7, va="bottom")
+        label += f"\ntrains {trainable:,}"
+    axes.text(x, top + 0.06, label, color=INK if trainable else SOFT, fontsize=9, va="bottom", linespacing=1.1)
