@@ -217,7 +217,7 @@ for options in (dict(target_modules="q_proj"), dict(target_modules="all-linear",
     try:
         adapt(**options)
     except ValueError as error:
-        print(f"{options}\n    {type(error).__name__}: {str(error)[:75]}...")
+        print(f"{options}\n    {type(error).__name__}: {str(error)[:75]}")
 
 # %% [markdown]
 # `"q_proj"` is a string, so it would have to be the whole name: write `["q_proj"]`. "all-linear" is a string, too, and
@@ -498,7 +498,7 @@ table([{"embedding trained": kind, "largest change of a logit": f"{change:.1g}",
 # embedding. Without `ensure_weight_tying`, a full copy leaves a model whose two matrices differ (Lesson 5).
 #
 # **New tokens** need single rows. Here is one: `<gaul>`. `resize_token_embeddings` gives it a random row. The adapter
-# on q and v is frozen for once, so that the row alone has to take up the meaning. The last two prompts are never taught.
+# on q and v is frozen for once, so that the row alone has to take up the meaning. The last two prompts are not taught.
 
 # %%
 set_seed(SEED)

@@ -155,9 +155,9 @@ def block(groups: list[targets.Group], per_path: dict[str, int], r: int) -> Pict
     figure = Figure(figsize=(7, sum(heights) + 0.4), dpi=110, facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7), ylim=(-sum(heights), 0.4))
     axes.set_axis_off()
-    axes.text(0.05, 0.3, "One block to scale: grey is frozen,", color=INK, fontsize=10.5, weight="bold", va="top")
-    axes.text(4.0, 0.3, "A trains,", color=A, fontsize=10.5, weight="bold", va="top")
-    axes.text(4.9, 0.3, "B trains", color=B, fontsize=10.5, weight="bold", va="top")
+    axes.text(0.05, 0.3, "One block, layers to scale: grey is frozen,", color=INK, fontsize=10.5, weight="bold", va="top")
+    axes.text(3.4, 0.3, "A trains,", color=A, fontsize=10.5, weight="bold", va="top")
+    axes.text(4.25, 0.3, "B trains", color=B, fontsize=10.5, weight="bold", va="top")
     parts, top = [], 0.0
     for (parent, members), height in zip(rows.items(), heights):
         axes.text(0.05, top - 0.05, parent or "block", color=SOFT, fontsize=9, weight="bold", va="top")
@@ -180,7 +180,7 @@ def _in_one_block(group: targets.Group, per_path: dict[str, int]) -> int:
 
 def _draw_layer(axes, x: float, top: float, group: targets.Group, trainable: int, r: int, scale: float) -> None:
     height, width = (side * scale for side in group.shape[-2:])
-    thin = max(r * scale, 0.012)  # a rank of 1 must still be visible
+    thin = max(r * scale, 0.02)  # a rank of 1 must still be visible
     axes.add_patch(Rectangle((x, top - height), width, height, color=FROZEN, alpha=0.45, linewidth=0))
     many = f" ×{group.shape[0]}" if len(group.shape) == 3 else ""  # experts
     label = f"{group.name}\n{group.shape[-1]} → {group.shape[-2]}{many}"
