@@ -155,9 +155,9 @@ def block(groups: list[targets.Group], per_path: dict[str, int], r: int) -> Pict
     figure = Figure(figsize=(7, sum(heights) + 0.4), dpi=110, facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7), ylim=(-sum(heights), 0.4))
     axes.set_axis_off()
-    axes.text(0.05, 0.3, "One block, layers to scale: grey is frozen,", color=INK, fontsize=10.5, weight="bold", va="top")
-    axes.text(3.4, 0.3, "A trains,", color=A, fontsize=10.5, weight="bold", va="top")
-    axes.text(4.25, 0.3, "B trains", color=B, fontsize=10.5, weight="bold", va="top")
+    for x, text, colour in ((0.05, "One block, layers to scale: grey is frozen,", INK), (3.52, "A trains,", A),
+                            (4.4, "B trains", B)):
+        axes.text(x, 0.3, text, color=colour, fontsize=10.5, weight="bold", va="top")
     parts, top = [], 0.0
     for (parent, members), height in zip(rows.items(), heights):
         axes.text(0.05, top - 0.05, parent or "block", color=SOFT, fontsize=9, weight="bold", va="top")
