@@ -110,7 +110,7 @@ def readme(course: str) -> str:
         return ""
     return (f"[Open Lesson 0 in Colab](https://colab.research.google.com/github/{here}/blob/main/notebooks/"
             f"00_first_adapter.ipynb) · [open the course on Binder](https://mybinder.org/v2/gh/{here}/HEAD?urlpath="
-            "lab/tree/notebooks/00_first_adapter.ipynb)\n")
+            "lab/tree/00_first_adapter.ipynb)\n")
 
 
 def replace(file: Path, pattern: str, by: str) -> None:
