@@ -58,6 +58,8 @@ def test_a_planted_result_is_found(lesson, planted, words):
     "**3. The half.** Train half of the layers.",
     "## Exercises\n\nMake it twice as fast.",
     "1. The first.\n2. The second.",
+    "*Lessons:* [1 · Twice](01_x.ipynb) →",
+    "**It takes** about two minutes.",
     "[the table](https://example.org/2.0/more)",
 ])
 def test_what_states_no_result_is_let_through(lesson, plain):
@@ -68,6 +70,11 @@ def test_sentences_are_kept_as_they_stand_and_reviewed_one_by_one(lesson):
     twin = lesson("A byte has\n8 bits (e.g. `01`). It is *small*: 2 nibbles. What is more?\nThat is less.")
     new, old = prose.check(twin, {"A byte has 8 bits (e.g. `01`).": "definition"})
     assert [sentence.text for sentence in new] == ["It is *small*: 2 nibbles.", "That is less."] and old == []
+
+
+def test_a_sentence_ends_before_code_and_references_too(lesson):
+    new, _ = prose.check(lesson("It is better. `r` is told. So is 3. Lesson 4 shows it. It is worse! $x$ is not."), {})
+    assert [sentence.text for sentence in new] == ["It is better.", "So is 3.", "It is worse!"]
 
 
 def test_an_entry_without_its_sentence_is_an_error(lesson):
