@@ -3,10 +3,15 @@
 Built by `make site`, with the repository as source folder, so that a link which works there works here.
 """
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import nbformat
 from sphinx.transforms import SphinxContentsFilter
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import build_notebooks  # noqa: E402
 
 project = "lora-lab"
 html_title = "lora-lab"
@@ -50,5 +55,12 @@ html_use_index = False
 html_show_copyright = False
 
 
+def show_texts(app, page, source):
+    """Give the pictures of a notebook their texts."""
+    if app.env.doc2path(page).suffix == ".ipynb":
+        source[0] = nbformat.writes(build_notebooks.with_texts(nbformat.reads(source[0], 4)))
+
+
 def setup(app):
+    app.connect("source-read", show_texts)
     app.set_html_assets_policy("always")  # MathJax on every page: one may have its only formula in a question

@@ -8,8 +8,8 @@ LESSON = "test_notebook_runs"
 # Files that `make check` leaves out; so are single tests marked slow, and all with a page.
 SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_distributed", "test_exercises",
         "test_finetune", "test_gpu_8bit", "test_gpu_course", "test_handout", "test_ipywidgets_7", "test_lesson_claims",
-        "test_memory", "test_merging", "test_models", "test_pocket", "test_public_calls", "test_publish", "test_setup",
-        "test_shipping", "test_site", "test_sweep", "test_targets"}
+        "test_memory", "test_merging", "test_models", "test_perturb", "test_pocket", "test_public_calls",
+        "test_publish", "test_setup", "test_shipping", "test_site", "test_sweep", "test_targets"}
 
 
 def pytest_configure(config):
