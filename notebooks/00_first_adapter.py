@@ -311,7 +311,7 @@ same = sum(a == b for a, b in zip(again, answers["phrasings"]))
 print(f"{same} of {len(again)} answers are identical to those of the model you trained")
 
 # %% [markdown]
-# **A smaller file.** Write a config whose file is under 3 MB and that still adapts every linear layer. The check builds
+# **A small file.** Write a config whose file is under 3 MB and that still adapts every linear layer. The check builds
 # it without weights.
 
 # %%
@@ -351,7 +351,7 @@ compare("first/other_base", found.exact / max(after["phrasings"].exact, 0.01))
 # %% [markdown]
 # ## Error recovery
 #
-# Three errors that everybody meets. Read each message, say what you would do, then look below it.
+# Errors that everybody meets. Read each message, say what you would do, then look below it.
 
 # %%
 for attempt in (
@@ -393,7 +393,7 @@ progress()
 # - Measure on held-out data, with an interval, and measure what was forgotten.
 #
 # **The one exercise worth doing.** Write ten commands in your own words with their right answers, each as a pair
-# `(smart_home.prompt(text), answer)`, and score your model on them. Your family speaks otherwise than a grammar does.
+# `(smart_home.prompt(text), answer)`, and score your model on them. Your family does not speak like a grammar.
 #
 # Next: **Lesson 1** shows why a low rank is enough, **2** which layers to name, **3** the same training in 8 bits and
 # where the memory goes, **4** what alpha does, **5** how to merge and ship.
