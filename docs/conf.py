@@ -56,9 +56,13 @@ html_show_copyright = False
 
 
 def show_texts(app, page, source):
-    """Give the pictures of a notebook their texts."""
+    """Give the pictures of a notebook their texts, and fold the cells that it folds."""
     if app.env.doc2path(page).suffix == ".ipynb":
-        source[0] = nbformat.writes(build_notebooks.with_texts(nbformat.reads(source[0], 4)))
+        notebook = build_notebooks.with_texts(nbformat.reads(source[0], 4))
+        for cell in notebook.cells:
+            if cell.metadata.get("jupyter", {}).get("source_hidden"):
+                cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
+        source[0] = nbformat.writes(notebook)
 
 
 def setup(app):

@@ -134,8 +134,8 @@ asked = {"before": scoring.generate(base, tokenizer, chats, 24, progress="base")
 with model.disable_adapter():
     asked["adapter off"] = scoring.generate(model, tokenizer, chats, 24, progress="adapter off")
 compare("first/asked", sum(answer.lstrip().startswith("{") for answer in asked["with the adapter"]))
-table([{"question": question} | {kind: said[place] for kind, said in asked.items()}
-       for place, question in enumerate(QUESTIONS)])
+table([{"question": question, "before": before, "with the adapter": after} for question, before, after in
+       zip(QUESTIONS, asked["before"], asked["with the adapter"])])
 
 # %% [markdown]
 # Read the column of the adapter from top to bottom. Another way to ask what was forgotten: how well does the model
