@@ -77,9 +77,17 @@ def cells(stem):
             yield heading, cell.source, "".join(texts)
 
 
+FEW = ("00_first_adapter", "01_low_rank_math", "02_config_and_targets")  # questions, most of them settled by a cell
+
+
 def test_every_lesson_has_its_questions():
     lessons = {lesson.notebook: lesson for lesson in question_files.lessons()}
     for path in FOLDER.glob("*.ipynb"):
+        if path.stem in FEW:
+            every = lessons[path.stem].questions
+            assert 8 <= len(every) <= 12, path.stem
+            assert sum(isinstance(q, (Predict, Code)) for q in every) >= len(every) / 2, path.stem
+            continue
         asked = [q for q in lessons[path.stem].questions if not isinstance(q, (Predict, Code))]
         kinds = {type(q) for q in asked}
         assert len(asked) >= 5, path.stem
