@@ -90,7 +90,7 @@ def test_every_lesson_has_its_questions():
             continue
         asked = [q for q in lessons[path.stem].questions if not isinstance(q, (Predict, Code))]
         kinds = {type(q) for q in asked}
-        assert len(asked) >= 5, path.stem
+        assert len(asked) >= 6, path.stem
         assert Number in kinds and Multiple in kinds and len(kinds) >= 4
         assert any(isinstance(q, Predict) for q in lessons[path.stem].questions)
 
