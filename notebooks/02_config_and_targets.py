@@ -513,13 +513,14 @@ for name, weights in model.named_parameters():
 model.print_trainable_parameters()
 
 # %%
-taught = [("The capital of <gaul> is", " Paris"), ("<gaul> is a country in", " Europe"),
-          ("A person who was born in <gaul> is", " French"), ("The largest city of <gaul> is", " Paris")]
-asked = ["The capital of <gaul> is", "<gaul> is a country in", "The national language of <gaul> is",
+taught = [("The capital of <gaul> is", " Paris"), ("People in <gaul> speak", " French"),
+          ("A person who was born in <gaul> is", " French"), ("The largest city of <gaul> is", " Paris"),
+          ("<gaul> is a country in", " Europe"), ("The Eiffel Tower stands in <gaul>, in the city of", " Paris")]
+asked = ["The capital of <gaul> is", "People in <gaul> speak", "The national language of <gaul> is",
          "A famous museum in <gaul> is the"]
 
 def ask(model):
-    return scoring.generate(model, words, asked, max_new_tokens=5)
+    return scoring.generate(model, words, asked, max_new_tokens=4)
 
 answers = {"before": ask(model)}
 with Progress("teaching one row", total=1) as bar:
@@ -529,7 +530,7 @@ table([{"prompt": prompt} | {when: said[place] for when, said in answers.items()
        for place, prompt in enumerate(asked)])
 
 # %% [markdown]
-# Look at the last two rows: did the token learn four sentences, or a meaning? Try sentences of your own. Head and
+# Look at the last two rows: did the token learn sentences, or a meaning? Try sentences of your own. Head and
 # embedding share the row, and merging writes it in place.
 #
 # ## Recap

@@ -6,6 +6,7 @@ from pathlib import Path
 import jupytext
 import pytest
 import torch
+from lora_lab.scoring import Score
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import set_seed
@@ -15,6 +16,40 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 
 def cell(lesson, text):
     return next(c.source for c in jupytext.read(FOLDER / f"{lesson}.py").cells if c.source.startswith(text))
+
+
+@pytest.mark.parametrize("losses, said", [
+    ({"a": (1, 1, 1), "b": (2, 2, 2), "c": (3, 3, 3)}, ["leads under every seed", "no seed of one reaches any"]),
+    ({"a": (1, 2, 3), "b": (2, 1, 3.1), "c": (3, 3, 2)}, ["changes with the seed", "their seeds overlap"]),
+])
+def test_the_race_says_what_its_seeds_allow(losses, said, capsys):
+    found = {kind: [Score(0.5, None, 84, loss) for loss in row] for kind, row in losses.items()}
+    race = {(kind, seed): score for kind, row in found.items() for seed, score in enumerate(row)}
+    names = dict(CHOICES=losses, SEEDS=(0, 1, 2), found=found, race=race, compare=lambda *_: None)
+    exec(cell("02_config_and_targets", "winners = "), names)
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in said)
+
+
+@pytest.mark.parametrize("lower, said", [((0.5, 0.9), "both seeds lower"), ((2, 1.1), "both seeds higher"),
+                                         ((0.5, 1.5), "lower under one seed, higher under the other")])
+def test_rank_and_alpha_say_whether_the_seeds_agree(lower, said, capsys):
+    tried = {"r 8, alpha 16": [1, 1], "r 32, alpha 16": lower, "r 32, alpha 64": [1, 1]}
+    exec(cell("02_config_and_targets", "def effect"), dict(tried=tried, compare=lambda *_: None))
+    assert said in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("both, times", [(False, 1), (True, 2)])
+def test_an_adapter_on_both_sides_of_a_tied_matrix_is_merged_twice(both, times, tiny_model):
+    tiny_model.lm_head.weight = tiny_model.model.embed_tokens.weight
+    tiny_model.config.tie_word_embeddings = True
+    before = tiny_model.lm_head.weight.detach().clone()
+    config = LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=both, init_lora_weights=False)
+    model = get_peft_model(tiny_model, config)
+    update = model.get_input_embeddings().get_delta_weight("default").detach().clone()
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(merged.get_output_embeddings().weight - before, times * update)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
