@@ -279,6 +279,7 @@ quiz("targets/four_bits")
 four, _ = load_base(precision="nf4", quiet=True)
 print(f"entries in all tensors: {sum(weights.numel() for weights in four.parameters()):,}")
 get_peft_model(four, LoraConfig(target_modules=QV)).print_trainable_parameters()
+del four
 
 # %% [markdown]
 # `print_trainable_parameters` knows of the packing and counts weights. A sum over `numel()` counts what is stored.
@@ -304,7 +305,7 @@ quiz("targets/config_for_budget", my_config, base)
 #   step, and a rank of 32 adds up more such columns than a rank of 6.
 # - **Learning rate.** So each choice gets its own. A tuned rate makes up for how hard rank and scaling push together.
 #   [which_modules.py](../benchmarks/which_modules.py) found these on validation commands, by doubling the rate until
-#   the loss rose.
+#   the loss rose. It trains longer than you do here, and a shorter race may suit other rates.
 
 # %% tags=["nbval-check-output"]
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
@@ -456,6 +457,7 @@ with Progress("one training", total=1) as bar, warnings.catch_warnings(action="i
     fit(model, smart_home.commands("train", 4 * STEPS, SEED), STEPS // 2, 4e-3, SEED)
     beside = scoring.quick_score(model, tokenizer, test)
     merged = scoring.quick_score(model.merge_and_unload(), tokenizer, test)
+del model
 print("unmerged:", beside)
 print("merged:  ", merged)
 print(scoring.verdict(beside, merged, "unmerged", "merged"))
@@ -484,6 +486,7 @@ with warnings.catch_warnings(action="ignore"):
     untied.config.tie_word_embeddings = False
     moved["adapter, head untied before"] = moved_by_merging(get_peft_model(
         untied, LoraConfig(target_modules=[*QV, "embed_tokens"], lora_alpha=16)))
+    del untied
 
 # %%
 rounding = moved["not at all"]
