@@ -245,11 +245,11 @@ update = path.weights[-1] - path.weights[0]
 kinds = {"the update": update, "the weight": path.weights[0], "random": torch.randn_like(update)}
 curves = {kind: (range(1, 65), energy(matrix)[:64]) for kind, matrix in kinds.items()}
 plots.lines(curves, "directions kept, strongest first", "share of the energy", mark=8, xscale="log",
-            title="How much do the strongest directions hold? (the upright line: 8 of them)")
+            title="How much do the 8 strongest directions hold?")
 
 # %%
 counts = {kind: half(matrix) for kind, matrix in kinds.items()}
-print("directions that hold half of the energy:", counts)
+print("directions that hold half of the energy:", ", ".join(f"{kind} {count}" for kind, count in counts.items()))
 print("The update is", "concentrated: it needs less than half as many directions as the weight."
       if counts["the update"] < counts["the weight"] / 2 else "not much more concentrated than the weight.")
 
@@ -259,9 +259,9 @@ print("The update is", "concentrated: it needs less than half as many directions
 # Do not trust the count yet. It may have nothing to do with the task. Two controls, with the same model and
 # optimizer:
 #
-# - **The steps, shuffled.** Each of the steps you kept, with its rows and columns put in an order of its own. It is
-#   as strong and as concentrated as before, but the steps no longer share directions. If few steps were the reason
-#   for the low count, this sum would have as low a one.
+# - **The steps, shuffled.** Each of the steps you kept, with its rows and columns put in an order of its own. Each is
+#   as strong and as concentrated as before, but no two share their directions any more. If the low count came from
+#   the small number of steps, the shuffled sum would need as few directions as the update.
 # - **Random answers.** The same commands, but random tokens in place of each answer: a training that has nothing to
 #   learn. (Half as many steps, to save time.)
 
@@ -309,7 +309,8 @@ compare("math/random_answers", by_chance[common] / task[common])
 
 # %% [markdown]
 # What do the steps share, then? Each gradient is a sum of outer products, one for each token: how the output should
-# move, times the token's input to this layer. Inputs of a layer have much in common, whatever the answers are.
+# move, times the token's input to this layer. Inputs of a layer have much in common, whatever the answers are. (And
+# AdamW's momentum makes each step resemble the one before.)
 #
 # ## Does the rest matter?
 #
@@ -321,28 +322,33 @@ quiz("math/rank_one")
 
 # %%
 test = smart_home.commands("test combinations", 50, SEED) + smart_home.commands("test phrasings", 50, SEED)
-cut = {"all": scoring.quick_score(full, tokenizer, test, progress="the whole update")}
+whole = scoring.quick_score(full, tokenizer, test, progress="the whole update")
 parts = {}
 with Progress("the strongest directions of every update", total=len(tuned)) as bar:
     for name in tuned:
         change = full.get_submodule(name).weight - base.get_submodule(name).weight
-        parts[name] = torch.svd_lowrank(change.detach(), q=24, niter=4)  # a quick SVD of the first 24
+        parts[name] = torch.svd_lowrank(change.detach(), q=24, niter=4)  # a quick SVD: the first 24 alone
         bar.update(1)
-for r in (8, 4, 2, 1, 0):
+print("the whole update:", whole)
+
+# %%
+shortened, cut = load_base(precision="float32", quiet=True)[0], {}
+for r in (0, 1, 2, 4, 8):
     for name, (left, strengths, right) in parts.items():
         change = (left[:, :r] * strengths[:r]) @ right[:, :r].T
-        full.get_submodule(name).weight.data = base.get_submodule(name).weight.detach() + change
-    cut[r] = scoring.quick_score(full, tokenizer, test, progress=f"rank {r}")
+        shortened.get_submodule(name).weight.data = base.get_submodule(name).weight.detach() + change
+    cut[r] = scoring.quick_score(shortened, tokenizer, test, progress=f"rank {r}")
+del shortened
+
+bars = {f"rank {r} (loss {score.loss:.2f})": score for r, score in cut.items()}
+bars[f"whole (loss {whole.loss:.2f})"] = whole
+plots.score_bars({"kept": bars}, "How many directions does the task need?")
 
 # %%
-bars = {f"rank {r} (loss {score.loss:.2f})": score for r, score in reversed(cut.items())}
-plots.score_bars({"kept": bars}, "How many directions of each update does the task need?")
-
-# %%
-print("Answers:", scoring.verdict(cut[8], cut["all"], "cut to rank 8", "the whole update"))
-ratio = cut[8].loss / cut["all"].loss
-print(f"Held-out loss: {ratio:.1f} times that of the whole update.", "The tail is not idle: it makes right answers "
-      "surer." if ratio > 1.1 else "The tail does not show in the loss.")
+print("Answers:", scoring.verdict(cut[8], whole, "cut to rank 8", "the whole update"))
+ratio = cut[8].loss / whole.loss
+print(f"Held-out loss: {ratio:.1f} times that of the whole update.", "The tail is not idle: without it the model is "
+      "less sure of the answers." if ratio > 1.1 else "The tail does not show in the loss.")
 compare("math/rank_one", cut[1].exact)
 
 # %% [markdown]
@@ -437,7 +443,7 @@ apart = max(abs(a - b) / b for a, b in zip(hand_losses, peft_losses))
 print(f"largest relative difference of the {STEPS} losses: {apart:.1g}")
 print("Your layer is PEFT's." if apart < 1e-3 else "They drifted apart: look where the first difference is.")
 by_hand_score = scoring.quick_score(by_hand, tokenizer, test, progress="scoring")
-print("Answers:", scoring.verdict(by_hand_score, cut["all"], "LoRA of rank 8", FULL))
+print("Answers:", scoring.verdict(by_hand_score, whole, "LoRA of rank 8", FULL))
 
 # %% [markdown]
 # One seed, a short training, learning rates that nobody tuned: the last line is no race. (PEFT adds what production
@@ -484,7 +490,7 @@ def largest_gradient(which):
 
 STARTS = {"A random, B zero": (True, False), "A zero, B random": (False, True), "both zero": (False, False),
           "both random": (True, True)}
-print("largest entry of a trained B:", max(by_hand.get_submodule(name).B.weight.abs().max().item() for name in names))
+print(f"{len(STARTS)} ways to start the {len(names)} layers that you made")
 
 # %%
 losses, rows, prose = {kind: [] for kind in STARTS}, [], {"base": scoring.perplexity(base, tokenizer)}
@@ -644,26 +650,28 @@ table([{"training": kind, "frozen weights, MB": f"{frozen / 1e6:,.0f}",
         "backward": f"{backward / 1e9:.0f}"} for kind, (parts, frozen, forward, backward) in costs.items()])
 
 # %%
-whole, _, whole_forward, whole_backward = costs["all weights"]
+every, _, every_forward, every_backward = costs["all weights"]
 for kind, (parts, _, forward, backward) in list(costs.items())[1:]:
-    print(f"{kind}: memory {sum(parts.values()) / sum(whole.values()) - 1:+.0%}, activations alone "
-          f"{parts['activation'] / whole['activation'] - 1:+.0%}; computing {forward / whole_forward - 1:+.0%} "
-          f"forward, {backward / whole_backward - 1:+.0%} backward")
+    print(f"{kind}: memory {sum(parts.values()) / sum(every.values()) - 1:+.0%}, activations alone "
+          f"{parts['activation'] / every['activation'] - 1:+.0%}; computing {forward / every_forward - 1:+.0%} "
+          f"forward, {backward / every_backward - 1:+.0%} backward")
 ranks = [costs[f"LoRA, all linear, rank {r}"][0] for r in (64, 8)]
 print(f"From rank 64 down to 8 the whole step saves {1 - sum(ranks[1].values()) / sum(ranks[0].values()):.0%}.")
-compare("math/cost_total", sum(ranks[1].values()) / sum(whole.values()))
+compare("math/cost_total", sum(ranks[1].values()) / sum(every.values()))
 
 # %% [markdown]
 # **Look** at the bars part by part. Gradients and AdamW's means follow what trains: that is LoRA's saving. The frozen
-# weights are all still there (Lesson 3 makes those smaller). Activations shrink a little as well, since a frozen
-# layer without an adapter need not keep its input. But the backward pass still travels through every layer, and needs
-# what it meets there. It computes the gradients of the activations, and no longer those of the frozen weights.
+# weights are all still there (Lesson 3 makes those smaller). Activations shrink by what the lines say: a frozen layer
+# without an adapter need not keep its input. But the backward pass still travels through every layer, and needs what
+# it meets there. It computes the gradients of the activations, and no longer those of the frozen weights.
 #
-# So when a LoRA run goes out of memory, read the line about the rank before you lower it.
+# A LoRA run goes out of memory, and you think of a lower rank? The line about ranks 64 and 8 says what that saves
+# here.
 #
 # ## Common gotcha: the forgotten scaling
 #
-# The same card writes the forward pass as $y = Wx + BAx$. Many do. Take a layer of the adapter you trained and see.
+# The same card writes the forward pass as $y = Wx + BAx$. Take a layer of the adapter you trained and see what that
+# does.
 
 # %%
 layer = by_peft.base_model.model.model.layers[5].self_attn.q_proj
@@ -677,8 +685,8 @@ with torch.no_grad():
     print(f"error of Wx + (alpha/r) BAx      {(y - (Wx + scaling * BAx)).abs().max().item():.1e}")
 
 # %% [markdown]
-# With $\alpha/r = 2$ the card's formula misses half of what the adapter does. It happens to people who export A and B
-# to another program, and then find a model that is "a bit weaker".
+# With $\alpha/r = 2$ the card's formula misses half of what the adapter does. Export A and B to another program
+# without the factor, and no error tells you: the model there is only weaker.
 #
 # **Puzzle 4: merge by hand.** Return one weight that does what the base and its adapter do together, so that the
 # adapter can be thrown away. Shapes: `W` (d_out × d_in), `A` (r × d_in), `B` (d_out × r). Lesson 5 builds on it.
@@ -739,7 +747,7 @@ difference = (W + layer.get_delta_weight("default").detach()) - W
 strengths = torch.linalg.svdvals(difference.cpu()).tolist()
 print(f"singular values: the 8th {strengths[7]:.1e}, the 9th {strengths[8]:.1e}")
 plots.lines({"singular value": (range(1, 33), strengths[:32])}, "number", "singular value", mark=8, yscale="log",
-            title="The rank of a merged adapter can be seen (the upright line: r = 8)")
+            title="Can you see the rank of a merged adapter?")
 
 # %% [markdown]
 # **Puzzle 5, the one worth doing: recover the adapter.** Return `A` (r × d_in) and `B` (d_out × r) such that `merged`

@@ -82,7 +82,7 @@ def matrices(named: dict[str, Any], title: str | None = None) -> Picture:
         axes.imshow(np.asarray(matrix), cmap=_DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
         axes.set_title(name, color=INK, fontsize=9)
         axes.set_axis_off()
-    return Picture(figure, "Matrices drawn as images: " + "; ".join(named) + ".")
+    return Picture(figure, f"{said(title)}Matrices drawn as images: {'; '.join(named)}.")
 
 
 def heat(values: list[list], xs: list, ys: list, xlabel: str, ylabel: str, name: str) -> Picture:

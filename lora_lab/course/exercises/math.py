@@ -78,7 +78,7 @@ def smallest_rank(function) -> Verdict:
         if right is not None and found != right:
             ranks = range(1, len(values) + 1)
             display(plots.lines({"its error": (ranks, errors.tolist()), "the bound": (ranks, [bound] * len(values))},
-                                "rank", "relative error", mark=right, title="A counterexample: where do the two meet?"))
+                                "rank", "error", title="A counterexample: where is it within the bound?"))
             return say(False, f"For an error of at most {bound} the smallest rank is {right} here; yours is {found}.")
     return say(True, "The smallest rank for three matrices and bounds.")
 
