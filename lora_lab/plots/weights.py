@@ -26,10 +26,11 @@ def push(a: tuple[float, float], b: tuple[float, float]) -> Picture:
     axes.plot(*grid.T, "o", color=BEFORE, markersize=4)
     across = np.outer(np.arange(-6, 7), (-a[1], a[0])) / (np.hypot(*a) or 1)
     axes.plot(*across.T, "--o", color=INK, markersize=5, linewidth=1)
-    for vector, name, colour in ((np.array(a), "a", A), (np.array(b), "b", B)):
-        axes.annotate("", vector, (0, 0), arrowprops=_arrow(colour, 3.5, 18))
-        axes.text(*(vector * (1 + 0.3 / (np.hypot(*vector) or 1))), name, color=colour, fontsize=14, weight="bold",
-                  ha="center", va="center", bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.8})
+    for (x, y), name, colour in ((a, "a", A), (b, "b", B)):
+        axes.annotate("", (x, y), (0, 0), arrowprops=_arrow(colour, 3.5, 18))
+        beyond = 1 + 0.3 / (np.hypot(x, y) or 1)
+        axes.text(x * beyond, y * beyond, name, color=colour, fontsize=14, weight="bold", ha="center", va="center",
+                  bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.8})
     return Picture(figure, f"Points of a grid, and arrows to where x + b (a·x) takes them: a = ({a[0]:.2g}, {a[1]:.2g})"
                            f", b = ({b[0]:.2g}, {b[1]:.2g}). All arrows lie along b; across a, points stay.")
 
