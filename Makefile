@@ -3,7 +3,7 @@ PYTHON ?= python3
 # Sets up what its first argument names (see tools/set_up.py), then runs the rest with the environment's Python.
 SET_UP  = $(PYTHON) tools/set_up.py
 
-.PHONY: help lab reset class release test check setup notebooks publish site bench drift clean
+.PHONY: help lab reset class release test check setup notebooks perturb publish site bench drift clean
 
 help:
 	@echo "make lab        set up, then open JupyterLab on your first unfinished lesson  (LESSON=01_low_rank_math, ARGS=--no-browser)"
@@ -12,6 +12,7 @@ help:
 	@echo "make check      set up, then the quick tests, to run between two edits"
 	@echo "make setup      only set up what learners need: virtual environment, packages, model"
 	@echo "make notebooks  write the lessons from their text twins and run them  (ARGS=01_low_rank_math: only that one)"
+	@echo "make perturb    run lessons with another seed, precision and half the steps, to read  (ARGS='00 --only seed')"
 	@echo "make publish    write where the course is published into notebooks and README  (REPO=owner/name, or REPO= for nowhere)"
 	@echo "make bench      measure the lesson's recipe: scores by seed, and speed beside trl's SFTTrainer"
 	@echo "make drift      which lessons break under newer, older and Colab's packages  (ARGS='00 01 --in newest')"
@@ -49,6 +50,10 @@ setup:
 # Writes each notebook from its text twin, keeping cell ids, and runs it; commit both.
 notebooks:
 	@$(SET_UP) test tools/build_notebooks.py $(ARGS)
+
+# Executed copies on other terms, and the same as text, in _build/perturb.
+perturb:
+	@$(SET_UP) test tools/perturb.py $(ARGS)
 
 # The set-up cells and links of every notebook, and the README's links.
 publish:

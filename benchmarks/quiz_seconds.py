@@ -22,7 +22,7 @@ import browser  # noqa: E402
 from get_browser import find  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-QUESTIONS = ("zero_start", "ship", "skipped_scores", "which_error", "untrained", "two_scores")
+QUESTIONS = ("zero_start", "share", "phrasings", "forgetting", "untrained", "told")
 
 # Runs the cell of the given index and resolves when its text (or any output) is on the page.
 RUN_CELL = """async ([index, question]) => {
@@ -50,7 +50,7 @@ def import_seconds(statement: str) -> float:
 def main() -> None:
     python, package = import_seconds("pass"), import_seconds("import lora_lab")
     results = {"python_starts_s": python, "with_import_lora_lab_s": package, "import_lora_lab_s": package - python}
-    cells = ["from lora_lab import quiz", "quiz('first/answer_only')"]
+    cells = ["from lora_lab import quiz", "quiz('first/asked')"]
     for name in QUESTIONS:
         cells += ["1", f"quiz('first/{name}')"]
     with browser.lab({"quiz": cells}, "Light", Path(tempfile.mkdtemp())) as served, sync_playwright() as playwright:
@@ -59,7 +59,7 @@ def main() -> None:
         browser.open_notebook(page, served, "quiz.ipynb")
         page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.ready }")
         page.evaluate(RUN_CELL, [0, None])
-        results["first_question_s"] = page.evaluate(RUN_CELL, [1, "answer_only"])
+        results["first_question_s"] = page.evaluate(RUN_CELL, [1, "asked"])
         empty, shown = [], []
         for turn, name in enumerate(QUESTIONS):
             empty.append(page.evaluate(RUN_CELL, [2 + 2 * turn, None]))

@@ -3,10 +3,15 @@
 Built by `make site`, with the repository as source folder, so that a link which works there works here.
 """
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import nbformat
 from sphinx.transforms import SphinxContentsFilter
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import build_notebooks  # noqa: E402
 
 project = "lora-lab"
 html_title = "lora-lab"
@@ -50,5 +55,16 @@ html_use_index = False
 html_show_copyright = False
 
 
+def show_texts(app, page, source):
+    """Give the pictures of a notebook their texts, and fold the cells that it folds."""
+    if app.env.doc2path(page).suffix == ".ipynb":
+        notebook = build_notebooks.with_texts(nbformat.reads(source[0], 4))
+        for cell in notebook.cells:
+            if cell.metadata.get("jupyter", {}).get("source_hidden"):
+                cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
+        source[0] = nbformat.writes(notebook)
+
+
 def setup(app):
+    app.connect("source-read", show_texts)
     app.set_html_assets_policy("always")  # MathJax on every page: one may have its only formula in a question

@@ -1,6 +1,8 @@
-"""Adapters of PEFT: is a folder one, are its settings numbers that train, and how loud is it in a model."""
+"""Adapters of PEFT: is a folder one, beside which weights was it trained, how loud is it in a model."""
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,10 @@ from peft.tuners.lora.layer import LoraLayer
 
 from . import files
 from .errors import LabError, expect
+
+BASE = "base_model.json"
+_ADDED = ("lora_", "modules_to_save.", "trainable_tokens_")  # parts of names of what PEFT adds, and puts around
+_AROUND = ("base_model.model.", ".base_layer", ".original_module", ".token_adapter")
 
 
 def positive(**settings) -> None:
@@ -23,8 +29,59 @@ def positive(**settings) -> None:
         expect(number and 0 < value < 1e300, name, value, "a finite number above 0")
 
 
-def adapter_folder(folder: str | os.PathLike, r: int | None = None) -> str:
-    """Return `folder` as a string, if it holds a saved adapter (of rank `r`, if given).
+def base_identity(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of a model's own weights, by name, without any adapter's; of 7 billion it takes half a minute.
+
+    Floating-point weights count as rounded to bfloat16: one file read in float32 and in bfloat16 is one base, and what
+    differs by more, such as a base quantised to 4 bits and read back, is another. Raises LabError.
+    """
+    own, digest = {}, hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if not any(part in name for part in _ADDED):
+            for part in _AROUND:
+                name = name.replace(part, "")
+            own[name] = weight.detach()
+    for name, weight in sorted(own.items()):
+        if weight.is_meta:
+            raise LabError(f"{name} is on the meta device: a model without weights has no identity.")
+        kept = weight.to(torch.bfloat16) if weight.is_floating_point() else weight
+        digest.update(name.encode())
+        digest.update(kept.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def note_base(folder: str | os.PathLike, model: torch.nn.Module) -> str:
+    """Write beside a saved adapter which weights it was trained on, into `base_model.json`; returns their SHA-256.
+
+    PEFT notes the base's name alone, and a name has many weights: roundings, revisions, fine-tunings. Raises LabError.
+    """
+    expect(isinstance(model, torch.nn.Module), "model", model, "the model that the adapter was trained in")
+    if any(getattr(module, "merged", False) for module in model.modules()):
+        raise LabError("The adapter is merged into the weights: these are not its base. Call model.unmerge_adapter().")
+    identity = base_identity(model)
+    noted = {"name": getattr(getattr(model, "config", None), "_name_or_path", "") or None, "sha256": identity}
+    if noted["name"] and os.path.isdir(noted["name"]):
+        noted["name"] = None  # a path of this machine says nothing elsewhere
+    files.write(Path(adapter_folder(folder)) / BASE, (json.dumps(noted, indent=1) + "\n").encode())
+    return identity
+
+
+def _check_base(folder: Path, base: torch.nn.Module) -> None:
+    try:
+        noted = files.read_json(folder / BASE, dict).get("sha256")
+    except FileNotFoundError:
+        return print(f"Nothing in {folder} says which weights it was trained on: score it before you rely on it.")
+    except (OSError, ValueError) as error:
+        raise LabError(f"{BASE} in {folder}: {error}. Save the adapter again, and note_base.") from None
+    if noted != (found := base_identity(base)):
+        raise LabError(
+            f"The adapter in {folder} was trained beside other weights: {str(noted)[:12]}…, and these are "
+            f"{found[:12]}…. A and B correct the weights that they were trained beside. To try it here all the same, "
+            "leave out base= and score it.")
+
+
+def adapter_folder(folder: str | os.PathLike, r: int | None = None, base: torch.nn.Module | None = None) -> str:
+    """Return `folder` as a string, if it holds a saved adapter (of rank `r`, and trained beside `base`, if given).
 
     PEFT asks the model hub for a folder it cannot find an adapter in, and then reports what the hub
     said. This says what is wrong with the folder, whoever wrote it. Raises LabError.
@@ -46,6 +103,8 @@ def adapter_folder(folder: str | os.PathLike, r: int | None = None) -> str:
                 f"The adapter in {folder} has rank {rank}, and rank {r} is needed here. Train it with r={r}, or give "
                 "another folder."
             )
+        if base is not None:
+            _check_base(folder, base)
         return str(folder)
     found = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else None
     state = f"it holds {', '.join(found) or 'nothing'}" if found is not None else "it is no folder"

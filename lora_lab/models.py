@@ -14,8 +14,10 @@ from typing import Any
 
 import psutil
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.llama import modeling_llama  # noqa: F401  seconds of imports, before load_base and not in it
 
@@ -75,7 +77,29 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
         f"{name}: {model.num_parameters():,} parameters in {_stored(model) or str(dtype).removeprefix('torch.')}, "
         f"{model.get_memory_footprint() / 1e6:.0f} MB, on {where}"
     )
+    if name == DEFAULT and not quantised:
+        print(f"  (weights read back from 4 bits, {_distance_from_hub(model)})")
     return model.eval(), tokenizer
+
+
+def _distance_from_hub(model) -> str:
+    """Say how far the packaged weights are from the hub's: measured where those are at hand, else the format's step.
+
+    Q4_1 keeps 16 levels between the smallest and the largest of 32 weights; rounding to a step makes an error of
+    step/sqrt(12), root mean square.
+    """
+    hub = try_to_load_from_cache(HUB_NAME, "model.safetensors")
+    off = size = 0.0
+    with safe_open(hub, "pt") if isinstance(hub, str) else contextlib.nullcontext() as file:
+        for layer in (0, 15, 29):
+            key = f"model.layers.{layer}.mlp.down_proj.weight"
+            weight = model.state_dict()[key].detach().float().cpu()
+            blocks = weight.reshape(-1, 32)
+            step = (blocks.amax(1) - blocks.amin(1)) / 15
+            off += float((weight - file.get_tensor(key).float()).square().mean() if file else step.square().mean() / 12)
+            size += float(weight.square().mean())
+    share = f"{(off / size) ** 0.5:.1%}"
+    return f"{share} from the hub's" if file else f"whose steps err by about {share}; the hub's are not at hand"
 
 
 def _contiguous(head, inputs: tuple) -> tuple:

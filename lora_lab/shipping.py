@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from . import cache, files
+from . import adapters, cache, files
 from .display import no_progress_bars
 from .errors import LabError, reason
 
@@ -46,6 +46,8 @@ def ship(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str
                 model.save_pretrained(work, **_options(model))
                 tokenizer.save_pretrained(work)
             (work / "README.md").write_text(card, encoding="utf-8")
+            for file in work.rglob("adapter_config.json"):
+                adapters.note_base(file.parent, model)
             _name_base(work, base)
             _refuse_paths(work, tokenizer)
             for file in work.rglob("*"):

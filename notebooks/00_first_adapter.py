@@ -15,26 +15,18 @@
 #
 # *Lessons:* [1 · Low-rank math: why two thin matrices are enough](01_low_rank_math.ipynb) →
 #
-# In ten minutes of reading and running you take a language model and a job, train less than two percent of the model's
-# size, and watch what becomes of it. At the end you hold a file of a few megabytes that carries the new skill.
+# You take a language model that cannot do a job, attach a LoRA adapter, train it while you watch, and ask again.
 #
-# **You will be able to** attach a LoRA adapter to a model, train it with the `Trainer`, measure what it learned
-# and what it forgot, save it, and load it again.
+# **You will be able to** attach a LoRA adapter to a model, train it with the `Trainer`, measure what it learned and
+# what it forgot, save it, and load it again.
 #
 # **You need** Python and PyTorch. You have never fine-tuned a model? Good.
 #
-# **It takes** about two minutes of computing on two CPU cores, most of one training
+# **It takes** about two minutes of computing on two CPU cores, most of it one training
 # (on a GPU: not recorded).
-# No account, no model hub. Any cell may be run again. (`# NBVAL_CHECK_OUTPUT` marks cells whose output must be
-# the same on every machine; the course's tests compare it.)
-#
-# ## Why this matters
-#
-# A general model knows a little about everything. A product needs a model that does one thing right, every time.
-# Training all weights for that is expensive: AdamW keeps a gradient and two running means for every weight it trains.
-# LoRA (*low-rank adaptation*) freezes the model and trains a small addition to it instead.
+# No account, no model hub. Run a cell with Shift+Enter; any cell may be run again.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
 import os
 from importlib import invalidate_caches, util
@@ -53,249 +45,69 @@ from pathlib import Path
 
 import torch
 from lora_lab import LabError, adapters, batches, compare, load_base, plots, progress, quiz, scoring, smart_home
+from lora_lab.course import explorers
 from lora_lab.display import table
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 SEED, STEPS, BATCH = 0, 60, 8
 set_seed(SEED)
-
-# %% [markdown]
-# ## Meet the model
-#
-# `load_base()` loads SmolLM2-135M-Instruct, a real language model of the Llama family. It prints what it picked for
-# your machine. Ask the model something ordinary first.
-
-# %%
 base, tokenizer = load_base()
 
-# %%
-QUESTIONS = ["What is the capital of France?", "Name three animals that live in the sea.", "What is 2 + 3?"]
-answers_of_base = [scoring.chat(base, tokenizer, question) for question in QUESTIONS]
-table([{"question": q, "the model says": a} for q, a in zip(QUESTIONS, answers_of_base)])
-
 # %% [markdown]
-# It speaks English and knows a few things. Now the job: turn a command at home into one compact JSON action that a
-# program can carry out. There are fourteen kinds of them; here is one of each, with its only right answer.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-examples = smart_home.commands("train", n=14, seed=SEED)
-table([{"command": c.text, "right answer": c.answer} for c in examples])
-
-# %% [markdown]
-# **Predict, then run.** Commit to a guess before you know; the lesson comes back to it. (Shift+Enter runs a cell.)
+# ## The job
+#
+# A command at home goes in; one compact JSON action comes out, which a program can carry out. The model is a real one
+# of the Llama family. Nobody has shown it a single example.
+#
+# **Predict, then run.** Commit to a guess before you know; the next cell settles it.
 
 # %%
 quiz("first/untrained")
 
-# %% [markdown]
-# Show the model three commands.
-
 # %%
-few = smart_home.commands("test combinations", n=3, seed=SEED)
-table([{"command": c.text, "it says": a} for c, a in
-             zip(few, scoring.generate(base, tokenizer, [c.prompt for c in few]))])
+few = smart_home.commands("test combinations", n=8, seed=SEED)
+answers_of_base = scoring.generate(base, tokenizer, [c.prompt for c in few])
+compare("first/untrained", sum(a == c.answer for c, a in zip(few, answers_of_base)))
+table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in zip(few, answers_of_base)])
 
 # %% [markdown]
-# It continues the text, as language models do. That is not a fair trial: nobody told it what we want. So tell it, in
-# the chat format it was trained to follow, with one solved example of every kind of command.
-
-# %%
-dialogue = [{"role": "system", "content": "Turn each command into one JSON action. Answer with the JSON only."}]
-for c in examples:
-    dialogue += [{"role": "user", "content": c.text}, {"role": "assistant", "content": c.answer}]
-asked = smart_home.commands("test combinations", n=14, seed=SEED)
-prompts = [tokenizer.apply_chat_template(dialogue + [{"role": "user", "content": c.text}], tokenize=False,
-                                         add_generation_prompt=True) for c in asked]
-told = scoring.generate(base, tokenizer, prompts, max_new_tokens=24, batch_size=7, progress="with fourteen examples")
-print("with instructions and fourteen examples:", scoring.score(asked, told))
-print("tokens in one prompt:", len(tokenizer(prompts[0])["input_ids"]),
-      " in the bare command:", len(tokenizer(asked[0].prompt)["input_ids"]))
-table([{"command": c.text, "it says": a} for c, a in zip(asked[:6], told)])
-
-# %% [markdown]
-# Prompting is worth trying first, and often enough: the answers now look right, and some are. (Fourteen commands cannot
-# say more: look how wide the interval is.) Two things remain. Too many answers are wrong for a door lock. And every
-# command now drags all the examples along, which costs time with every single answer.
-#
-# Now measure the bare command properly, before and after training. Two sets of 200 commands that training never shows:
-#
-# - **combinations**: sentences as in training, about a device, state and room that never occur together there;
-# - **phrasings**: sentences that training never uses, in words around them ("would you ...") that it never uses.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-test = {kind: smart_home.commands(f"test {kind}", n=200, seed=SEED) for kind in ("combinations", "phrasings")}
-table([{"held-out combinations": a.text, "held-out phrasings": b.text}
-             for a, b in list(zip(*test.values()))[:6]])
-
-# %% [markdown]
-# Look at the interval beside each score: it is the range that 200 commands can vouch for.
-
-# %%
-before = {}
-for kind, commands in test.items():
-    answers = scoring.generate(base, tokenizer, [c.prompt for c in commands], progress=kind)
-    before[kind] = scoring.score(commands, answers)
-    print(f"before training, {kind}: {before[kind]}")
-compare("first/untrained", before["combinations"].exact)
-
-# %%
-perplexity_before = scoring.perplexity(base, tokenizer)
-print(f"perplexity on ordinary prose: {perplexity_before:.1f} (lower is better; keep it for later)")
-
-# %% [markdown]
-# ## Explanation: what LoRA adds
-#
-# A linear layer computes $y = Wx$. LoRA leaves $W$ as it is and adds a second path through two thin matrices:
-#
-# $$y = Wx + \frac{\alpha}{r}\, B A x$$
-#
-# $A$ takes the input down to $r$ numbers, $B$ takes them back up. $r$, the **rank**, is small, so $A$ and $B$ have few
-# entries. $\alpha/r$ is the **scaling**. Only $A$ and $B$ are trained. $B$ starts at zero, so at first the addition
-# changes nothing.
-#
-# **Analogy.** Lay a clear sheet over a printed page and write your corrections on the sheet. The page is never
-# touched; lift the sheet, and the page is as it was; send somebody the sheet, and their copy of the page reads like
-# yours. What makes the sheet light is its low rank, and Lesson 1 shows what that means and when it is enough.
-#
-# ## Code
-#
-# `LoraConfig` says where the addition goes and how big it is; `get_peft_model` puts it there. Both come from the
-# library PEFT, whatever you may have read about transformers. `"all-linear"` means every linear layer inside the
-# transformer blocks. `get_peft_model` changes the model it is given, so this cell starts from a fresh one each time
-# you run it.
-#
-# **Predict.** Which share of the model's parameters will train: about 0.2, 2 or 20 percent?
+# It continues the text, as language models do. Now attach an adapter: small trainable matrices beside the model's own
+# weights, which stay frozen. What they do is drawn further down. First see them work.
 
 # %%
 set_seed(SEED)
-fresh_copy, _ = load_base()
-config = LoraConfig(
-    r=8,
-    lora_alpha=16,
-    target_modules="all-linear",
-    lora_dropout=0.0,
-    bias="none",
-    task_type="CAUSAL_LM",
-)
-model = get_peft_model(fresh_copy, config)
+config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+model = get_peft_model(load_base(quiet=True)[0], config)  # a fresh copy: `base` stays as it is
 model.print_trainable_parameters()
 
 # %% [markdown]
-# Look at one layer: the old weight is still there as `base_layer`, and the two thin matrices stand beside it.
+# Train it. None of the commands above is among the examples.
 
 # %%
-# NBVAL_CHECK_OUTPUT
-layer = model.base_model.model.model.layers[0].self_attn.q_proj
-for name, parameter in layer.named_parameters():
-    print(f"{name:24} {str(tuple(parameter.shape)):12} trains: {parameter.requires_grad}")
-print("scaling alpha/r =", layer.scaling["default"])
-print("largest entry of B =", layer.lora_B["default"].weight.abs().max().item())
-
-# %% [markdown]
-# B is all zeros, so the model must still be exactly the model it was. Check it: the difference below is between the
-# logits with the adapter and without it.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-model.eval()  # get_peft_model returns the model in training mode
-ids = tokenizer("The ferry leaves the old harbour at", return_tensors="pt").to(model.device)
-with torch.no_grad(), model.disable_adapter():
-    plain = model(**ids).logits
-with torch.no_grad():
-    adapted = model(**ids).logits
-print("largest difference of any logit:", (adapted - plain).abs().max().item())
-
-# %%
-quiz("first/zero_start")
-
-# %%
-quiz("first/alpha_before")
-
-# %% [markdown]
-# ## The data, as the model sees it
-#
-# Each example is the command after a `>`, a new line, and the action. The loss counts only the action: we do not want
-# to train the model to write commands. `AnswerCollator` pads on the left, so that the actions line up on the right;
-# then the model can skip the scores of all 49,152 tokens for everything before them. `similar_lengths` puts rows of
-# similar length into one batch, so that little of it is padding.
-# It is [a page of code](../lora_lab/batches.py).
-
-# %%
-# NBVAL_CHECK_OUTPUT
-train_rows = batches.encode(smart_home.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
-train_rows = batches.similar_lengths(train_rows, BATCH, seed=SEED)
-collate = batches.AnswerCollator(tokenizer)
-batch = collate(batches.encode(smart_home.commands("train", n=3, seed=0), tokenizer))  # three commands to look at
-for ids, labels in zip(batch["input_ids"], batch["labels"]):
-    print(repr(tokenizer.decode(ids)), " trains on:", repr(tokenizer.decode(labels[labels != batches.IGNORED])))
-print("tokens per row:", batch["input_ids"].shape[1], " logits computed for the last", batch["logits_to_keep"])
-
-# %%
-quiz("first/answer_only")
-
-# %%
-quiz("first/skipped_scores")
-
-# %% [markdown]
-# ## Train
-#
-# This is the `Trainer` you will meet at work; nothing in it is special to this course. `LiveLoss` draws the curve, on a
-# logarithmic axis. Run the cell twice, and it trains on from where it is.
-#
-# **Predict.** When will the loss stop falling: after a quarter of the steps, after half, not at all?
-
-# %%
+examples = smart_home.commands("train", n=STEPS * BATCH, seed=SEED)
+rows = batches.similar_lengths(batches.encode(examples, tokenizer), BATCH, seed=SEED)
 arguments = TrainingArguments(
-    output_dir="runs/first", max_steps=STEPS, per_device_train_batch_size=BATCH,
-    learning_rate=2e-3, warmup_steps=3,
-    train_sampling_strategy="sequential",  # similar_lengths has shuffled the rows
+    output_dir="runs/first", max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=2e-3, warmup_steps=3,
+    train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", remove_unused_columns=False,
     bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
     use_cpu=model.device.type == "cpu",  # asked for bf16, the Trainer otherwise looks for a GPU that has it
-    logging_steps=1, save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=SEED,
-    dataloader_pin_memory=torch.cuda.is_available(),
+    dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True, seed=SEED,
 )
-trainer = Trainer(model=model, args=arguments, train_dataset=train_rows, data_collator=collate,
+trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=batches.AnswerCollator(tokenizer),
                   callbacks=[plots.LiveLoss()])
 trainer.remove_callback(PrinterCallback)  # LiveLoss shows the loss already
-result = trainer.train()
-print(f"{result.metrics['train_runtime']:.0f} s for {len(train_rows)} commands")
-
-# %% [markdown]
-# ## What just happened?
-#
-# **Look** at the curve first: where does it flatten? The pale line is the loss of each batch, the strong one its
-# running mean. With eight commands in a batch the loss is restless to the end: one command that the model still gets
-# wrong lifts it by a lot on this axis. That is why nobody judges a model by its last training loss.
-#
-# Now the scores, on the same held-out commands as before training, none of which the model has seen. The bars are the
-# scores, the orange lines their 95 % intervals; before training there may be no bar to see.
+print(f"{trainer.train().metrics['train_runtime']:.0f} s for {len(rows)} examples")
 
 # %%
-after, answers_after = {}, {}
-for kind, commands in test.items():
-    answers_after[kind] = scoring.generate(model, tokenizer, [c.prompt for c in commands], progress=kind)
-    after[kind] = scoring.score(commands, answers_after[kind])
-plots.score_bars({"before": before, "after": after})
-
-# %%
-for kind in test:
-    print(f"after training, {kind}: {after[kind]}")
-wrong = [(c, a) for kind in test for c, a in zip(test[kind], answers_after[kind]) if a != c.answer]
-print(f"{len(wrong)} of {sum(map(len, test.values()))} answers differ from the right one; the first few:")
-table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in wrong[:5]]
-            or [{"wrong answers": "none"}])
+answers_of_model = scoring.generate(model, tokenizer, [c.prompt for c in few])
+print(sum(a == c.answer for c, a in zip(few, answers_of_base)), "of", len(few), "right before,",
+      sum(a == c.answer for c, a in zip(few, answers_of_model)), "after")
+table([{"command": c.text, "right answer": c.answer, "before": before, "after": after}
+       for c, before, after in zip(few, answers_of_base, answers_of_model)])
 
 # %% [markdown]
-# The base model did not change: the optimizer only ever saw A and B. All of the new skill is in them.
-#
-# Look at the mistakes above, if there are any. They tend to be opposites (open and closed, locked and unlocked) in a
-# wording that training never showed: the model knows the form of the answer long before it knows every word.
-#
-# **Your turn.** Type a command of your own and run the cell, as often as you like. Try a sentence that the course's
-# author did not think of.
+# **Your turn.** Type a command of your own and run the cell, as often as you like.
 
 # %%
 my_command = "would you mind closing the blinds in the office"
@@ -304,229 +116,284 @@ print(scoring.generate(model, tokenizer, [smart_home.prompt(my_command)])[0])
 # %% [markdown]
 # ## What did it cost? Forgetting
 #
-# **Predict.** Ask the trained model the three questions from the beginning. What does it say? And how well does it
-# still predict prose?
+# Now ask it something else. The adapter is part of every answer, also where nobody wants an action. Here are eight
+# ordinary questions, in the chat format that the base was trained to follow. **Predict** how many of them the trained
+# model answers with JSON.
+
+# %%
+quiz("first/asked")
+
+# %%
+QUESTIONS = ["What is the capital of France?", "Name three animals that live in the sea.", "What is 2 + 3?",
+             "Who wrote Romeo and Juliet?", "What colour is the sky?", "Say hello to Anna.",
+             "What is the opposite of cold?", "How many days has a week?"]
+chats = [tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False,
+                                       add_generation_prompt=True) for question in QUESTIONS]
+asked = {"before": scoring.generate(base, tokenizer, chats, 24, progress="base"),
+         "with the adapter": scoring.generate(model, tokenizer, chats, 24, progress="with the adapter")}
+with model.disable_adapter():
+    asked["adapter off"] = scoring.generate(model, tokenizer, chats, 24, progress="adapter off")
+compare("first/asked", sum(answer.lstrip().startswith("{") for answer in asked["with the adapter"]))
+table([{"question": question, "before": before, "with the adapter": after} for question, before, after in
+       zip(QUESTIONS, asked["before"], asked["with the adapter"])])
+
+# %% [markdown]
+# Read the column of the adapter from top to bottom. Another way to ask what was forgotten: how well does the model
+# still predict ordinary prose? **Perplexity** says how surprised it is by each token; lower is better.
 
 # %%
 quiz("first/forgetting")
 
 # %%
-answers_adapted = [scoring.chat(model, tokenizer, question) for question in QUESTIONS]
-with model.disable_adapter():
-    answers_disabled = [scoring.chat(model, tokenizer, question) for question in QUESTIONS]
-table([
-    {"question": q, "before": b, "with the adapter": w, "adapter switched off": off}
-    for q, b, w, off in zip(QUESTIONS, answers_of_base, answers_adapted, answers_disabled)
-])
-
-# %%
-perplexity_after = scoring.perplexity(model, tokenizer)
-print(f"perplexity on ordinary prose: {perplexity_before:.1f} before, {perplexity_after:.1f} with the adapter")
-print("adapter off gives the base's answers again:", answers_disabled == answers_of_base)
-compare("first/forgetting", perplexity_after / perplexity_before)
+perplexity = {"before": scoring.perplexity(base, tokenizer), "after": scoring.perplexity(model, tokenizer)}
+print(f"perplexity of prose: {perplexity['before']:.1f} before, {perplexity['after']:.1f} with the adapter")
+print("adapter off, the answers are the base's again:", asked["adapter off"] == asked["before"])
+compare("first/forgetting", perplexity["after"] / perplexity["before"])
 
 # %% [markdown]
-# Compare the two measurements. Perplexity says how well the model still predicts prose; the answers say how it behaves
-# when asked. They are different questions: a model can still know its English and yet answer "name three animals" as if
-# it were a command for the blinds. Which questions break differs from one training to another: ask the ones that matter
-# to you.
+# The two measure different things: how the model begins a reply, and how it continues a text. Measure what matters to
+# you. And nothing is lost: switched off, the adapter leaves the base as it was.
 #
-# Nothing is lost, though: the adapter is a part you can switch off, and then the base model answers as it always did.
-# In a product you use the adapter for the job and the base for everything else.
+# ## What LoRA adds
+#
+# A linear layer computes $y = Wx$. LoRA leaves $W$ as it is and adds a second path through two thin matrices:
+#
+# $$y = Wx + \frac{\alpha}{r}\, B A x$$
+#
+# $A$ measures the input along $r$ directions, $B$ says where to push the output. $r$ is the **rank**, $\alpha/r$ the
+# **scaling**. The drawing is to scale: it is the query projection of this model. Move the rank. When do the thin
+# matrices stop being thin? Then move alpha: what changes, and what does not?
+
+# %%
+layer = model.base_model.model.model.layers[0].self_attn.q_proj
+explorers.mechanism(layer.in_features, layer.out_features, r=8, alpha=16)
+
+# %% [markdown]
+# **Analogy.** Lay a clear sheet over a printed page and write your corrections on the sheet. The page is never touched;
+# lift the sheet, and the page is as it was; send somebody the sheet, and their copy of the page reads like yours.
+#
+# The model has such a layer seven times in each of its blocks, and `"all-linear"` gave each of them an A and a B.
+# **Predict** what share of all parameters that makes.
+
+# %%
+quiz("first/share")
+
+# %%
+trainable, total = model.get_nb_trainable_parameters()
+compare("first/share", 100 * trainable / total)
+for name, parameter in layer.named_parameters():
+    print(f"{name:24} {str(tuple(parameter.shape)):12} trains: {parameter.requires_grad}")
+
+# %% [markdown]
+# A fresh adapter starts with random numbers in $A$. How much does it disturb the model before the first step?
+
+# %%
+quiz("first/zero_start")
+
+# %% tags=["nbval-check-output"]
+set_seed(SEED)
+fresh = get_peft_model(load_base(quiet=True)[0], config).eval()
+ids = tokenizer("The ferry leaves the old harbour at", return_tensors="pt").to(fresh.device)
+with torch.no_grad(), fresh.disable_adapter():
+    without = fresh(**ids).logits
+with torch.no_grad():
+    moved = (fresh(**ids).logits - without).abs().max().item()
+new = fresh.base_model.model.model.layers[0].self_attn.q_proj
+print("largest entry of B:", new.lora_B["default"].weight.abs().max().item(), " A is random:",
+      new.lora_A["default"].weight.std().item() > 0)
+compare("first/zero_start", moved)
+
+# %% [markdown]
+# ## What the model was trained on
+#
+# Each example is a command after a `>`, a new line, and the action. The loss is taken where the labels are not
+# `-100`: which tokens should that be? Complete the function, a puzzle of one line. Its check says where you are off.
+
+# %%
+row = rows[0]
+print([tokenizer.decode(i) for i in row["input_ids"]])
+print("of these,", row["answer_length"], "at the end are the answer's")
+
+# %%
+def my_labels(input_ids, answer_length):
+    labels = list(input_ids)  # trains the model to write commands, too
+    return labels
+
+quiz("first/labels", my_labels)
+
+# %% [markdown]
+# ## How good is it? Measure
+#
+# A few commands are no measurement. Here are two sets that training never shows:
+#
+# - **combinations**: sentences as in training, about a device, state and room that never occur together there;
+# - **phrasings**: sentences that training never uses, in words around them ("would you ...") that it never uses.
+
+# %% tags=["nbval-check-output"]
+test = {kind: smart_home.commands(f"test {kind}", n=100, seed=SEED) for kind in ("combinations", "phrasings")}
+table([{"held-out combinations": a.text, "held-out phrasings": b.text} for a, b in list(zip(*test.values()))[:4]])
+
+# %%
+quiz("first/phrasings")
+
+# %%
+before, after, answers = {}, {}, {}
+for kind, commands in test.items():
+    prompts = [c.prompt for c in commands]
+    before[kind] = scoring.score(commands, scoring.generate(base, tokenizer, prompts, progress=f"base, {kind}"))
+    answers[kind] = scoring.generate(model, tokenizer, prompts, progress=f"with the adapter, {kind}")
+    after[kind] = scoring.score(commands, answers[kind])
+plots.score_bars({"before": before, "after": after}, "Exact answers before and after: which lines do not meet?")
+
+# %%
+for kind in test:
+    print(f"{kind}:", scoring.verdict(before[kind], after[kind], "before", "after"))
+print(scoring.verdict(after["combinations"], after["phrasings"], "combinations", "phrasings"))
+wrong = [(c, a) for kind in test for c, a in zip(test[kind], answers[kind]) if a != c.answer]
+print(f"{len(wrong)} of {sum(map(len, test.values()))} answers are not the right one, letter for letter:")
+compare("first/phrasings", after["phrasings"].exact)
+table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in wrong[:6]] or [{"wrong": "none"}])
+
+# %% [markdown]
+# The lines are 95 % intervals: what this many commands can vouch for. Look at the mistakes, if there are any: is the
+# form wrong, or a word? And which device is the hardest? Complete the function; then use it on your model.
+
+# %%
+def exact_by_device(commands, answers):
+    shares = {}  # for instance {"light": 0.9, "door": 1.0}
+    # for command, answer in zip(commands, answers): the device is the second key of json.loads(command.answer)
+    return shares
+
+quiz("first/exact_by_device", exact_by_device)
+
+# %%
+print(exact_by_device(test["phrasings"], answers["phrasings"]) or "Complete the function above, then run this again.")
+
+# %% [markdown]
+# ## Would a prompt have done?
+#
+# The base never had a fair trial: nobody told it what you want. Tell it, in the chat format, with one solved example of
+# every kind of command.
+
+# %%
+quiz("first/told")
+
+# %%
+dialogue = [{"role": "system", "content": "Turn each command into one JSON action. Answer with the JSON only."}]
+for c in smart_home.commands("train", n=14, seed=SEED):  # there are fourteen kinds
+    dialogue += [{"role": "user", "content": c.text}, {"role": "assistant", "content": c.answer}]
+sample = test["combinations"][:20]
+prompts = [tokenizer.apply_chat_template(dialogue + [{"role": "user", "content": c.text}], tokenize=False,
+                                         add_generation_prompt=True) for c in sample]
+told = scoring.score(sample, scoring.generate(base, tokenizer, prompts, 24, 10, progress="with fourteen examples"))
+trained = scoring.score(sample, answers["combinations"][:20])
+print(scoring.verdict(told, trained, "told and shown", "trained"))
+print("tokens in one prompt:", len(tokenizer(prompts[0])["input_ids"]),
+      " in the bare command:", len(tokenizer(sample[0].prompt)["input_ids"]))
+compare("first/told", told.exact)
+
+# %% [markdown]
+# Try a prompt first: it costs nothing to train. Then weigh its score, and the tokens that every command drags along,
+# against the adapter's.
 #
 # ## Save it, and load it into a fresh model
 
 # %%
 model.save_pretrained("adapters/first", save_embedding_layers=False)  # we trained no embeddings
-files = sorted(Path("adapters/first").iterdir())
-table([{"file": f.name, "kB": f"{f.stat().st_size / 1000:,.0f}"} for f in files])
+adapters.note_base("adapters/first", model)  # which weights A and B were trained beside
+table([{"file": f.name, "kB": f"{f.stat().st_size / 1000:,.0f}"} for f in sorted(Path("adapters/first").iterdir())])
 
 # %%
-fresh_base, tokenizer = load_base()
-fresh = PeftModel.from_pretrained(fresh_base, adapters.adapter_folder("adapters/first"))
-again = scoring.generate(fresh, tokenizer, [c.prompt for c in test["phrasings"][:100]], progress="loaded adapter")
-same = sum(a == b for a, b in zip(again, answers_after["phrasings"]))
+fresh_base, tokenizer = load_base(quiet=True)
+loaded = PeftModel.from_pretrained(fresh_base, adapters.adapter_folder("adapters/first", base=fresh_base))
+again = scoring.generate(loaded, tokenizer, [c.prompt for c in test["phrasings"]], progress="loaded adapter")
+same = sum(a == b for a, b in zip(again, answers["phrasings"]))
 print(f"{same} of {len(again)} answers are identical to those of the model you trained")
 
 # %% [markdown]
-# ## Turn it up: double alpha after training
-#
-# Your adapter is a file with A and B, and a config that says alpha is 16. What if somebody turns alpha up to 32, now
-# that training is over? First on the model in memory, then by way of the file. (One base can carry several adapters;
-# the edited one is called `doubled` here.)
-
-# %%
-layer = fresh.base_model.model.model.layers[0].self_attn.q_proj
-fresh.peft_config["default"].lora_alpha = 32
-print("scaling in use after the edit:", layer.scaling["default"])
-fresh.save_pretrained("adapters/doubled", selected_adapters=["default"], save_embedding_layers=False)
-fresh.peft_config["default"].lora_alpha = 16  # as it was trained
-fresh.load_adapter(adapters.adapter_folder("adapters/doubled"), adapter_name="doubled")
-print("scaling after saving and loading:", layer.scaling["doubled"])
-
-# %% [markdown]
-# On the live model the edit does nothing: each layer worked out its scaling when it was built. But it is saved, and
-# whoever loads the file gets layers that add twice as much.
-
-# %%
-quiz("first/doubled")
-
-# %%
-sample = test["combinations"][:100]
-fresh.set_adapter("doubled")
-answers = scoring.generate(fresh, tokenizer, [c.prompt for c in sample], progress="alpha doubled")
-perplexity_doubled = scoring.perplexity(fresh, tokenizer)
-fresh.set_adapter("default")
-print("with alpha as trained", scoring.score(sample, answers_after["combinations"][:100]))
-print("with alpha doubled   ", scoring.score(sample, answers))
-print(f"perplexity on prose: {perplexity_after:,.0f} as trained, {perplexity_doubled:,.0f} with alpha doubled")
-compare("first/doubled", scoring.score(sample, answers).exact)
-
-# %% [markdown]
-# No error, no warning, and the same A and B. **Look** at both measurements before you say what doubling did: the score
-# asks for one narrow job that training pushed hard, perplexity for everything else the model could do. Lesson 4 turns
-# this dial slowly and finds out what an adapter bears.
-#
-# ## Common gotcha: ask it the way you trained it
-#
-# Every training example began with `> `. Leave those two characters out when you ask.
-
-# %%
-quiz("first/no_mark")
-
-# %%
-print("with '> '        ", scoring.score(sample, answers_after["combinations"][:100]))
-unmarked = {}
-for name, mark in {"without": "", "with a space only": " "}.items():
-    answers = scoring.generate(fresh, tokenizer, [f"{mark}{c.text}\n" for c in sample], progress=name)
-    unmarked[name] = scoring.score(sample, answers)
-    print(f"{name:17}", unmarked[name])
-compare("first/no_mark", unmarked["without"].exact)
-
-# %% [markdown]
-# The skill is tied to the form of the prompt. Why would a single space matter? Look how the first word of a command
-# becomes tokens with and without something before it:
-
-# %%
-# NBVAL_CHECK_OUTPUT
-for text in ("> bedroom lights at 30 percent", "bedroom lights at 30 percent", " bedroom lights at 30 percent"):
-    print([tokenizer.decode(i) for i in tokenizer(text)["input_ids"]])
-
-# %% [markdown]
-# A word at the very start of a text is another token than the same word after a space. In training every command came
-# after `> `, so the adapter never saw the first form: a tempting explanation. The scores above test it. A space gives
-# the words their usual tokens back, so what it repairs is the tokens' doing, and what it does not repair is the missing
-# mark's. Which is it here?
-#
-# However big the drop is, at work it shows up as "the model was fine in training and is worse in production", and the
-# cause is a prompt that two programs build in two ways. The repair is to build it in one place: in this course that is
-# `smart_home.prompt`; for chat models it is the chat template.
-
-# %%
-repaired = scoring.generate(fresh, tokenizer, [smart_home.prompt(c.text) for c in sample[:50]], progress="repaired")
-print("built by smart_home.prompt:", scoring.score(sample[:50], repaired))
-
-# %%
-quiz("first/space_or_mark")
-
-# %% [markdown]
-# ## Error recovery
-#
-# Three errors that everybody meets. Read each message and say what you would do, then look below it.
-
-# %%
-for attempt in (
-    lambda: get_peft_model(load_base()[0], LoraConfig(r=0)),
-    lambda: PeftModel.from_pretrained(base, adapters.adapter_folder("adapters")),
-    lambda: load_base(precision="int7"),
-):
-    try:
-        attempt()
-    except (ValueError, LabError) as error:
-        print(f"{type(error).__name__}: {error}\n")
-
-# %% [markdown]
-# - **Rank 0**: a rank counts columns, so 1 is the least. PEFT notices when it builds the layers, not when you write the
-#   config.
-# - **Not an adapter**: give the folder that `save_pretrained` wrote, not the one around it. Without our check PEFT
-#   would go and ask the model hub for it.
-# - **Unknown precision**: the message lists what there is.
-#
-# One mistake gives *no* error: a name in `target_modules` that matches nothing, beside one that does. Part of the
-# adapter is then missing and the loss still falls. Lesson 2 shows it and how to catch it.
-#
-# ## Experienced-dev note
-#
-# - The adapter's `adapter_config.json` names its base model, and A and B are corrections to that base alone. Even
-#   another *rounding* of it is another base: ours is read from a 4-bit file, so it is not to the last digit the model
-#   on the hub. Ship the adapter with the exact base it was trained on.
-# - Save the adapter, not the model. You can merge the two for speed later (Lesson 5), and one base can serve many
-#   adapters; you cannot get the adapter back out of a merged model.
-# - One run is one run. The recipe was chosen on validation commands, the score above is from test commands, and
-#   [the benchmark](../benchmarks/README.md) repeats it for several seeds.
-# - This notebook is an ordinary program: its twin `00_first_adapter.py`, beside it, runs under `python` and under
-#   `accelerate launch`. Several processes share the training without a change; the cells around it then run in each.
-#
-# ## Check your understanding
-#
-# Each question is about something you measured. A wrong answer gets a reply, hints come one at a time, and the full
-# answer after an attempt. What you solved is kept on your machine. (After a restart of the kernel, run a question's
-# cell again.)
-
-# %%
-quiz("first/two_scores")
-
-# %%
-quiz("first/two_measures")
-
-# %%
-quiz("first/ship")
-
-# %%
-quiz("first/other_base")
-
-# %%
-quiz("first/which_error")
-
-# %%
-quiz("alpha/doubling")
-
-# %%
-progress()
-
-# %% [markdown]
-# ## Exercises
-#
-# **1. Change a number.** Make an adapter whose file is under 3 MB and that still adapts every linear layer. The check
-# builds it without weights, so it takes a second.
+# **A small file.** Write a config whose file is under 3 MB and that still adapts every linear layer. The check builds
+# it without weights.
 
 # %%
 my_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 quiz("first/small_adapter", my_config, fresh_base.config, 3)
 
 # %% [markdown]
-# **2. Find the weak spot.** Complete the function: the share of exact answers for each device, for instance
-# `{"light": 0.9, "door": 1.0}`. The check runs it on data of its own; then use it on your model.
+# ## Break it: another base
+#
+# A and B correct the weights they were trained beside. Here is the same model with every weight rounded to 8 bits
+# (`float8_e4m3fn`), as servers do to save memory. The check that loads an adapter compares the weights:
 
 # %%
-def exact_by_device(commands, answers):
-    shares = {}
-    # for command, answer in zip(commands, answers): the device is the second key of json.loads(command.answer)
-    return shares
-
-quiz("first/exact_by_device", exact_by_device)
+rounded, _ = load_base(quiet=True)
+with torch.no_grad():
+    for name, weight in rounded.named_parameters():
+        if name.endswith("proj.weight"):
+            weight.copy_(weight.cpu().to(torch.float8_e4m3fn).to(weight))
+try:
+    adapters.adapter_folder("adapters/first", base=rounded)
+except LabError as error:
+    print(f"LabError: {error}")
 
 # %% [markdown]
-# **3. The one worth doing.** Write ten commands in your own words with their right answers, each as a pair
-# `(smart_home.prompt(text), answer)`, score the model on them, and compare with the phrasings above. Your family says
-# it differently than a grammar does.
+# It stops you, and it cannot know how much the difference matters. You can: load it all the same, and score it.
+
+# %%
+quiz("first/other_base")
+
+# %%
+elsewhere = PeftModel.from_pretrained(rounded, adapters.adapter_folder("adapters/first"))
+found = scoring.score(test["phrasings"], scoring.generate(
+    elsewhere, tokenizer, [c.prompt for c in test["phrasings"]], progress="on the rounded base"))
+print(scoring.verdict(after["phrasings"], found, "on its own base", "on the rounded one"))
+compare("first/other_base", found.exact / max(after["phrasings"].exact, 0.01))
+
+# %% [markdown]
+# ## Error recovery
 #
+# Errors that everybody meets. Read each message, say what you would do, then look below it.
+
+# %%
+for attempt in (
+    lambda: get_peft_model(load_base(quiet=True)[0], LoraConfig(target_modules=["query"])),
+    lambda: PeftModel.from_pretrained(fresh_base, adapters.adapter_folder("adapters")),
+    lambda: load_base(precision="fp16"),
+):
+    try:
+        attempt()
+    except (ValueError, LabError) as error:
+        print(f"{type(error).__name__}: {str(error)[:220]}\n")
+
+# %% [markdown]
+# - **Target modules not found**: this model calls that layer otherwise. One wrong name beside a right one gives *no*
+#   error; Lesson 2 opens with it.
+# - **Not an adapter**: give the folder that `save_pretrained` wrote, not the one around it.
+# - **Unknown precision**: the message lists what there is.
+#
+# ## Experienced-dev note
+#
+# - Save the adapter, not the model: one base serves many adapters, and Lesson 5 merges one for speed.
+# - One run is one run. The recipe was chosen on validation commands, the scores above are from test commands, and
+#   [the benchmark](../benchmarks/README.md) repeats it for several seeds.
+# - This notebook is an ordinary program: its twin `00_first_adapter.py` runs under `python` and under
+#   `accelerate launch`.
+#
+# **Now break it yourself.** Every training example began with `> `. Ask without: give `scoring.generate` the bare text
+# and a new line, for the combinations, and score that. Then with a space only. At work this bug reads "fine in
+# training, worse in production", and its cure is one function that builds the prompt.
+
+# %%
+progress()
+
+# %% [markdown]
 # ## Recap
 #
 # - LoRA freezes the model and trains a low-rank addition, (alpha/r)·B·A, beside the layers you name.
-# - A few hundred examples gave a small model a skill that examples in the prompt did not; a file of a few megabytes
-#   carries it.
+# - The adapter is a small file for one base. Switch it off, and the base is as it was.
 # - Measure on held-out data, with an interval, and measure what was forgotten.
+#
+# **The one exercise worth doing.** Write ten commands in your own words with their right answers, each as a pair
+# `(smart_home.prompt(text), answer)`, and score your model on them. Your family does not speak like a grammar.
 #
 # Next: **Lesson 1** shows why a low rank is enough, **2** which layers to name, **3** the same training in 8 bits and
 # where the memory goes, **4** what alpha does, **5** how to merge and ship.

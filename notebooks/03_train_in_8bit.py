@@ -37,7 +37,7 @@
 # model onto one ordinary GPU, and it comes with myths: that 8 bits train faster, that a lower rank cures "out of
 # memory", that the footprint is the memory you need. You measure all three.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
 import os
 from importlib import invalidate_caches, util
@@ -87,8 +87,7 @@ def fresh_base():
 #
 # The card's program loads a 7B model in 8 bits and puts an adapter on it. These are its last lines, as printed:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 card = '''
 trainable_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
 total_params = sum(p.numel() for p in model.parameters())
@@ -103,8 +102,7 @@ except SyntaxError as error:
 # The output of a program was pasted into the program. Without it Python reads the file, and meets what follows. We
 # put our model in the place of the card's, which needs a licence agreement and 13.5 GB.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 folder = cache.model_folder()  # the course's model, as a folder that from_pretrained reads
 small = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=100)
 toy = get_peft_model(AutoModelForCausalLM.from_config(small), LoraConfig(task_type="CAUSAL_LM"))
@@ -173,8 +171,7 @@ table([{"weights of": name, "dtype": dtype.removeprefix("torch."), "MB": f"{size
 # (embedding, norms) into float32, and switches on **checkpointing**, which you meet below. It must come *before*
 # `get_peft_model`:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def lora(r=8, **others):
     """Lesson 0's adapter, unless you say otherwise."""
     return LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", task_type="CAUSAL_LM", **others)
@@ -195,8 +192,7 @@ model.print_trainable_parameters()
 # The card says that 4,194,816 of 3,251,449,856 parameters train, "a 780x reduction". A model without weights has the
 # counts of the real one:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 card_config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], lora_dropout=0.05, bias="none",
                          task_type="CAUSAL_LM")
 with torch.device("meta"):
@@ -210,8 +206,7 @@ print(f"one in {total / trainable:,.1f}")
 # 4,194,816 is none. Where its total comes from we do not know. A count can go wrong like this: a 4-bit tensor packs two
 # weights into one entry, and whoever adds up entries counts half of them.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 entries = sum(p.numel() // 2 if "_proj" in name and "lora_" not in name else p.numel()
               for name, p in llama.named_parameters())
 print(f"the same model in 4 bits: {entries:,} entries of {total:,} parameters")
@@ -221,8 +216,7 @@ print(f"the same model in 4 bits: {entries:,} entries of {total:,} parameters")
 #
 # The card loads a tokenizer and never uses it. Training needs it, and needs a token to pad with. Llama's has none.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 llama_like = copy.deepcopy(tokenizer)
 llama_like.pad_token = None
 meet(lambda: llama_like(["a short text", "and a longer text"], padding=True))
@@ -414,8 +408,7 @@ print(f"{result.metrics['train_runtime']:.0f} s for {len(rows)} commands; the ad
 # %% [markdown]
 # The base must not have moved by a bit:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 same = sum(fingerprint(parameter) == before for parameter, before in frozen)
 print(f"{same} of {len(frozen)} tensors of the base are bit-identical after training")
 linear = model.base_model.model.model.layers[0].self_attn.q_proj.base_layer
@@ -778,8 +771,7 @@ quiz("eight/reentrant")
 # The card lists three errors. One has another text, one cannot occur, and the ones that people do meet are missing.
 # Reproduce each; say what you would do; then look below.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def new_toy():
     return AutoModelForCausalLM.from_config(small)
 
@@ -796,8 +788,7 @@ meet(lambda: adapted.peft_config.save_pretrained("adapters/toy"), "3. ")
 meet(lambda: torch.nn.DataParallel(adapted).save_pretrained("adapters/toy"), "4. ")
 meet(lambda: merged.merge_and_unload(), "5. ")
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 bare, _ = load_base("./runs/int8", quiet=True)
 meet(lambda: Trainer(model=bare, args=arguments), "6. ")
 meet(lambda: bare.half(), "7. ")
@@ -822,8 +813,7 @@ print("   and before it, a warning:", *[w.message for w in caught if "Gradients"
 #
 # And each repair, checked:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 good = get_peft_model(prepare_model_for_kbit_training(new_toy()), LoraConfig(target_modules=["q_proj", "v_proj"]))
 loss_of(good).backward()
 print("1, 2. trains:", all(p.grad is not None for n, p in good.named_parameters() if "lora_" in n))
@@ -898,8 +888,7 @@ curves = {label: [entry["loss"] for entry in trainer.state.log_history if "loss"
           for label, trainer in runs.items()}
 plots.lines({label: (range(1, 9), curve) for label, curve in curves.items()}, "step", "training loss")
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 round_off = 1e-5 if dtype == torch.float32 else 0.05  # 16 bits, which a GPU may add up in another order each time
 moved = [torch.cat([p.detach().flatten() for n, p in trainer.model.named_parameters() if "lora_B" in n])
          for trainer in runs.values()]  # B began as zero: all of it is training
@@ -975,8 +964,7 @@ table(ladder)
 # right and you may read the model, `plan` tells you before anything is downloaded but a config. Some of its answers
 # to mistakes:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for mistake in (dict(batch_size=-1), dict(optimizer="adam_w"), dict(precision="int7"),
                 dict(lora=None, precision="int8")):
     meet(lambda: memory.plan(llama_config, **dict(lora=lora()) | mistake))

@@ -35,7 +35,7 @@
 # true somewhere. A wrong alpha raises no error; it shows as a model that learns nothing, explodes, or answers
 # differently in production than in your notebook.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
 import os
 from importlib import invalidate_caches, util
@@ -239,8 +239,7 @@ print(f"{models.clock() - started:.1f} s for 120 steps;", scoring.quick_score(ti
 # Alpha is written in three places: in the config, in each layer, and, divided by r, in each layer's `scaling`. The
 # forward pass reads the last alone.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 layer = tiny.base_model.model.model.layers[0].self_attn.q_proj
 def state():
     return [tiny.peft_config["default"].lora_alpha, layer.lora_alpha["default"], layer.scaling["default"]]
@@ -270,8 +269,7 @@ tiny.peft_config["default"].lora_alpha = layer.lora_alpha["default"] = 16  # as 
 # %%
 quiz("alpha/accumulates")
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 from peft.helpers import rescale_adapter_scale
 
 layer.set_scale("default", 2)
@@ -286,8 +284,7 @@ print("then unscale_layer(2):  ", state()[-1])
 layer.unscale_layer()
 print("then unscale_layer():   ", state()[-1])
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 with rescale_adapter_scale(tiny, 2):
     print("inside the block:", state()[-1])
 print("after it:        ", state()[-1])
@@ -303,8 +300,7 @@ print("alpha_pattern:   ", block.q_proj.scaling["default"], block.v_proj.scaling
 #
 # `adapters.turned` refuses what makes no sense, and an interrupted cell leaves nothing turned:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for factor in (-1, float("nan"), "twice"):
     try:
         with adapters.turned(tiny, factor):
@@ -726,8 +722,7 @@ print(len(again.diverged), "of them diverged")
 #
 # Stop a sweep in the middle, start it again:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 import shutil
 
 trained_now = []
@@ -746,8 +741,7 @@ except KeyboardInterrupt:
 rows = sweep(slow, {"lr": [0.1, 0.2, 5.0, 0.4, 0.5]}, [0], "runs/alpha/stopped", None).rows
 print(len(rows), "rows,", len(trained_now), "calls;", [(row["lr"], row["status"]) for row in rows])
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for attempt in (lambda: sweep(train, {"learning_rate": [0.01]}, [0]), lambda: train(alpha=0), lambda: train(lr=-0.01),
                 lambda: adapters.adapter_folder("adapters/edited", r=16)):
     try:

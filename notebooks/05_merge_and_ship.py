@@ -35,7 +35,7 @@
 # thing to do. None of this raises an error. It shows as a model in production that answers differently than the one in
 # your notebook.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
 import os
 from importlib import invalidate_caches, util
@@ -492,8 +492,7 @@ quiz("merge/silent")
 # %% [markdown]
 # **Merging and then training on.** Here the adapter is loaded to be trained, and then merged:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 batch = next(iter(pocket.stream(tests["one"], batch_size=4, seed=0)))
 for call in ("nothing", "merge_adapter", "merge_and_unload"):
     model = PeftModel.from_pretrained(copy.deepcopy(small), ONE, is_trainable=True)
@@ -510,8 +509,7 @@ for call in ("nothing", "merge_adapter", "merge_and_unload"):
 #
 # **Merging twice.** `merge_adapter` notices. Loading the adapter onto a model that has it merged in does not:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 model = fresh()
 model.merge_adapter()
 with warnings.catch_warnings(record=True) as caught:
@@ -550,8 +548,7 @@ print("loaded again:", scoring.quick_score(again, words, tests["one"]))
 # An adapter file without an adapter, saved without a word. Loading it warns, and gives the base. `shipping.ship`,
 # below, refuses such a model:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 from lora_lab import shipping
 
 try:
@@ -583,8 +580,7 @@ print(found.verdict, "-", str(found).splitlines()[0], "\n", [line for line in fo
 # %% [markdown]
 # **NaN.** One bad number in an adapter spreads over every logit. `safe_merge=True` looks before it writes:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 model = fresh()
 with torch.no_grad():
     model.base_model.model.model.layers[0].mlp.up_proj.lora_B["default"].weight[0, 0] = float("nan")
@@ -688,8 +684,7 @@ table(rows)
 # Each adapter knows its own half. Which one is active can differ from request to request, and even from row to row of a
 # batch:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 mixed = tests["one"][:3] + tests["two"][:3]
 rows = words([c.prompt for c in mixed], padding=True, padding_side="left", return_tensors="pt")
 rows = {name: rows[name] for name in ("input_ids", "attention_mask")}
@@ -743,8 +738,7 @@ compare("merge/both_skills", 100 * together["cat", 1.0])
 # `linear` surprises even with one skill. It adds the A's and the B's, and the product of two sums has cross terms:
 # $(B_1+B_2)(A_1+A_2)$ is more than $B_1A_1+B_2A_2$. Half an adapter plus half of the same adapter shows it:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 own = skills.base_model.model.model.layers[0].mlp.up_proj
 for kind in ("linear", "cat"):
     skills.add_weighted_adapter(["one", "one"], [0.5, 0.5], "halves", combination_type=kind)

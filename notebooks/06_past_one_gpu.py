@@ -32,7 +32,7 @@
 # One GPU ends in two ways. The step does not fit: the frozen base alone is too large. Or it fits and takes too long.
 # The two call for different things, and LoRA changes the price of both.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
 import os
 from importlib import invalidate_caches, util

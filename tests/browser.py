@@ -68,16 +68,18 @@ def lab(notebooks, theme, folder, without=()):
 
 
 @contextlib.contextmanager
-def serve(root, home):
+def serve(root, home, start=("-m", "jupyterlab")):
+    """Runs JupyterLab, by the arguments `start` for Python, in `root`, with a home of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     token, log = secrets.token_hex(16), home / "log"
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}",
-        "--expose-app-in-browser",
+        sys.executable, *start, "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}", "--expose-app-in-browser",
     ]
+    if "jupyterlab" in start:
+        command += ["--allow-root", f"--ServerApp.root_dir={root}"]
     env = {
         **os.environ,
         "JUPYTERLAB_SETTINGS_DIR": f"{home}/settings",
@@ -88,7 +90,7 @@ def serve(root, home):
         "LORA_LAB_PROGRESS": f"{home}/progress.json",
     }
     with log.open("w") as output:
-        server = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, cwd=root)
         try:
             address = f"http://127.0.0.1:{port}"
             until = time.monotonic() + 90

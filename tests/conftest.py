@@ -1,4 +1,6 @@
+import build_notebooks
 import lesson_runs
+import nbformat
 import pytest
 from browser import chromium, jupyterlab, page  # noqa: F401
 
@@ -6,8 +8,8 @@ LESSON = "test_notebook_runs"
 # Files that `make check` leaves out; so are single tests marked slow, and all with a page.
 SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_distributed", "test_exercises",
         "test_finetune", "test_gpu_8bit", "test_gpu_course", "test_handout", "test_ipywidgets_7", "test_lesson_claims",
-        "test_memory", "test_merging", "test_models", "test_pocket", "test_public_calls", "test_publish", "test_setup",
-        "test_shipping", "test_site", "test_sweep", "test_targets"}
+        "test_memory", "test_merging", "test_models", "test_perturb", "test_pocket", "test_public_calls",
+        "test_publish", "test_setup", "test_shipping", "test_site", "test_sweep", "test_targets"}
 
 
 def pytest_configure(config):
@@ -15,7 +17,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Pages first, on quiet cores. Lessons last, and backwards: they run forwards beside the tests before them."""
+    """Pages first. Lessons last, and backwards: they run forwards beside the tests before them."""
     for item in items:
         if item.path.stem in SLOW or "page" in item.fixturenames or getattr(item, "originalname", None) == LESSON:
             item.add_marker(pytest.mark.slow)
@@ -25,13 +27,17 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    if "page" not in item.fixturenames:
-        chosen = [lesson.callspec.params for lesson in reversed(lessons_of(item.session.items))]
-        lesson_runs.start([(params["path"], params["gigabytes"]) for params in chosen])
+    chosen = [lesson.callspec.params for lesson in lessons_of(item.session.items)]
+    lesson_runs.start([(params["path"], params["gigabytes"]) for params in chosen])
 
 
 def lessons_of(items):
-    return [item for item in items if getattr(item, "originalname", None) == LESSON]
+    """Lesson 0 first, whose adapter others go on from; then the longest, so that the short ones fill the end."""
+    def turn(item):
+        path = item.callspec.params["path"]
+        return path.stem != lesson_runs.FIRST, -sum(build_notebooks.seconds(nbformat.read(path, 4)))
+
+    return sorted((item for item in items if getattr(item, "originalname", None) == LESSON), key=turn)
 
 
 def pytest_sessionfinish():

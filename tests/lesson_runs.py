@@ -1,4 +1,4 @@
-"""Lessons run under nbval one after the other beside the other tests, on half of the cores."""
+"""Lessons run under nbval one after the other beside the other tests, on half of the cores and of lower priority."""
 
 import os
 import shutil
@@ -54,8 +54,10 @@ def run(path: Path, gigabytes: str) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         if path.stem in GO_ON and Path(_kept.name, TRAINED).is_dir():
             shutil.copytree(Path(_kept.name, TRAINED), folder / TRAINED)
-        command = [sys.executable, "-m", "pytest", shutil.copy(path, folder), "--nbval-lax", "--nbval-current-env",
-                   "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "--rootdir", folder, "-c", os.devnull]
+        polite = ["nice", "-n", "10"] if shutil.which("nice") else []  # a page beside it has its seconds
+        command = [*polite, sys.executable, "-m", "pytest", shutil.copy(path, folder), "--nbval-lax",
+                   "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "--rootdir", folder,
+                   "-c", os.devnull]
         process = Popen(
             command, stdout=PIPE, stderr=STDOUT, text=True, cwd=folder, env={
                 **_environment, "OMP_NUM_THREADS": THREADS, "LORA_LAB_MEMORY_GB": gigabytes,

@@ -1,11 +1,15 @@
 """Write lessons from their text twins, run them: `python tools/build_notebooks.py [01_low_rank_math ...] [--sources]`.
 
-With --sources nothing runs, and the outputs stay as they are.
-
-Cell ids stay, widget views go: a saved notebook cannot show them, and the pictures beside them stay.
+With --sources nothing runs, and the outputs stay as they are. Cell ids stay, widget views go: a saved notebook cannot
+show them, and the pictures beside them stay. What is written is light: of each picture one form, of the quiz's style
+sheet one copy.
 """
 
+import base64
+import html
+import io
 import os
+import re
 import sys
 import tempfile
 from datetime import datetime
@@ -15,9 +19,12 @@ import jupytext
 import nbformat
 from jupytext.combine import combine_inputs_with_outputs
 from nbclient import NotebookClient
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PNG, HTML = "image/png", "text/html"
+CARD_STYLE = re.compile(r"<style>[^<]*\.lora-lab-quiz[^<]*</style>")
 
 
 def build(twin: Path, run: bool = True) -> None:
@@ -25,20 +32,64 @@ def build(twin: Path, run: bool = True) -> None:
     notebook = jupytext.read(twin)
     if file.exists():
         notebook = combine_inputs_with_outputs(notebook, nbformat.read(file, 4), fmt="py:percent")
-    if not run:
-        return nbformat.write(notebook, file)
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": FOLDER}}
-    ).execute()
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
-    notebook.metadata.pop("widgets", None)
-    taken = seconds(notebook)
-    print(f"  {sum(taken) / 60:.1f} minutes, the longest cell {max(taken):.0f} s", flush=True)
+    if run:
+        NotebookClient(notebook, timeout=600, kernel_name="python3", store_widget_state=False,
+                       resources={"metadata": {"path": FOLDER}}).execute()
+        taken = seconds(notebook)
+        print(f"  {sum(taken) / 60:.1f} minutes, the longest cell {max(taken):.0f} s", flush=True)
     temporary = file.with_suffix(".tmp")
-    nbformat.write(notebook, temporary)
+    nbformat.write(compact(notebook), temporary)
     os.replace(temporary, file)
+
+
+def compact(notebook):
+    """Return `notebook` with outputs that are stored once: no widgets, each picture as PNG, one style sheet of cards.
+
+    The text of a picture stays as its text/plain and in its metadata, where nbconvert and the site look for it.
+    """
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    notebook.metadata.pop("widgets", None)
+    for output in with_data(notebook, PNG):
+        if "<img" in (page := output.data.get(HTML, "")):
+            output.metadata = {**output.metadata, PNG: {"alt": html.unescape(re.search(r'alt="([^"]*)"', page)[1])}}
+            del output.data[HTML]
+        output.data[PNG] = fewer_colours(output.data[PNG])
+    cards = [output for output in with_data(notebook, HTML) if "lora-lab-quiz" in output.data[HTML]]
+    styles = [style for card in cards for style in CARD_STYLE.findall(card.data[HTML])]
+    for place, card in enumerate(cards):
+        card.data[HTML] = (styles[-1] if styles and not place else "") + CARD_STYLE.sub("", card.data[HTML])
+    return notebook
+
+
+def with_data(notebook, kind: str) -> list:
+    """Return the outputs of `notebook` that have data of a MIME type."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output for output in outputs if kind in output.get("data", {})]
+
+
+def fewer_colours(png: str) -> str:
+    """Return a PNG with a palette of 256 colours, as base64: a third of the bytes. One that has a palette stays."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png)))
+    if picture.mode == "P":
+        return png
+    opaque = picture.mode == "RGB" or picture.getchannel("A").getextrema()[0] == 255
+    if opaque:
+        picture = picture.convert("RGB")
+    method = Image.Quantize.MEDIANCUT if opaque else Image.Quantize.FASTOCTREE  # the one that knows transparency
+    small = io.BytesIO()
+    picture.quantize(256, method, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
+
+
+def with_texts(notebook):
+    """Return `notebook` with each picture as an <img> that has its text, for pages that show a bare PNG without."""
+    for output in with_data(notebook, PNG):
+        if alt := output.get("metadata", {}).get(PNG, {}).get("alt"):
+            source = "".join(output["data"].pop(PNG)).replace("\n", "")
+            output["data"][HTML] = (f'<img class="lora-lab-picture" alt="{html.escape(alt)}" '
+                                    f'src="data:{PNG};base64,{source}">')
+    return notebook
 
 
 def seconds(notebook) -> list[float]:

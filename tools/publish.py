@@ -19,6 +19,7 @@ from lora_lab import LabError
 ROOT = Path(__file__).parents[1]
 GITHUB = "https://github.com/"
 LINKS = "*Lessons:* "
+FOLDED = {"jupyter": {"source_hidden": True}}  # a cell whose source JupyterLab shows on demand
 COLAB = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}
 SET_UP = '''\
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
@@ -70,7 +71,7 @@ def links(lessons: list[tuple[str, str]], place: int, course: str) -> str:
 
 
 def dress(notebook, line: str, course: str):
-    """`notebook` with the links under its title and at its end, and the set-up as its first code cell."""
+    """`notebook` with the links under its title and at its end, and the set-up, folded, as its first code cell."""
     for cell, end in ((notebook.cells[0], False), (notebook.cells[-1], True)):
         paragraphs = [p for p in cell.source.split("\n\n") if not p.startswith(LINKS)]
         paragraphs.insert(len(paragraphs) if end else 1, line)
@@ -80,7 +81,7 @@ def dress(notebook, line: str, course: str):
     if notebook.cells[first].source.startswith(SET_UP.split(":")[0]):
         notebook.cells[first].source = source
     else:
-        notebook.cells.insert(first, nbformat.v4.new_code_cell(source))
+        notebook.cells.insert(first, nbformat.v4.new_code_cell(source, metadata=FOLDED))
     return notebook
 
 
@@ -109,7 +110,7 @@ def readme(course: str) -> str:
         return ""
     return (f"[Open Lesson 0 in Colab](https://colab.research.google.com/github/{here}/blob/main/notebooks/"
             f"00_first_adapter.ipynb) · [open the course on Binder](https://mybinder.org/v2/gh/{here}/HEAD?urlpath="
-            "lab/tree/notebooks/00_first_adapter.ipynb)\n")
+            "lab/tree/00_first_adapter.ipynb)\n")
 
 
 def replace(file: Path, pattern: str, by: str) -> None:

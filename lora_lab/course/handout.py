@@ -1,46 +1,34 @@
 """The learner's own copies of the lessons, in `my-lessons/` beside `notebooks/`: handed out, updated, put back.
 
 A copy is replaced only while it is, byte for byte, what was handed out: the course's lesson without the outputs of its
-cells, which would answer the questions above them. What is solved is in `progress_file`.
+cells, which would answer the questions above them. JupyterLab shows this folder alone, so the course's files that a
+lesson links to are copied into its `course/`. What is solved is in `progress_file`.
 `python -m lora_lab.course.handout --help` lists what it does from a command line.
 """
 
 import argparse
 import hashlib
-import html
 import json
 import os
-import platform
+import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from .. import files
 from ..display import Page
 from ..errors import LabError, reason
-from . import progress_file, question_files
+from . import index, progress_file, question_files
+from .index import Entry
 
 WORK = "my-lessons"
+_COURSE = "course"  # in it, copies of what lessons link to
+_LINK = re.compile(r"\]\(\.\./([^)#\s]+)")  # of a cell in Markdown, out of the lessons' folder
 _KEPT = ".handed-out.json"  # for each file the SHA-256 that it was handed out with
 _INDEX = "index.ipynb"
 _NOTEBOOK = 50_000_000  # bytes of one with its pictures
 _EMPTY = hashlib.sha256(b"").hexdigest()  # of a file of 0 bytes, as a full disk leaves it
 _ENDS = (".ipynb", ".new.ipynb")  # of a lesson's copy, and of a newer version beside an edited one
 _LIVE = "from lora_lab.course import handout\n\nhandout.show()"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A lesson of the course, and how much of it is solved."""
-    name: str  # of the notebook, without .ipynb
-    title: str
-    solved: int
-    questions: int
-
-    @property
-    def finished(self) -> bool:
-        return self.solved == self.questions
 
 
 def course(root: Path | None = None) -> Path:
@@ -87,7 +75,9 @@ def sync(root: Path | None = None) -> list[str]:
                 files.remove_leftovers(work / name)
             for source in _lessons(root):
                 try:
-                    lines += _hand_out(work / source.name, _without_outputs(source), known)
+                    lines += _hand_out(work / source.name, _as_handed_out(source), known)
+                    for name in _linked(source):
+                        _hand_out_file(work, root / name, f"{_COURSE}/{name}", known)
                 except ValueError as error:
                     lines.append(f"{source} is damaged ({error}), so your copy stays. Get the course's file again.")
                 _note(work, known)
@@ -108,7 +98,7 @@ def put_back(name: str, root: Path | None = None) -> str:
     copy, said = root / WORK / source.name, f"{name} is as handed out."
     try:
         with files.lock(copy.parent / ".lock", timeout=20):
-            known, new = _known(copy.parent, []), _without_outputs(source)
+            known, new = _known(copy.parent, []), _as_handed_out(source)
             version, offered = hashlib.sha256(new).hexdigest(), copy.with_name(f"{name}.new.ipynb")
             if copy.exists() and _sha(copy) not in (version, known.get(copy.name), _EMPTY):
                 kept = files.free(copy, "mine")
@@ -127,22 +117,35 @@ def put_back(name: str, root: Path | None = None) -> str:
 
 def show() -> Page:
     """Show the lessons in order with links and your progress, as a page for a notebook in the learner's folder."""
-    return page(overview())
+    return index.page(overview())
 
 
 def _lessons(root: Path) -> list[Path]:
     return sorted((root / "notebooks").glob("[0-9]*.ipynb"))
 
 
-def _without_outputs(source: Path) -> bytes:
-    """The course's lesson as learners get it. Raises ValueError for a file that is no notebook."""
+def _as_handed_out(source: Path) -> bytes:
+    """The course's lesson as learners get it: no outputs, links within their folder. Raises ValueError."""
     content = files.read_json(source, dict, _NOTEBOOK)
     try:
-        for cell in (cell for cell in content["cells"] if cell["cell_type"] == "code"):
-            cell |= {"outputs": [], "execution_count": None}
-    except (LookupError, TypeError):
+        linked = _linked(source)
+        for cell in content["cells"]:
+            if cell["cell_type"] == "code":
+                cell |= {"outputs": [], "execution_count": None}
+            elif cell["cell_type"] == "markdown":
+                cell["source"] = _LINK.sub(lambda link: f"]({_COURSE}/{link[1]}" if link[1] in linked else link[0],
+                                           "".join(cell["source"])).splitlines(keepends=True)
+    except (LookupError, TypeError, AttributeError):
         raise ValueError("it is no notebook") from None
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _linked(source: Path) -> list[str]:
+    """The course's files that a lesson links to, from the course's folder on."""
+    cells, root = files.read_json(source, dict, _NOTEBOOK)["cells"], source.parents[1].resolve()
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    names = sorted({name for text in texts for name in _LINK.findall(text)})
+    return [name for name in names if (root / name).is_file() and (root / name).resolve().is_relative_to(root)]
 
 
 def _title(file: Path) -> str:
@@ -190,18 +193,29 @@ def _hand_out(copy: Path, new: bytes, known: dict[str, str]) -> list[str]:
     return []
 
 
+def _hand_out_file(work: Path, source: Path, name: str, known: dict[str, str]) -> None:
+    """Put a file that a lesson links to at `name` in `work`; one that the learner changed stays."""
+    copy, new = work / name, source.read_bytes()
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    files.remove_leftovers(copy)
+    if (mine := _sha(copy) if copy.exists() else None) in (None, _EMPTY, known.get(name)):
+        known[name] = hashlib.sha256(new).hexdigest()
+        if mine != known[name]:
+            files.write(copy, new)
+
+
 def _write_index(work: Path, root: Path, known: dict[str, str]) -> None:
     """Writes the index with today's progress in it, unless the learner changed a cell of it."""
-    file, content = work / _INDEX, notebook(overview(root), _LIVE)
+    file, content = work / _INDEX, index.notebook(overview(root), _LIVE)
     if file.exists():
         try:
             mine = files.read_json(file, dict, _NOTEBOOK)
-            if _of(sources(mine)) not in (known.get(_INDEX), _of(sources(content))):
+            if _of(index.sources(mine)) not in (known.get(_INDEX), _of(index.sources(content))):
                 return
         except (ValueError, LookupError, TypeError, AttributeError):
             os.rename(file, files.free(file, "mine"))
     files.write(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    known[_INDEX] = _of(sources(content))
+    known[_INDEX] = _of(index.sources(content))
 
 
 def _of(text: str) -> str:
@@ -212,8 +226,11 @@ def _sha(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _start(root: Path, lesson: str | None, options: list[str]) -> None:
-    """JupyterLab in this process, on `lesson` (a name, or a path in the course), else on what comes next."""
+def _start(root: Path, lesson: str | None, options: list[str], whole: bool) -> None:
+    """JupyterLab in this process, on `lesson` (a name, or a path in the course), else on what comes next.
+
+    It shows the learner's folder; the course's own where `whole` or the path asks for it.
+    """
     for line in sync(root):
         print(line)
     where = f"{WORK}/{lesson or next_one(root)}".removesuffix(".ipynb") + ".ipynb"
@@ -223,10 +240,14 @@ def _start(root: Path, lesson: str | None, options: list[str]) -> None:
         raise LabError(f"There is no lesson {lesson!r}. Name one such as {next(iter(_lessons(root))).stem}.")
     from jupyterlab.labapp import LabApp
 
+    shown = root / WORK if where.startswith(f"{WORK}/") and not whole else root
     print(f"Opening {where} in JupyterLab. Stop it with Ctrl+C.", flush=True)
+    # JupyterLab's defaults for this run, which ask nothing about news; what the learner has set counts more.
+    paths = [os.environ.get("JUPYTER_CONFIG_PATH"), str(Path(__file__).with_name("jupyter"))]
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, paths))
     as_root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    first = f"--LabApp.default_url=/lab/tree/{where}"
-    LabApp.launch_instance([*as_root, f"--ServerApp.root_dir={root}", first, *options])
+    first = f"--LabApp.default_url=/lab/tree/{(root / where).relative_to(shown).as_posix()}"
+    LabApp.launch_instance([*as_root, f"--ServerApp.root_dir={shown}", first, *options])
 
 
 def _reset(root: Path, names: list[str], sure: bool) -> None:
@@ -251,63 +272,14 @@ def _agreed(question: str) -> bool:
         return False
 
 
-_STYLE = "color:var(--jp-content-font-color1,inherit)"
-
-
-def page(entries: list[Entry]) -> Page:
-    """Return a table of `Entry`; links go to notebooks in the same folder. Every text is escaped."""
-    rows, text = "", []
-    for entry in entries:
-        link = f'<a href="{quote(entry.name)}.ipynb">{html.escape(entry.title)}</a>'
-        bar = (f'<progress max="{entry.questions}" value="{entry.solved}" aria-label="{html.escape(entry.title)}">'
-               "</progress>" if entry.questions else "")
-        rows += (f'<tr><td style="text-align:left">{link}</td><td style="text-align:left">{_state(entry)}</td>'
-                 f"<td>{bar}</td></tr>")
-        text.append(f"{entry.title} ({entry.name}.ipynb): {_state(entry)}")
-    head = "".join(f'<th scope="col" style="text-align:left">{name}</th>' for name in ("lesson", "solved", ""))
-    return Page(f'<table style="{_STYLE}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>', "\n".join(text))
-
-
-def notebook(entries: list[Entry], live: str) -> dict:
-    """Return the index as a notebook: links that work without a kernel, and the cell `live` with its output of now."""
-    shown = page(entries)
-    links = "".join(f"\n- [{_plain(entry.title)}]({quote(entry.name)}.ipynb)" for entry in entries)
-    words = f"# The lessons, in order\n{links}\n\nRun the cell below to see what is solved and what is left."
-    output = {"output_type": "execute_result", "execution_count": 1, "metadata": {},
-              "data": {"text/html": shown.data, "text/plain": shown.text}}
-    cells = [{"cell_type": "markdown", "id": "lessons", "metadata": {}, "source": words},
-             {"cell_type": "code", "id": "progress", "metadata": {}, "execution_count": 1, "outputs": [output],
-              "source": live}]
-    metadata = {  # with what a kernel would add, so that opening it changes nothing
-        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-        "language_info": {"codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py",
-                          "mimetype": "text/x-python", "name": "python", "nbconvert_exporter": "python",
-                          "pygments_lexer": "ipython3", "version": platform.python_version()}}
-    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-
-
-def sources(content: dict) -> str:
-    """Return what a notebook's cells say, without their outputs."""
-    return "\n\n".join("".join(cell["source"]) for cell in content["cells"])
-
-
-def _state(entry) -> str:
-    if not entry.questions:
-        return "no questions"
-    return f"{entry.solved} of {entry.questions}" + (" ✓" if entry.finished else "")
-
-
-def _plain(title: str) -> str:
-    return "".join(f"\\{sign}" if sign in "\\[]<>*_`" else sign for sign in title)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lora_lab.course.handout",
                                      description="Your copies of the lessons.")
     parts = parser.add_subparsers(dest="do", required=True)
     parts.add_parser("sync", help=f"copy missing and updated lessons to {WORK}/; never over your work")
     start = parts.add_parser("open", help="sync, then JupyterLab on the first unfinished lesson; takes its options")
-    start.add_argument("--lesson", help="open this one instead")
+    start.add_argument("--lesson", help="open this one instead; a path such as notebooks/... shows the whole course")
+    start.add_argument("--whole", action="store_true", help="show the whole course's folder, for teachers")
     back = parts.add_parser("reset", help="put lessons back as handed out; keeps what you edited")
     back.add_argument("lesson", nargs="*", help="such as 01_low_rank_math; none means all")
     back.add_argument("--yes", action="store_true", help="without asking")
@@ -319,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.do == "sync":
             print("\n".join(sync(root)) or f"{WORK}/ is up to date.")
         elif given.do == "open":
-            _start(root, given.lesson, options)
+            _start(root, given.lesson, options, given.whole)
         else:
             _reset(root, given.lesson, given.yes)
     except LabError as error:

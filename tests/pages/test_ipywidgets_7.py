@@ -25,7 +25,7 @@ from lora_lab.course import explorers, question_files
 from lora_lab import compare, progress, quiz
 ---
 {ASK}---
-compare("first/untrained", 0.5)
+compare("first/told", 0.5)
 ---
 progress()
 ---

@@ -1,5 +1,7 @@
 """The site's table of contents has every page, and the link checker finds what it is for."""
 
+import re
+import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -23,6 +25,23 @@ def test_contents_have_every_notebook_and_no_twin():
 def test_contents_name_only_pages_that_exist():
     for entry in [CONTENTS["root"], *(entry for entry in ENTRIES if "*" not in entry)]:
         assert (REPOSITORY / f"{entry}.md").is_file(), entry
+
+
+def test_pictures_of_the_lessons_have_their_texts_on_the_site(tmp_path):
+    """The site's own configuration, on the page with the fewest outputs."""
+    pytest.importorskip("myst_nb")
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(REPOSITORY / "notebooks/06_past_one_gpu.ipynb", tmp_path / "notebooks")
+    shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
+    (tmp_path / "docs/_toc.yml").write_text("root: notebooks/06_past_one_gpu\n")
+    command = [sys.executable, "-m", "sphinx", "-E", "--quiet", "-b", "html", "-c", REPOSITORY / "docs", tmp_path,
+               tmp_path / "built", tmp_path / "notebooks/06_past_one_gpu.ipynb"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "built/notebooks/06_past_one_gpu.html").read_text()
+    pictures = re.findall(r'<img[^>]*src="data:image/png[^>]*>', page)
+    assert len(pictures) >= 3 and all(re.search(r'alt="\w[^"]{20,}"', picture) for picture in pictures)
+    assert page.count(".lora-lab-quiz {border") == 1 and page.count('class="lora-lab-quiz') > 5
 
 
 @pytest.fixture

@@ -29,17 +29,21 @@ def test_repo2docker_accepts_the_folder(checkout):
     assert "RUN ./binder/postBuild" in said
 
 
-def test_the_build_installs_the_pinned_torch_for_cpus_and_fetches_the_model(checkout):
+def test_the_build_installs_the_pinned_torch_fetches_the_model_and_shows_the_learners_folder(checkout):
     stub = checkout / "stubs"
     stub.mkdir()
     for name in ("mamba", "python"):
         (stub / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {checkout}/log\n')
         (stub / name).chmod(0o755)
     assert os.access(checkout / "binder" / "postBuild", os.X_OK)
-    subprocess.run(["./binder/postBuild"], cwd=checkout, check=True,
-                   env={**os.environ, "PATH": f"{stub}:{os.environ['PATH']}"})
-    torch, course, model = (checkout / "log").read_text().splitlines()
+    jupyter = checkout / "prefix/etc/jupyter"
+    jupyter.mkdir(parents=True)
+    subprocess.run(["./binder/postBuild"], cwd=checkout, check=True, env={
+        **os.environ, "PATH": f"{stub}:{os.environ['PATH']}", "NB_PYTHON_PREFIX": str(checkout / "prefix")})
+    torch, course, model, lessons = (checkout / "log").read_text().splitlines()
     pinned = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     assert torch.endswith(f"pytorch-cpu={pinned.removeprefix('torch==')}") and "--name notebook" in torch
     assert "-c constraints.txt" in course and course.endswith(".[lab]")
-    assert model == "python -m lora_lab.cache"
+    assert model == "python -m lora_lab.cache" and lessons == "python -m lora_lab.course.handout sync"
+    assert (jupyter / "jupyter_server_config.py").read_text() == f"c.ServerApp.root_dir = '{checkout}/my-lessons'\n"
+    assert (jupyter / "labconfig/default_setting_overrides.json").is_file()

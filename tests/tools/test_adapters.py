@@ -105,3 +105,34 @@ def test_a_config_of_a_stranger_is_read_with_limits(tmp_path, content, words):
 def test_what_is_no_folder_of_this_machine_is_refused(folder):
     with pytest.raises(LabError):
         adapters.adapter_folder(folder)
+
+
+def test_an_adapter_knows_the_weights_it_was_trained_beside(tiny_model, tmp_path, capsys):
+    other = copy.deepcopy(tiny_model)
+    other.model.layers[0].mlp.up_proj.weight.data[0, 0] += 0.1
+    plain, own = adapters.base_identity(tiny_model), copy.deepcopy(tiny_model)
+    assert plain == adapters.base_identity(copy.deepcopy(tiny_model).to(torch.bfloat16))
+    assert plain != adapters.base_identity(other)
+    model = get_peft_model(tiny_model, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"],
+                                                  trainable_token_indices=[3]))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    assert adapters.adapter_folder(tmp_path, base=own) and "score it" in capsys.readouterr().out  # nothing is noted yet
+    for name, parameter in model.named_parameters():
+        parameter.data += parameter.requires_grad  # training moves what PEFT added, and nothing else
+    assert adapters.note_base(tmp_path, model) == plain
+    assert adapters.adapter_folder(tmp_path, base=own) == str(tmp_path)
+    with pytest.raises(LabError, match="trained beside other weights"):
+        adapters.adapter_folder(tmp_path, base=other)
+    (tmp_path / adapters.BASE).write_text("[]")
+    with pytest.raises(LabError, match="Save the adapter again"):
+        adapters.adapter_folder(tmp_path, base=own)
+
+
+def test_a_merged_adapter_or_a_model_without_weights_has_no_base_to_note(tiny_model, tmp_path):
+    model = get_peft_model(tiny_model, LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    model.merge_adapter()
+    with pytest.raises(LabError, match="unmerge_adapter"):
+        adapters.note_base(tmp_path, model)
+    with torch.device("meta"), pytest.raises(LabError, match="no identity"):
+        adapters.base_identity(torch.nn.Linear(2, 2))

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from lesson_memory import anonymous
 from lora_lab import LabError, load_base, models
+from safetensors.torch import save_file
 
 
 def test_default_base_is_the_real_model_in_eval_mode(base):
@@ -18,7 +20,7 @@ def test_default_base_is_the_real_model_in_eval_mode(base):
 
 def test_one_line_says_what_was_picked(capsys):
     load_base()
-    (line,) = capsys.readouterr().out.splitlines()
+    line, _ = capsys.readouterr().out.splitlines()
     assert "134,515,008" in line and "MB" in line
 
 
@@ -187,3 +189,15 @@ def test_the_smaller_path_is_said(monkeypatch, capsys):
     assert models.has_memory(1.5, "nothing") and not capsys.readouterr().out
     assert not models.has_memory(5, "it trains less")
     assert "up to 5 GB of memory and there is 2.0 GB. The smaller path: it trains less." in capsys.readouterr().out
+
+
+def test_the_packaged_weights_say_how_far_they_are_from_the_hubs(base, monkeypatch, tmp_path, capsys):
+    load_base()
+    said = capsys.readouterr().out
+    assert re.search(r"read back from 4 bits, whose steps err by about [78]\.\d%; the hub's are not", said)
+    names = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 15, 29)]
+    weights = {name: 1.25 * base[0].state_dict()[name].detach().float().cpu() for name in names}
+    save_file(weights, tmp_path / "model.safetensors")
+    monkeypatch.setattr(models, "try_to_load_from_cache", lambda *_: str(tmp_path / "model.safetensors"))
+    load_base()
+    assert "(weights read back from 4 bits, 25.0% from the hub's)" in capsys.readouterr().out

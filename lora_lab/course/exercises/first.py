@@ -2,6 +2,7 @@
 
 import json
 import random
+import reprlib
 
 import torch
 from peft import get_peft_model
@@ -44,3 +45,20 @@ def exact_by_device(function) -> Verdict:
         if not isinstance(found[device], (int, float)) or abs(found[device] - share) > 1e-6:
             return say(False, f"{device!r} should be {share:.3f} on the check's data, yours is {found[device]!r}.")
     return say(True, f"All {len(expected)} devices agree.")
+
+
+def labels(function) -> Verdict:
+    """Check: does `function(input_ids, answer_length)` leave the answer in the loss, and nothing else?"""
+    rng = random.Random()
+    for length in (5, 12, 9):
+        ids, answer = [rng.randrange(2, 49152) for _ in range(length)], rng.randrange(1, length)
+        right = [-100] * (length - answer) + ids[length - answer:]
+        found = function(list(ids), answer)
+        if not isinstance(found, (list, tuple)) or len(found) != length:
+            return say(False, f"Expected a list of {length} labels, one for each token; found {reprlib.repr(found)}.")
+        for place, (label, wanted) in enumerate(zip(found, right)):
+            if label != wanted:
+                part = "command's" if wanted == -100 else "answer's"
+                return say(False, f"Of {length} tokens the last {answer} are the answer's. Token {place} is the "
+                                  f"{part}: its label should be {wanted}, yours is {reprlib.repr(label)}.")
+    return say(True, "The loss counts the answers, and nothing else.")

@@ -1,0 +1,49 @@
+"""How long a newcomer waits for the first success: Lesson 0 as it is handed out, in a browser, with a clock."""
+
+import time
+
+import nbformat
+import pytest
+from browser import REPOSITORY, lab, open_notebook
+
+NOTEBOOKS = {}
+LESSON, WIN, LIMIT = "00_first_adapter", 7, 180  # the seventh code cell asks the trained model; seconds
+
+# Runs the first code cells one by one, as Shift+Enter does; error outputs come back as text.
+RUN = """async count => {
+    const app = window.jupyterapp; await app.restored;
+    const panel = app.shell.currentWidget; await panel.context.ready; await panel.sessionContext.ready;
+    const cells = panel.content.widgets, code = cells.filter(cell => cell.model.type === 'code').slice(0, count);
+    for (const cell of code) {
+        panel.content.activeCellIndex = cells.indexOf(cell);
+        await app.commands.execute('notebook:run-cell');
+    }
+    return code.flatMap(cell => cell.model.outputs.toJSON().filter(o => o.output_type === 'error')
+        .map(o => o.ename + ': ' + o.evalue)); }"""
+
+
+@pytest.fixture(scope="module")
+def jupyterlab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # all cores, as a learner's kernel has
+        with lab(NOTEBOOKS, "Light", folder) as served:
+            copy = folder / "root/notebooks" / f"{LESSON}.ipynb"
+            notebook = nbformat.read(REPOSITORY / "notebooks" / copy.name, 4)
+            for cell in notebook.cells:
+                if cell.cell_type == "code":
+                    cell.outputs, cell.execution_count = [], None
+            nbformat.write(notebook, copy)
+            yield served
+
+
+def test_the_trained_model_answers_within_three_minutes_of_opening(page, jupyterlab, tmp_path):
+    opened = time.monotonic()
+    open_notebook(page, jupyterlab, f"notebooks/{LESSON}.ipynb")
+    page.set_default_timeout(LIMIT * 1000)
+    assert page.evaluate(RUN, WIN) == []
+    page.get_by_text("right before,").wait_for()
+    seconds = time.monotonic() - opened
+    page.screenshot(path=tmp_path / "win.png")
+    print(f"the trained model answers {seconds:.0f} s after opening")
+    assert seconds < LIMIT
