@@ -16,24 +16,19 @@
 # *Lessons:* ← [1 · Low-rank math: why two thin matrices are enough](01_low_rank_math.ipynb) ·
 # [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) →
 #
-# The names and numbers in a `LoraConfig` decide what trains. Many mistakes in them raise no error. Here you change each
-# field and look at what it does to the model, make the classic mistakes on purpose, measure what they cost, and learn
-# to catch them before training.
+# A `LoraConfig` says which layers get an adapter and how large it is. Names in it may match nothing, and the training
+# still runs. Here you make that mistake, measure what it costs, and learn to see it before you train. Then you change
+# the other fields one by one and watch what each does.
 #
-# **You will be able to** write a config for any model and any budget, read what it will train before it trains, and
-# choose modules by measurement instead of by hearsay.
+# **You will be able to** write a config for any model and any budget, say how many parameters it trains before it
+# trains, and choose modules by measurement.
 #
 # **You need** [Lesson 0](00_first_adapter.ipynb) and [Lesson 1](01_low_rank_math.ipynb).
 #
 # **It takes** about three minutes of computing on two CPU cores
 # (on a GPU: not recorded).
-#
-# ## Why this matters
-#
-# A model of another family calls its layers by other names. Copy a config from a tutorial, and some of its names match
-# nothing. If none match, PEFT stops you. If only *some* do, it trains what is left, the loss falls, and nobody notices.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
 import os
 from importlib import invalidate_caches, util
@@ -54,537 +49,374 @@ import warnings
 import torch
 from lora_lab import LabError, batches, compare, load_base, plots, progress, quiz, scoring, smart_home, targets
 from lora_lab.course import explorers
-from lora_lab.display import table
+from lora_lab.display import Progress, table
 from peft import LoraConfig, get_peft_model
-from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
-SEED = 0
-set_seed(SEED)
-base, tokenizer = load_base(precision="float32")  # for close comparisons; None trains as this machine does best
+SEED, STEPS = 0, 20
+base, tokenizer = load_base(precision="float32")
 
-def adapt(precision="float32", **options):
-    """The base, loaded again, with an adapter: these defaults, unless the options say otherwise."""
+def adapt(precision="float32", **options):  # copied, since PEFT adds to the lists that it is given
     defaults = dict(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    return get_peft_model(load_base(precision=precision, quiet=True)[0], LoraConfig(**defaults | options))
+    config = LoraConfig(**copy.deepcopy(defaults | options))
+    return get_peft_model(load_base(precision=precision, quiet=True)[0], config)
 
 # %% [markdown]
-# ## Explanation: a config is a set of names and a set of numbers
+# ## The silent miss
 #
-# **Where** is a matter of names: PEFT walks through the model's modules and compares each full name, such as
-# `model.layers.7.self_attn.q_proj`, with what you gave. **How much** is a matter of numbers: rank, alpha, dropout.
-#
-# So first look at the names. These are the linear layers of our model, gathered by name:
+# You copy a config from a tutorial. It was written for a model that calls its value projections `value`. SmolLM2 calls
+# them `v_proj`. So one of the two names fits here and the other does not. This is everything that PEFT says about it:
 
-# %%
-# NBVAL_CHECK_OUTPUT
-explorers.group_table(base)
-
-# %% [markdown]
-# **Analogy.** A config is a work order for a house: which doors (names) get which lock (numbers). A locksmith who is
-# told "all front doors and the grage" does the front doors and goes home.
-#
-# ## Code: the target explorer
-#
-# Tick layers and move the rank (Tab and the space bar or arrow keys work too). The picture is one block, drawn to
-# scale: grey are the frozen weights, the thin blue line is A, the thin orange one B. Below is the config, and what it
-# trains.
-#
-# **Predict.** Which names add most parameters? Which least?
-
-# %%
-explorers.explore(base)
-
-# %%
-quiz("targets/named_config")
-
-# %% [markdown]
-# ## What just happened? Every field, one at a time
-#
-# **r** is the rank. The parameters grow in proportion to it.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-rows = []
-for r in (1, 8, 64):
-    trainable = targets.check(base, LoraConfig(r=r, target_modules=["q_proj", "v_proj"])).trainable
-    layer = adapt(r=r).base_model.model.model.layers[0].self_attn.v_proj
-    rows.append({"r": r, "A": tuple(layer.lora_A["default"].weight.shape),
-                 "B": tuple(layer.lora_B["default"].weight.shape),
-                 "trainable": f"{trainable:,}"})
-table(rows)
-
-# %% [markdown]
-# **lora_alpha** and **use_rslora** set the scaling: alpha/r, or alpha/√r with rank-stabilised LoRA (Kalajdzievski
-# 2023). PEFT's defaults are r = 8 and lora_alpha = 8.
-#
-# **Predict.** You raise r from 8 to 64 and leave alpha alone. What happens to the scaling in each case?
-
-# %%
-# NBVAL_CHECK_OUTPUT
-def scaling(**options):
-    return adapt(**options).base_model.model.model.layers[0].self_attn.v_proj.scaling["default"]
-
-table([{"r": r, "lora_alpha": 16, "scaling": scaling(r=r),
-              "with use_rslora": f"{scaling(r=r, use_rslora=True):.3f}"} for r in (1, 8, 64)])
-
-# %% [markdown]
-# **lora_dropout** zeroes random inputs of A while training. It makes two forward passes differ, until `model.eval()`.
-# `get_peft_model` leaves the new layers in training mode, whatever mode the model was in: the first trap for anybody
-# who compares outputs.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-ids = tokenizer("The ferry leaves the old harbour at", return_tensors="pt").to(base.device)
-
-@torch.no_grad()
-def apart(model_a, model_b):
-    return (model_a(**ids).logits - model_b(**ids).logits).abs().max().item()
-
-for dropout in (0.0, 0.5):
-    model = adapt(lora_dropout=dropout, init_lora_weights=False)  # random B, or dropout would drop nothing visible
-    print(f"dropout {dropout}: two passes in training mode differ: {apart(model, model) > 0};",
-          f"in eval mode: {apart(model.eval(), model) > 0}")
-
-# %% [markdown]
-# **bias** can train the biases of the model too: of the adapted layers (`"lora_only"`) or of all (`"all"`). Llamas have
-# none; Qwen2 has them on q, k and v. Trained biases belong to the model and not to the adapter's path: switching the
-# adapter off does *not* take them back (PEFT's documentation warns of it). Leave it at `"none"` unless you know why.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-with torch.device("meta"):  # shapes without weights
-    qwen = Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=4, hidden_size=896, intermediate_size=4864,
-                                        num_attention_heads=14, num_key_value_heads=2))
-for name, model in (("our model", base), ("Qwen2", qwen)):
-    for bias in ("none", "lora_only", "all"):
-        report = targets.check(model, LoraConfig(target_modules=["q_proj", "o_proj"], bias=bias))
-        print(f"{name:10} bias={bias!r:12} {report}")
-
-# %% [markdown]
-# **task_type** picks the wrapper class. With `"CAUSAL_LM"` you get the one that knows about generation; a misspelt
-# type is an error. Without it you get a general wrapper, which forwards what it does not know to the model.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-for task_type in (None, "CAUSAL_LM"):
-    print(task_type, "->", type(adapt(task_type=task_type)).__name__)
-try:
-    adapt(task_type="CAUSALLM")
-except ValueError as error:
-    print(f"ValueError: {str(error)[:60]}...")
-
-# %% [markdown]
-# **target_modules** comes in four forms. A **list**: each entry is a full name, or the end of one after a dot. A
-# **string** is a regular expression for the *whole* name. **"all-linear"** takes every linear layer but the output
-# head. **None** takes PEFT's own choice for this kind of model, if it has one.
-#
-# **Predict.** Which three lines below adapt the same layers?
-
-# %%
-# NBVAL_CHECK_OUTPUT
-for chosen in (["q_proj", "v_proj"], r".*\.(q|v)_proj", r".*layers\.[0-9]\.mlp\..*_proj", "all-linear", None):
-    report = targets.check(base, LoraConfig(target_modules=chosen))
-    print(f"{str(chosen):35} {report}")
-
-# %% [markdown]
-# **exclude_modules** takes names out again. **layers_to_transform** keeps only some layers (with a list; in a regular
-# expression you write the numbers yourself). What a layer number means, PEFT reads from the first number in the name.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-for options in (dict(target_modules="all-linear"),
-                dict(target_modules="all-linear", exclude_modules=["down_proj"]),
-                dict(target_modules="all-linear", exclude_modules=r".*layers\.(0|29)\..*"),
-                dict(target_modules=["q_proj", "v_proj"], layers_to_transform=[27, 28, 29])):
-    print(options, "\n   ", targets.check(base, LoraConfig(**options)))
-
-# %% [markdown]
-# **rank_pattern** and **alpha_pattern** give single layers their own rank and alpha. The first pattern that matches
-# wins.
-#
-# **Predict.** `rank_pattern={"v_proj": 32}` raises the rank of the value projections. What happens to their scaling?
-
-# %%
-# NBVAL_CHECK_OUTPUT
-def rank_and_scaling(**options):
-    attention = adapt(**options).base_model.model.model.layers[0].self_attn
-    return {name: f"r {layer.r['default']}, scaling {layer.scaling['default']}"
-            for name, layer in (("q_proj", attention.q_proj), ("v_proj", attention.v_proj))}
-
-table([{"config": text} | rank_and_scaling(**options) for text, options in {
-    "r=8, lora_alpha=16": {},
-    "rank_pattern v_proj: 32": dict(rank_pattern={"v_proj": 32}),
-    "and alpha_pattern v_proj: 64": dict(rank_pattern={"v_proj": 32}, alpha_pattern={"v_proj": 64}),
-}.items()])
-
-# %% [markdown]
-# Four times the rank, a quarter of the scaling: the layer you meant to favour now counts for less, until you give it an
-# alpha of its own.
-#
-# **init_lora_weights** decides the start. The default is Lesson 1's: A random, B zero. Some others start from the
-# weight's own singular vectors and *change the base weight* to make up for it. **use_dora** adds a trainable length for
-# each output (Liu et al. 2024).
-#
-# **Predict.** Which of these starts leave the model exactly as it was?
-
-# %%
-rows = []
-original = base.model.layers[5].self_attn.q_proj.weight
-for options in (dict(init_lora_weights=True), dict(init_lora_weights="gaussian"), dict(init_lora_weights="orthogonal"),
-                dict(init_lora_weights=False), dict(init_lora_weights="pissa"), dict(init_lora_weights="olora"),
-                dict(use_dora=True)):
-    model = adapt(target_modules=["q_proj"], layers_to_transform=[5], **options).eval()
-    layer = model.base_model.model.model.layers[5].self_attn.q_proj
-    rows.append({"start": str(options)[1:-1], "B is zero": not layer.lora_B["default"].weight.any().item(),
-                 "largest change of a logit": f"{apart(model, base):.1g}",
-                 "base weight changed": not torch.equal(layer.base_layer.weight, original),
-                 "trainable": f"{model.get_nb_trainable_parameters()[0]:,}"})
-table(rows)
-
-# %% [markdown]
-# Look at the column of changed base weights: an adapter that started that way only fits a base that was changed the
-# same way. PEFT can convert it when it saves (`path_initial_model_for_weight_conversion`). Only
-# `False`, meant for debugging, lets the model start elsewhere. With `"orthogonal"` both matrices are non-zero and
-# their product is zero; a change of 3e-05 is float32 rounding.
-#
-# **modules_to_save** trains a full copy of a module, beside the adapters: a new classification head, for instance.
-# **trainable_token_indices** trains single rows of the embedding, which is what you want for a few new tokens.
-#
-# **Predict.** Our embedding has 49,152 rows of 576 numbers. What will each of these cost?
-
-# %%
-# NBVAL_CHECK_OUTPUT
-for options in ({}, dict(modules_to_save=["embed_tokens"]), dict(trainable_token_indices=[5, 6, 7, 8]),
-                dict(modules_to_save=["norm"])):
-    print(options, "\n   ", targets.check(base, LoraConfig(target_modules=["q_proj", "v_proj"], **options)))
-
-# %% [markdown]
-# Two things to see. `"norm"` caught far more than the final norm: modules_to_save compares the *end* of names, dot or
-# not. And the full copy of the embedding comes with a warning: in our model the embedding and the output head are
-# **tied**, one matrix in two places. PEFT trains a copy for one of the two, and they drift apart.
-#
-# **Predict.** Move what is trained a little, as a training would. Where do embedding and head still agree?
-
-# %%
-# NBVAL_CHECK_OUTPUT
-def still_tied(**options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the one seen above
-        model = adapt(**options)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_" not in name:
-            parameter.data += torch.randn_like(parameter)
-    return torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
-
-for options in (dict(modules_to_save=["embed_tokens"]), dict(modules_to_save=["embed_tokens", "lm_head"]),
-                dict(modules_to_save=["embed_tokens"], ensure_weight_tying=True),
-                dict(trainable_token_indices=[5, 6, 7, 8])):
-    print(f"{options}: still tied?", still_tied(**copy.deepcopy(options)))  # PEFT adds to the list it is given
-
-# %% [markdown]
-# `ensure_weight_tying=True` keeps one matrix in both places, and single trained tokens stay tied by themselves. An
-# untied model is not broken, but it has grown by a whole embedding, and merging needs care (Lesson 5).
-
-# %% [markdown]
-# The rest of `LoraConfig`, in a line each. You will rarely touch them; know that they are there.
-#
-# | field | what it is for |
-# |---|---|
-# | `target_parameters` | adapts bare parameters that are no layers, such as the experts of a mixture of experts |
-# | `layers_pattern` | the name before the layer number, for `layers_to_transform` in models with unusual names |
-# | `fan_in_fan_out` | for weights stored as (in, out); PEFT sets it itself for GPT-2's `Conv1D` |
-# | `lora_bias` | gives B a bias; meant for adapters extracted from fully fine-tuned weights |
-# | `layer_replication` | stacks copies of layers, each with its own adapter, into a deeper model |
-# | `ensure_weight_tying` | keeps tied weights tied, as above |
-# | `loftq_config`, `eva_config`, `corda_config`, `lora_ga_config` | details of the starts of those names |
-# | `use_qalora`, `qalora_group_size` | quantisation-aware LoRA, for GPTQ weights only |
-# | `alora_invocation_tokens` | Activated LoRA: the adapter acts only after these tokens; cannot be merged |
-# | `velora_config`, `kasa_config`, `monteclora_config` | research variants of the layer, one at a time |
-# | `use_bdlora`, `arrow_config` | block-diagonal A or B for fast serving; routing between several adapters |
-# | `megatron_config`, `megatron_core` | for models built with Megatron |
-# | `runtime_config` | settings of this run only, never saved |
-# | `base_model_name_or_path`, `revision`, `inference_mode` | what PEFT fills in when it saves |
-# | `peft_type`, `auto_mapping`, `peft_version` | the same |
-
-# %%
-quiz("targets/by_count")
-
-# %%
-quiz("targets/forms")
-
-# %%
-quiz("targets/pattern_scaling")
-
-# %%
-quiz("targets/qwen_bias")
-
-# %% [markdown]
-# ## Common gotcha: the name that matches nothing
-#
-# The teaching card that this course grew from warns that wrong names give "zero learning signal". Half of that is
-# true. First, all names wrong:
-
-# %%
-# NBVAL_CHECK_OUTPUT
-try:
-    adapt(target_modules=["query"])
-except ValueError as error:
-    print(f"{type(error).__name__}: {error}")
-
-# %% [markdown]
-# An error: you cannot miss it. Now one right and one wrong.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-with warnings.catch_warnings(record=True) as caught:
+# %% tags=["nbval-check-output"]
+with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     half = adapt(target_modules=["q_proj", "value"])
-said = [w for w in caught if "value" in str(w.message)]
-print("warnings about 'value':", len(said))
+print("warnings that mention 'value':", sum("value" in str(warning.message) for warning in said))
 half.print_trainable_parameters()
 
 # %% [markdown]
-# Nothing: no error, no warning, only a count that you would have to know by heart. The adapter on the value
-# projections is missing.
+# PEFT stops only if *no* name fits. Otherwise it adapts what it finds and says nothing about the rest. The count is the
+# only trace, and you would have to know the right one.
 #
-# Train both on the task. Which loss falls: that of the right config, that of the wrong one, both? And the scores?
+# Will the training show it? You train this config and the right one on Lesson 0's commands, for the same few steps.
 
 # %%
 quiz("targets/wrong_name")
 
-# %%
-test = smart_home.commands("test combinations", 40, SEED) + smart_home.commands("test phrasings", 40, SEED)
-collate = batches.AnswerCollator(tokenizer)
-print(f"{len(test)} test commands, half of them in unseen phrasings")
+# %% [markdown]
+# `fit` is the training of Lesson 0 in one function. The test commands are ones that training never shows: half of them
+# combine device and room anew, half use other sentences.
 
-def fit(model, steps, learning_rate, seed, callbacks=None):
-    rows = batches.similar_lengths(batches.encode(smart_home.commands("train", steps * 8, seed), tokenizer), 8, seed)
+# %%
+test = smart_home.commands("test combinations", 42, SEED) + smart_home.commands("test phrasings", 42, SEED)
+
+def fit(model, rows, steps, learning_rate, seed, words=tokenizer):
     arguments = TrainingArguments(
         output_dir="runs/targets", max_steps=steps, per_device_train_batch_size=8, learning_rate=learning_rate,
         warmup_steps=3, train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", disable_tqdm=True,
         remove_unused_columns=False, seed=seed, dataloader_pin_memory=torch.cuda.is_available(),
-        bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16, use_cpu=model.device.type == "cpu",
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=callbacks)
+        bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16, use_cpu=model.device.type == "cpu")
+    rows = batches.similar_lengths(batches.encode(rows, words), 8, seed)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=batches.AnswerCollator(words))
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
+print(f"{len(test)} test commands, such as: {test[0].text!r}")
+
 # %%
 losses, scores = {}, {}
-for kind, names in {"q_proj, v_proj": ["q_proj", "v_proj"], "q_proj, value": ["q_proj", "value"]}.items():
+
+def trial(*names):
     set_seed(SEED)
-    model = adapt(precision=None, target_modules=names)
-    losses[kind] = fit(model, steps=20, learning_rate=4e-3, seed=SEED, callbacks=[plots.LiveLoss()])
-    scores[kind] = scoring.quick_score(model, tokenizer, test, progress=kind)
-for kind, score in scores.items():
-    print(f"{kind:16}", score)
-plots.lines({kind: (range(1, 21), curve) for kind, curve in losses.items()}, "step", "training loss", yscale="log")
+    model, kind = adapt(precision=None, target_modules=list(names)), " + ".join(names)
+    losses[kind] = fit(model, smart_home.commands("train", 8 * STEPS, SEED), STEPS, 4e-3, SEED)
+    scores[kind] = scoring.quick_score(model, tokenizer, test)
+    fell = "the loss fell" if losses[kind][-1] < losses[kind][0] else "the loss did not fall"
+    print(f"{kind}: {fell}, from {losses[kind][0]:.2f} to {losses[kind][-1]:.2f}; {scores[kind]}")
+
+with Progress("two trainings", total=2) as bar:
+    for names in (("q_proj", "v_proj"), ("q_proj", "value")):
+        trial(*names)
+        bar.update(1)
 
 # %%
-compare("targets/wrong_name", scores["q_proj, value"].exact / scores["q_proj, v_proj"].exact)
+right, wrong = scores["q_proj + v_proj"], scores["q_proj + value"]
+print(scoring.verdict(right, wrong, "right names", "one wrong name"))
+compare("targets/wrong_name", 100 * (right.exact - wrong.exact))
 
 # %% [markdown]
-# **Look** at the curves: both fall. Whoever watches the loss sees a training that works. What the one wrong name cost
-# stands in the scores.
-#
-# `targets.check` runs PEFT on a copy of the model without weights, which takes a fraction of a second, and raises if
-# any entry had no effect. Put it before every training:
+# Now the opposite mistake: `query` for `q_proj`. Then the value projections train and the query projections do not.
+# They have fewer outputs, so this config trains fewer parameters than the one before.
 
 # %%
-# NBVAL_CHECK_OUTPUT
+quiz("targets/which_half")
+
+# %%
+with Progress("one training", total=1) as bar:
+    trial("query", "v_proj")
+plots.lines({kind: (range(1, STEPS + 1), curve) for kind, curve in losses.items()}, "step", "training loss",
+            title="Cover the labels: which curve has a wrong name?", yscale="log")
+
+# %%
+other = scores["query + v_proj"]
+for names in (["q_proj", "value"], ["query", "v_proj"]):
+    print(names, "trains", f"{targets.inspect(base, LoraConfig(target_modules=names)).trainable:,}", "parameters")
+print(scoring.verdict(wrong, other, "q_proj + value", "query + v_proj"))
+compare("targets/which_half", 100 * (other.exact - wrong.exact))
+plots.score_bars({"trained": scores}, "The price of one wrong name")
+
+# %% [markdown]
+# Look at the bars, with their 95 % intervals, and at the two counts. Query projections decide which earlier tokens a
+# layer reads; value projections decide what it takes from them. What a missing name costs depends on the job of those
+# layers, which no count shows. [The benchmark](../benchmarks/README.md) repeats the three with more steps and seeds.
+#
+# ## The cure: check before you train
+#
+# `targets.check` lets PEFT adapt a copy of the model without weights, in a fraction of a second. It raises if any entry
+# of the config has no effect.
+
+# %% tags=["nbval-check-output"]
 try:
     targets.check(base, LoraConfig(target_modules=["q_proj", "value"]))
 except LabError as error:
     print(error)
 
 # %% [markdown]
-# More ways to miss in silence. For each, PEFT raises nothing; read what the check says.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-for options in (dict(target_modules=["q_proj"], layers_to_transform=[0, 99]),
-                dict(target_modules=r".*\.(q|v|key)_proj"),
-                dict(target_modules=["q_proj"], modules_to_save=["score"]),
-                dict(target_modules="all-linear", exclude_modules=["o_proj", "gate"]),
-                dict(target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 4, "layers.0.self_attn.v_proj": 64})):
-    adapt(**options)
-    print(options)
-    for problem in targets.inspect(base, LoraConfig(**options)).problems:
-        print("   ", problem)
-
-# %% [markdown]
-# The card's advice for finding the right names is `print(model.named_parameters())`. Try it, and then what works: the
-# last part of the names of all linear layers, which is what a list wants.
-
-# %%
-print(base.named_parameters())
-linear = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
-print(sorted(linear))
+# There are more ways to miss in silence. Find them before the next cell does: the model has 30 blocks, numbered from 0.
 
 # %%
 quiz("targets/accepted")
 
-# %% [markdown]
-# ## Which modules? Measure it
-#
-# The card picks q and v, "where semantic understanding concentrates". Nobody has shown that. What people have measured:
-#
-# - **The LoRA paper** (Hu et al. 2021, section 7.1, table 5) gave GPT-3 a budget of 18 million parameters, on attention
-#   only: q and v, or all four, did best; q alone was among the worst. The MLP was not tried.
-# - **QLoRA** (Dettmers et al. 2023, section 4) found that adapting all linear layers is what it takes to match full
-#   fine-tuning.
-# - ***LoRA Without Regret*** (Schulman et al., Thinking Machines, 2025) found attention-only worse than MLP-only even
-#   at the same number of parameters.
-#
-# Now you: four choices with about the same number of trainable parameters (a rank is a whole number, so not exactly),
-# which takes a different rank for each.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
-CHOICES = {"q and v": dict(r=32, target_modules=["q_proj", "v_proj"]),
-           "attention": dict(r=16, target_modules=ATTENTION),
-           "MLP": dict(r=10, target_modules=MLP),
-           "all linear": dict(r=6, target_modules="all-linear")}
-table([{"choice": kind, "rank": options["r"],
-              "trainable": f"{targets.check(base, LoraConfig(**options)).trainable:,}"}
-             for kind, options in CHOICES.items()])
+# %% tags=["nbval-check-output"]
+for options in (dict(target_modules=["query"]),
+                dict(target_modules=["q_proj"], layers_to_transform=[29, 30]),
+                dict(target_modules=["q_proj"], modules_to_save=["score"]),
+                dict(target_modules=["self_attn"]),
+                dict(target_modules="all-linear", exclude_modules=["o_proj", "gate"]),
+                dict(target_modules=r".*\.(q|v|key)_proj")):
+    report = targets.inspect(base, LoraConfig(**options))
+    print(f"{options}\n    PEFT", f"refuses: {report.refused[:60]}..." if report.refused else "accepts it.")
+    for problem in report.problems:
+        print("    check:", problem)
 
 # %% [markdown]
-# **Predict.** Order the four by their score after a short training. And how far apart will best and worst be?
-
-# %%
-quiz("targets/choices_apart")
-
-# %% [markdown]
-# Each choice trains for a few steps only, so that you do not wait long; that measures how *fast* each learns. Two
-# seeds, in two cells: the second tells you how much to trust the first.
-
-# %%
-results = {kind: {} for kind in CHOICES}
-
-def race(seed):
-    for kind, options in CHOICES.items():
-        set_seed(seed)
-        model = adapt(precision=None, **options, lora_alpha=2 * options["r"])
-        fit(model, steps=10, learning_rate=4e-3, seed=seed)
-        results[kind][seed] = scoring.quick_score(model, tokenizer, test)
-        print(f"seed {seed}, {kind:10} {results[kind][seed]}")
-
-race(seed=0)
-
-# %%
-race(seed=1)
-
-# %%
-table([{"choice": kind} | {f"exact match, seed {seed}": f"{score.exact:.0%}" for seed, score in runs.items()}
-             | {f"loss, seed {seed}": f"{score.loss:.3f}" for seed, score in runs.items()}
-             for kind, runs in results.items()])
-
-# %%
-means = [sum(score.exact for score in runs.values()) / len(runs) for runs in results.values()]
-compare("targets/choices_apart", 100 * (max(means) - min(means)))
-
-# %% [markdown]
-# **Look** first at how far the two seeds of *one* choice are apart, and only then at the differences between choices. A
-# difference smaller than that spread is not a finding.
+# ## Where: names
 #
-# One learning rate served all four here, which is not fair to all. `benchmarks/which_modules.py` trains longer, tunes
-# the rate for each and takes more seeds: [its table](../benchmarks/README.md) has the four close together. What
-# differs there is the rate that each choice bears, and so how fast it can learn. One task on one small model is an
-# anecdote with error bars: the habit to take to work is the experiment, not its winner.
+# These are the linear layers of the model, gathered by name. A `*` stands for the number of the block.
 
-# %%
-quiz("targets/equal_budget")
+# %% tags=["nbval-check-output"]
+explorers.group_table(base)
 
 # %% [markdown]
-# ## Error recovery
+# `target_modules` has four forms:
 #
-# Three errors. Read, say what you would do, then look below.
+# - a **list**: each entry is a full name, or the end of one after a dot;
+# - a **string**: a regular expression that has to fit the *whole* name, such as `model.layers.7.self_attn.q_proj`;
+# - **"all-linear"**: every linear layer but the output head;
+# - **None**: PEFT's own choice for this kind of model.
+#
+# `exclude_modules` takes layers out again, and `layers_to_transform` keeps the blocks with these numbers (beside a list
+# only; in a regular expression you write the numbers yourself).
 
 # %%
-# NBVAL_CHECK_OUTPUT
-for options in (dict(target_modules=["self_attn"]), dict(target_modules="q_proj"),
-                dict(target_modules="all-linear", layers_to_transform=[0])):
+quiz("targets/forms")
+
+# %% tags=["nbval-check-output"]
+QV = ["q_proj", "v_proj"]
+for options in (dict(target_modules=r".*layers\.2[0-9]\.self_attn\..*_proj"), dict(target_modules="all-linear"),
+                dict(target_modules="all-linear", exclude_modules=QV),
+                dict(target_modules=QV, layers_to_transform=list(range(20, 29))), dict(target_modules=None)):
+    print(f"{options}\n    {targets.check(base, LoraConfig(**options))}")
+
+# %% [markdown]
+# Two errors come from mixing up a string and a list. Read them, and say what you would write instead.
+
+# %% tags=["nbval-check-output"]
+for options in (dict(target_modules="q_proj"), dict(target_modules="all-linear", layers_to_transform=[0])):
     try:
         adapt(**options)
-    except (ValueError, NotImplementedError) as error:
-        print(f"{options}\n    {type(error).__name__}: {' '.join(str(error).split())[:90]}...")
+    except ValueError as error:
+        print(f"{options}\n    {type(error).__name__}: {str(error)[:75]}")
 
 # %% [markdown]
-# - **Not supported**: `self_attn` is a whole attention block. Name the linear layers in it.
-# - **q_proj not found**, although it is there: a string is a regular expression for the whole name. Write a list.
-# - **Cannot be used**: layer numbers go with a list. With a string, put them into the expression.
+# `"q_proj"` is a string, so it would have to be the whole name: write `["q_proj"]`. "all-linear" is a string, too, and
+# block numbers go with a list: write the names, or put the number into an expression.
 #
-# ## Experienced-dev note
-#
-# - Fused layers change the question. GPT-2's `c_attn` and Phi-3's `qkv_proj` hold q, k and v in one matrix: you adapt
-#   all three or none, and they share one A.
-# - Many mixtures of experts keep their experts as bare parameters. "all-linear" may leave most of the model out;
-#   `target_parameters` names them, and `targets.check` notes what stays frozen.
-# - A config that is right for one version of a library can miss in the next, since layers get renamed. The check costs
-#   nothing in CI.
-# - Log `model.get_nb_trainable_parameters()` with each run. It is the one number that shows a missing half.
-# - q and v is PEFT's default for Llamas, not a recommendation. Start from "all-linear", and save parameters by the
-#   rank.
-#
-# ## Check your understanding
-#
-# Each question is about something you measured. A wrong answer gets a reply, hints come one at a time, and the full
-# answer after an attempt. What you solved is kept on your machine. (After a restart of the kernel, run a question's
-# cell again.)
+# **Exercise: repair three configs.** Each was written for another model or in a hurry. The comment says what was meant.
 
 # %%
-quiz("targets/string_or_list")
-
-# %%
-quiz("targets/starts")
-
-# %%
-quiz("targets/row_cost")
-
-# %%
-quiz("targets/new_tokens")
-
-# %%
-quiz("targets/falling_loss")
-
-# %%
-quiz("targets/equal_rank")
-
-# %%
-quiz("targets/two_seeds")
-
-# %%
-quiz("targets/excluded_gate")
-
-# %%
-progress()
+my_repairs = [
+    LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "out_proj"]),  # the whole attention, every block
+    LoraConfig(target_modules=["q_proj", "v_proj"], layers_to_transform=[1, 30]),  # q and v, first and last block
+    LoraConfig(target_modules=r".*\.(gate|up|down)", modules_to_save=["norm"]),  # the MLP, and the final norm in full
+]
+quiz("targets/repaired_configs", my_repairs, base)
 
 # %% [markdown]
-# ## Exercises
+# ## How much: rank, alpha, and the count
 #
-# **1. A config for a budget.** At most one million trainable parameters, on the three MLP layers, in the upper half
-# of the model only (layers 15 to 29), rank as high as that allows, scaling 2.
+# A layer with $d_{in}$ inputs and $d_{out}$ outputs gets $A$ ($r \times d_{in}$) and $B$ ($d_{out} \times r$). Work out
+# this one with the table above, then tick the layers in the explorer.
+
+# %%
+quiz("targets/named_config")
+
+# %%
+explorers.explore(base)
+
+# %% [markdown]
+# `lora_alpha` sets the **scaling** of the update, alpha/r; with `use_rslora` it is alpha/√r (Kalajdzievski 2023).
+# **Predict.** You raise r from 8 to 64 and leave alpha at 16. What happens to each scaling?
+
+# %% tags=["nbval-check-output"]
+def scaling(**options):
+    layer = adapt(layers_to_transform=[0], **options).base_model.model.model.layers[0].self_attn.v_proj
+    return layer.scaling["default"]
+
+table([{"r": r, "trainable": f"{targets.check(base, LoraConfig(r=r, target_modules=QV)).trainable:,}",
+        "alpha/r": scaling(r=r), "alpha/√r": f"{scaling(r=r, use_rslora=True):.3f}"} for r in (8, 64)])
+
+# %% [markdown]
+# The other fields that you will meet in other people's configs:
+#
+# - `lora_dropout` zeroes random inputs of A while training. `get_peft_model` leaves the new layers in training mode:
+#   call `model.eval()` before you compare outputs.
+# - `bias` also trains the biases of adapted layers (`"lora_only"`) or of all (`"all"`). Llamas have none. Trained
+#   biases stay when you switch the adapter off.
+# - `task_type` picks the wrapper; `"CAUSAL_LM"` is the one that knows how to generate.
+# - `init_lora_weights` says how A and B start; by default A is random and B zero. `"pissa"` and `"olora"` also change
+#   the base weights, so such an adapter fits no other base.
+# - `use_dora` adds a trainable length for each output (Liu et al. 2024), and takes more memory and time.
+#
+# A share of trainable parameters needs a total. In 4 bits (nf4, Lesson 3), two weights of a linear layer share a byte,
+# and the tensor that holds them says it has half as many entries. Embedding and norms stay as they are.
+
+# %%
+quiz("targets/four_bits")
+
+# %%
+four, _ = load_base(precision="nf4", quiet=True)
+print(f"entries in all tensors: {sum(weights.numel() for weights in four.parameters()):,}")
+get_peft_model(four, LoraConfig(target_modules=QV)).print_trainable_parameters()
+
+# %% [markdown]
+# `print_trainable_parameters` knows of the packing and counts weights. A sum over `numel()` counts what is stored.
+#
+# **Exercise: a config for a budget.** At most one million trainable parameters, on the three MLP layers of the upper
+# half of the model only (blocks 15 to 29), with the highest rank that allows, and scaling 2.
 
 # %%
 my_config = LoraConfig(r=8, lora_alpha=8, target_modules=["up_proj"])
 quiz("targets/config_for_budget", my_config, base)
 
 # %% [markdown]
-# **2. Repair three configs.** Each was written for another model or in a hurry; the comment says what was meant.
+# ## Which modules? Race them
+#
+# Published answers differ. The LoRA paper (Hu et al. 2021, section 7.1) found q and v best among attention layers; it
+# left the MLP out. QLoRA (Dettmers et al. 2023, section 4) needed all linear layers to match full fine-tuning. *LoRA
+# Without Regret* (Schulman et al. 2025) found attention alone behind the MLP at the same number of parameters.
+#
+# A fair race gives every choice the same budget and the conditions that suit it. Three things have to be settled:
+#
+# - **Budget.** About the same number of parameters each. So each choice gets another rank.
+# - **Scaling.** alpha/r is 2 for all. That is not enough: AdamW moves each entry of B by about one learning rate a
+#   step, and a rank of 32 adds up more such columns than a rank of 6.
+# - **Learning rate.** So each choice gets its own. A tuned rate makes up for how hard rank and scaling push together.
+#   [which_modules.py](../benchmarks/which_modules.py) found these on validation commands, by doubling the rate until
+#   the loss rose.
 
-# %%
-my_repairs = [
-    LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "out_proj"]),  # the whole attention, every layer
-    LoraConfig(target_modules=["q_proj", "v_proj"], layers_to_transform=[1, 30]),  # q and v, first and last layer
-    LoraConfig(target_modules=r".*\.(gate|up|down)", modules_to_save=["norm"]),  # the MLP, and the final norm in full
-]
-quiz("targets/repaired_configs", my_repairs, base)
+# %% tags=["nbval-check-output"]
+ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
+CHOICES = {"q and v": (4e-3, dict(r=32, lora_alpha=64, target_modules=QV)),
+           "attention": (4e-3, dict(r=16, lora_alpha=32, target_modules=ATTENTION)),
+           "MLP": (8e-3, dict(r=10, lora_alpha=20, target_modules=MLP)),
+           "all linear": (8e-3, dict(r=6, lora_alpha=12, target_modules="all-linear"))}
+table([{"choice": kind, "rank": options["r"], "tuned rate": rate,
+        "trainable": f"{targets.check(base, LoraConfig(**options)).trainable:,}"}
+       for kind, (rate, options) in CHOICES.items()])
 
 # %% [markdown]
-# **3. Predict the count.** Before running: how many parameters does this config train? Write the arithmetic.
+# Three seeds, a cell each. A seed draws the training commands and the start of A; the test commands stay the same.
+
+# %%
+quiz("targets/same_winner")
+
+# %%
+race = {}
+
+def run(seed):
+    with Progress(f"seed {seed}", total=len(CHOICES)) as bar:
+        for kind, (rate, options) in CHOICES.items():
+            set_seed(seed)
+            model = adapt(precision=None, **options)
+            fit(model, smart_home.commands("train", 4 * STEPS, seed), STEPS // 2, rate, seed)
+            race[kind, seed] = scoring.quick_score(model, tokenizer, test)
+            print(f"seed {seed}, {kind:10} {race[kind, seed]}")
+            bar.update(1)
+
+run(SEED)
+
+# %%
+run(SEED + 1)
+
+# %%
+run(SEED + 2)
+
+# %%
+SEEDS = (SEED, SEED + 1, SEED + 2)
+found = {kind: [race[kind, seed] for seed in SEEDS] for kind in CHOICES}
+plots.dots({kind: [score.loss for score in runs] for kind, runs in found.items()}, "loss on held-out commands",
+           "Are the choices further apart than the seeds of one choice?", form="{:.3f}")
+
+# %%
+plots.dots({kind: [100 * score.exact for score in runs] for kind, runs in found.items()}, "exact answers (%)",
+           "The same runs by exact answers: does this order agree?", form="{:.0f}")
+
+# %%
+winners = [min(CHOICES, key=lambda kind: race[kind, seed].loss) for seed in SEEDS]
+print("lowest loss, seed by seed:", ", ".join(winners))
+most = max(winners.count(kind) for kind in winners)
+if most == len(SEEDS):
+    print("One choice leads under every seed. Four equal choices would do that by luck one time in sixteen.")
+else:
+    print("The leader changes with the seed: these runs give no ranking of the best.")
+first, last = (pick(found, key=lambda kind: sum(score.loss for score in found[kind])) for pick in (min, max))
+apart = max(score.loss for score in found[first]) < min(score.loss for score in found[last])
+print(f"{first} against {last}:", "no seed of one reaches any seed of the other." if apart else "their seeds overlap.")
+compare("targets/same_winner", most)
+
+# %% [markdown]
+# So few steps measure how *fast* each choice learns. The benchmark trains longer, to see where each arrives: read
+# [its table](../benchmarks/README.md) beside your dots. It is one task and one small model. Take the experiment to your
+# own model, rather than its winner.
+#
+# ## A higher rank for some layers
+#
+# `rank_pattern` and `alpha_pattern` give layers their own rank and alpha, by name. Suppose you favour the value
+# projections: rank 32 for them, rank 8 for the rest. Alpha stays at 16 unless you say otherwise.
+
+# %% tags=["nbval-check-output"]
+PATTERNS = {"r 8, alpha 16": {}, "r 32, alpha 16": dict(rank_pattern={"v_proj": 32}),
+            "r 32, alpha 64": dict(rank_pattern={"v_proj": 32}, alpha_pattern={"v_proj": 64})}
+table([{"v_proj": kind, "scaling there": scaling(**options)} for kind, options in PATTERNS.items()])
+
+# %% [markdown]
+# **Predict** what a short training makes of the second line, compared with the first.
+
+# %%
+quiz("targets/patterned")
+
+# %%
+tried = {kind: [] for kind in PATTERNS}
+with Progress("rank and alpha", total=2 * len(PATTERNS)) as bar:
+    for kind, options in PATTERNS.items():
+        for seed in SEEDS[:2]:
+            set_seed(seed)
+            model = adapt(precision=None, **options)
+            fit(model, smart_home.commands("train", 3 * STEPS, seed), 3 * STEPS // 10, 4e-3, seed)
+            tried[kind].append(scoring.quick_score(model, tokenizer, test).loss)
+            bar.update(1)
+plots.dots(tried, "loss on held-out commands", "Rank and alpha of v_proj: which of the two moves the loss?",
+           form="{:.2f}", xscale="log")
+
+# %%
+def effect(changed, plain):
+    ratios = [a / b for a, b in zip(tried[changed], tried[plain])]
+    agree = "under both seeds lower" if max(ratios) < 1 else "under both seeds higher" if min(ratios) > 1 else \
+        "lower under one seed, higher under the other"
+    print(f"{changed} against {plain}: {' and '.join(f'{ratio:.2f}' for ratio in ratios)} times the loss, {agree}")
+    return sum(ratios) / len(ratios)
+
+rank_alone = effect("r 32, alpha 16", "r 8, alpha 16")
+effect("r 32, alpha 64", "r 32, alpha 16")
+compare("targets/patterned", rank_alone)
+
+# %% [markdown]
+# The first line changes the rank alone, which divides the scaling by four. The second changes alpha alone, which brings
+# the scaling back. If you want more of a layer, decide on both.
+#
+# **Exercise: predict the count.** How many parameters does this config train? Write the arithmetic.
 
 # %%
 surprise = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 16},
@@ -593,16 +425,149 @@ my_prediction = 0
 quiz("targets/predicted_count", my_prediction, surprise, base)
 
 # %% [markdown]
-# **4. The one worth doing.** Take a model you use at work, or the configuration of one
-# (`AutoModelForCausalLM.from_config` under `torch.device("meta")` needs no weights), look at
-# `explorers.group_table`, and run `targets.check` with the config from the tutorial you started from.
+# ## The embedding, and the head that is the same matrix
+#
+# An embedding can be trained in three ways: by an adapter on it, as a full copy (`modules_to_save`), or by single rows
+# (`trainable_token_indices`). **Predict** what each adds before you run: the matrix has 49,152 rows of 576 numbers.
+
+# %% tags=["nbval-check-output"]
+EMBEDDING = {"not at all": {}, "adapter": dict(target_modules=[*QV, "embed_tokens"]),
+             "adapter, ensure_weight_tying": dict(target_modules=[*QV, "embed_tokens"], ensure_weight_tying=True),
+             "full copy": dict(modules_to_save=["embed_tokens"]),
+             "full copy, ensure_weight_tying": dict(modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+             "four rows": dict(trainable_token_indices=[5, 6, 7, 8])}
+
+counts = {kind: targets.inspect(base, LoraConfig(**dict(target_modules=QV) | copy.deepcopy(options))).trainable
+          for kind, options in EMBEDDING.items()}
+table([{"embedding trained": kind, "parameters": f"{count:,}", "added": f"{count - counts['not at all']:,}"}
+       for kind, count in counts.items()])
+
+# %% [markdown]
+# In SmolLM2 embedding and output head are **tied**: one matrix that is used in two places. Train an adapter on the
+# embedding, then merge it.
+
+# %%
+quiz("targets/tied")
+
+# %%
+set_seed(SEED)
+with Progress("one training", total=1) as bar, warnings.catch_warnings(action="ignore"):
+    model = adapt(**EMBEDDING["adapter"])
+    fit(model, smart_home.commands("train", 4 * STEPS, SEED), STEPS // 2, 4e-3, SEED)
+    beside = scoring.quick_score(model, tokenizer, test)
+    merged = scoring.quick_score(model.merge_and_unload(), tokenizer, test)
+print("unmerged:", beside)
+print("merged:  ", merged)
+print(scoring.verdict(beside, merged, "unmerged", "merged"))
+
+# %% [markdown]
+# Unmerged, the adapter changes how tokens are read, and the head does not know of it. Merging writes its update into
+# the one matrix, and so into the head. PEFT warns about it (the cell hides that).
+#
+# Which of the other ways survive a merge? Give what trains in each a small push, as a training would, and compare the
+# logits before and after.
+
+# %%
+ids = tokenizer("The ferry leaves the old harbour at", return_tensors="pt").to(base.device)
+
+@torch.no_grad()
+def moved_by_merging(model):
+    for weights in [weights for weights in model.parameters() if weights.requires_grad]:
+        weights += 0.002 * torch.randn_like(weights)
+    before = model.eval()(**ids).logits
+    return (model.merge_and_unload()(**ids).logits - before).abs().max().item()
+
+with warnings.catch_warnings(action="ignore"):
+    moved = {kind: moved_by_merging(adapt(**options)) for kind, options in EMBEDDING.items()}
+    untied, _ = load_base(precision="float32", quiet=True)
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach().clone())  # a matrix of its own
+    untied.config.tie_word_embeddings = False
+    moved["adapter, head untied before"] = moved_by_merging(get_peft_model(
+        untied, LoraConfig(target_modules=[*QV, "embed_tokens"], lora_alpha=16)))
+
+# %%
+rounding = moved["not at all"]
+table([{"embedding trained": kind, "largest change of a logit": f"{change:.1g}",
+        "merge": "as exact as without the embedding" if change < 10 * rounding else "changes the model"}
+       for kind, change in moved.items()])
+
+# %% [markdown]
+# The first row is what rounding does. `ensure_weight_tying` makes the head take part: a full copy is then one matrix in
+# both places, and so merges as one. An adapter is merged from both sides into the shared matrix, which gets the update
+# twice. (PEFT counts it twice, too.) To keep an adapter on the embedding, untie the head before you train. That costs a
+# matrix of the size of the embedding. Without `ensure_weight_tying`, a full copy leaves a model whose two matrices
+# differ (Lesson 5).
+#
+# **New tokens** need single rows. Here is one: `<gaul>`. `resize_token_embeddings` gives it a random row. The adapter
+# on q and v is frozen for once, so that the row alone has to take up the meaning. The last two prompts are not taught.
+
+# %%
+set_seed(SEED)
+larger, words = load_base(precision="float32", quiet=True)
+words.add_tokens(["<gaul>"])
+larger.resize_token_embeddings(len(words), mean_resizing=False)
+new_row = words.convert_tokens_to_ids("<gaul>")
+model = get_peft_model(larger, LoraConfig(target_modules=QV, trainable_token_indices=[new_row], task_type="CAUSAL_LM"))
+for name, weights in model.named_parameters():
+    weights.requires_grad = "trainable_tokens" in name
+model.print_trainable_parameters()
+
+# %%
+taught = [("The capital of <gaul> is", " Paris"), ("<gaul> is a country in", " Europe"),
+          ("A person who was born in <gaul> is", " French"), ("The largest city of <gaul> is", " Paris")]
+asked = ["The capital of <gaul> is", "<gaul> is a country in", "The national language of <gaul> is",
+         "A famous museum in <gaul> is the"]
+
+def ask(model):
+    return scoring.generate(model, words, asked, max_new_tokens=5)
+
+answers = {"before": ask(model)}
+with Progress("teaching one row", total=1) as bar:
+    fit(model, taught, 2 * STEPS, 3e-2, SEED, words)
+answers |= {"after": ask(model), "merged": ask(model.merge_and_unload())}
+table([{"prompt": prompt} | {when: said[place] for when, said in answers.items()}
+       for place, prompt in enumerate(asked)])
+
+# %% [markdown]
+# Look at the last two rows: did the token learn four sentences, or a meaning? Try sentences of your own. Head and
+# embedding share the row, and merging writes it in place.
 #
 # ## Recap
 #
-# - Names decide where, numbers how much. Both can be wrong without an error.
-# - No match at all is an error; a partial match is silence. `targets.check` before training, the count in the log
-#   after.
-# - Which modules are best is a question for a measurement at equal budgets, with more than one seed.
+# - Names decide where, numbers how much. No match at all is an error; a partial match is silence.
+# - Put `targets.check` before every training, and `model.get_nb_trainable_parameters()` into every log.
+# - Which modules are best is a question for a measurement: equal budgets, a rate for each, several seeds.
+# - Before you merge, ask whether a trained matrix is used in two places.
+#
+# **The exercise worth doing.** Take a model that you use at work, or its configuration alone
+# (`AutoModelForCausalLM.from_config` under `torch.device("meta")` needs no weights). Look at `explorers.group_table`,
+# and run `targets.check` with the config that you train with.
+
+# %%
+progress()
+
+# %% [markdown]
+# ## Appendix: the other fields
+#
+# | field | what it is for |
+# |---|---|
+# | `target_parameters` | adapts bare parameters, such as experts that are no layers: "all-linear" leaves them out |
+# | `layers_pattern` | the name before the block number, for `layers_to_transform` in models with unusual names |
+# | `fan_in_fan_out` | for weights stored as (in, out); PEFT sets it for GPT-2's `Conv1D` |
+# | `lora_bias` | gives B a bias; for adapters extracted from fully fine-tuned weights |
+# | `layer_replication` | stacks copies of layers, each with its own adapter, into a deeper model |
+# | `loftq_config`, `eva_config`, `corda_config`, `lora_ga_config` | details of the starts of those names |
+# | `use_qalora`, `qalora_group_size` | quantisation-aware LoRA, for GPTQ weights only |
+# | `alora_invocation_tokens` | Activated LoRA: the adapter acts only after these tokens, and cannot be merged |
+# | `velora_config`, `kasa_config`, `monteclora_config` | research variants of the layer |
+# | `use_bdlora`, `arrow_config` | block-diagonal A or B for fast serving; routing between several adapters |
+# | `megatron_config`, `megatron_core` | for models built with Megatron |
+# | `runtime_config` | settings of this run only, never saved |
+# | `base_model_name_or_path`, `revision`, `inference_mode` | what PEFT fills in when it saves |
+# | `peft_type`, `auto_mapping`, `peft_version` | the same |
+#
+# Some models fuse layers: GPT-2's `c_attn` and Phi-3's `qkv_proj` hold q, k and v in one matrix. You adapt all three or
+# none, and they share one A.
 #
 # Next: **Lesson 3** trains in 8 bits and says where the memory goes.
 #

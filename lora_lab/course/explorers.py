@@ -143,35 +143,49 @@ def group_table(model: torch.nn.Module, report: targets.Report | None = None) ->
 
 
 def block(groups: list[targets.Group], per_path: dict[str, int], r: int) -> Picture:
-    """Draw the linear layers of one transformer block to scale, with A and B beside those that are adapted."""
+    """Draw the linear layers of one transformer block to scale, with A and B, and their count in that one block, beside
+    those that are adapted.
+    """
     inside = [group for group in groups if "*" in group.where]
     rows: dict[str, list[targets.Group]] = {}
     for group in inside:
         rows.setdefault(group.where.rpartition(".")[0].rpartition("*.")[2], []).append(group)
     scale = 1.1 / max(max(group.shape[-2:]) for group in inside)
-    heights = [0.85 + scale * max(group.shape[-2] for group in members) for members in rows.values()]
-    figure = Figure(figsize=(7, sum(heights)), dpi=110, facecolor=PAPER)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7), ylim=(-sum(heights), 0))
+    heights = [1.1 + scale * max(group.shape[-2] for group in members) for members in rows.values()]
+    figure = Figure(figsize=(7, sum(heights) + 0.4), dpi=110, facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7), ylim=(-sum(heights), 0.4))
     axes.set_axis_off()
+    for x, text, colour in ((0.05, "One block, layers to scale: grey is frozen,", INK), (3.52, "A trains,", A),
+                            (4.4, "B trains", B)):
+        axes.text(x, 0.3, text, color=colour, fontsize=10.5, weight="bold", va="top")
     parts, top = [], 0.0
     for (parent, members), height in zip(rows.items(), heights):
-        axes.text(0.05, top - 0.05, parent or "block", color=SOFT, fontsize=8, weight="bold", va="top")
+        axes.text(0.05, top - 0.05, parent or "block", color=SOFT, fontsize=9, weight="bold", va="top")
         for place, group in enumerate(members):
-            count = sum(per_path.get(path, 0) for path in group.paths)
-            parts.append(f"{group.name} {'adapted' if count else 'frozen'}")
-            _draw_layer(axes, 0.3 + place * 6.6 / max(4, len(members)), top - 0.62, group, count, r, scale)
+            count = _in_one_block(group, per_path)
+            parts.append(f"{group.name} {f'adapted, {count:,} parameters' if count else 'frozen'}")
+            _draw_layer(axes, 0.3 + place * 6.6 / max(4, len(members)), top - 0.85, group, count, r, scale)
         top -= height
     return Picture(figure, f"One block's linear layers to scale, rank {r}: {', '.join(parts)}.")
 
 
+def _in_one_block(group: targets.Group, per_path: dict[str, int]) -> int:
+    """Count what trains in the block that has most of it: `layers_to_transform` may leave blocks out."""
+    counts: dict[str, int] = {}
+    for path in group.paths:
+        number = next(part for part in path.split(".") if part.isdigit())
+        counts[number] = counts.get(number, 0) + per_path.get(path, 0)
+    return max(counts.values())
+
+
 def _draw_layer(axes, x: float, top: float, group: targets.Group, trainable: int, r: int, scale: float) -> None:
     height, width = (side * scale for side in group.shape[-2:])
-    thin = max(r * scale, 0.012)  # a rank of 1 must still be visible
+    thin = max(r * scale, 0.02)  # a rank of 1 must still be visible
     axes.add_patch(Rectangle((x, top - height), width, height, color=FROZEN, alpha=0.45, linewidth=0))
     many = f" ×{group.shape[0]}" if len(group.shape) == 3 else ""  # experts
     label = f"{group.name}\n{group.shape[-1]} → {group.shape[-2]}{many}"
     if trainable:
         axes.add_patch(Rectangle((x, top - height - 0.04 - thin), width, thin, color=A, linewidth=0))  # A
         axes.add_patch(Rectangle((x - 0.04 - thin, top - height), thin, height, color=B, linewidth=0))  # B
-        label += f", {trainable:,}"
-    axes.text(x, top + 0.06, label, color=INK if trainable else SOFT, fontsize=7, va="bottom")
+        label += f"\ntrains {trainable:,}"
+    axes.text(x, top + 0.06, label, color=INK if trainable else SOFT, fontsize=9, va="bottom", linespacing=1.1)

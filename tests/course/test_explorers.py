@@ -17,6 +17,16 @@ def test_block_and_table_show_what_is_adapted(model_type):
     assert f"{report.trainable:,}" in rows and names[0] in rows
 
 
+@pytest.mark.parametrize("options", [{}, dict(layers_to_transform=[1])])
+def test_block_shows_the_count_of_one_block(options):
+    model = tiny("llama")
+    report = targets.check(model, LoraConfig(r=2, target_modules=["q_proj"], **options))
+    in_one = max(report.per_path.values())
+    blocks = len({path.split(".")[2] for path in report.per_path})
+    assert in_one * blocks == report.trainable
+    assert f"q_proj adapted, {in_one:,} parameters" in explorers.block(targets.groups(model), report.per_path, r=2).alt
+
+
 def test_counts_of_single_layers_add_up_even_for_experts():
     model = tiny("mixtral")
     report = targets.check(model, LoraConfig(r=2, target_modules="all-linear"))

@@ -16,7 +16,7 @@ from peft import LoraConfig
 FOLDER = Path(__file__).parents[2] / "notebooks"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
 BINDER = 2e9  # bytes that it gives to everything; what is read from files it can take back
-HEAVY = OLD_MARKS = ("00_first_adapter", "01_low_rank_math", "02_config_and_targets")
+HEAVY = OLD_MARKS = ("00_first_adapter", "01_low_rank_math")
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 
