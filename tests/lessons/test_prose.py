@@ -6,7 +6,8 @@ import prose
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-CHECKED: list[str] = ["00_first_adapter", "02_config_and_targets"]  # lessons whose every number and comparison is reviewed
+# Lessons whose every number and comparison is reviewed.
+CHECKED = ["00_first_adapter", "02_config_and_targets"]
 
 
 @pytest.fixture
