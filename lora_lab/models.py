@@ -78,7 +78,7 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
         f"{model.get_memory_footprint() / 1e6:.0f} MB, on {where}"
     )
     if name == DEFAULT and not quantised:
-        print(f"  (weights read back from 4 bits, {_distance_from_hub(model)})")
+        print(f"  (read back from a 4-bit copy, with which every lesson was run, {_distance_from_hub(model)})")
     return model.eval(), tokenizer
 
 
