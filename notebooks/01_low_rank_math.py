@@ -424,7 +424,6 @@ def show_differences():
     print(f"{len(pairs)} matrices {max(off(a.data, b.data) for a, b in pairs):.1g}, logits {off(*logits):.1g},",
           f"gradients {max(off(a.grad, b.grad) for a, b in pairs):.1g}")
 
-# %%
 show_differences()
 
 # %% [markdown]
