@@ -11,9 +11,6 @@
 # ---
 
 # %% [markdown]
-
-
-# %% [markdown]
 # # 1 · Low-rank math: why two thin matrices are enough
 #
 # *Lessons:* ← [0 · Your first adapter](00_first_adapter.ipynb) ·
@@ -327,7 +324,7 @@ parts = {}
 with Progress("the strongest directions of every update", total=len(tuned)) as bar:
     for name in tuned:
         change = full.get_submodule(name).weight - base.get_submodule(name).weight
-        parts[name] = torch.svd_lowrank(change.detach(), q=24, niter=4)  # a quick SVD: the first 24 alone
+        parts[name] = torch.svd_lowrank(change.detach().cpu(), q=24, niter=4)  # a quick SVD: the first 24 alone
         bar.update(1)
 print("the whole update:", whole)
 
@@ -336,7 +333,8 @@ shortened, cut = load_base(precision="float32", quiet=True)[0], {}
 for r in (0, 1, 2, 4, 8):
     for name, (left, strengths, right) in parts.items():
         change = (left[:, :r] * strengths[:r]) @ right[:, :r].T
-        shortened.get_submodule(name).weight.data = base.get_submodule(name).weight.detach() + change
+        weight = base.get_submodule(name).weight.detach()
+        shortened.get_submodule(name).weight.data = weight + change.to(weight)
     cut[r] = scoring.quick_score(shortened, tokenizer, test, progress=f"rank {r}")
 del shortened
 
@@ -423,7 +421,6 @@ def show_differences():
     print(f"{len(pairs)} matrices {max(off(a.data, b.data) for a, b in pairs):.1g}, logits {off(*logits):.1g},",
           f"gradients {max(off(a.grad, b.grad) for a, b in pairs):.1g}")
 
-# %%
 show_differences()
 
 # %% [markdown]
@@ -685,7 +682,7 @@ with torch.no_grad():
 
 # %% [markdown]
 # With $\alpha/r = 2$ the card's formula misses half of what the adapter does. Export A and B to another program
-# without the factor, and no error tells you: the model there is only weaker.
+# without the factor, and no error tells you that the model there does something else than the one you trained.
 #
 # **Puzzle 4: merge by hand.** Return one weight that does what the base and its adapter do together, so that the
 # adapter can be thrown away. Shapes: `W` (d_out × d_in), `A` (r × d_in), `B` (d_out × r). Lesson 5 builds on it.
@@ -770,7 +767,8 @@ progress()
 #   counts is how many an *update* takes for your task, and you know how to look.
 # - LoRA is $W$ frozen plus $\frac{\alpha}{r}BA$, with B zero at the start. It costs $r\,(d_{in} + d_{out})$ per
 #   layer.
-# - It saves gradients, optimizer state and disk. Frozen weights stay, and activations do not follow the rank.
+# - It saves gradients, optimizer state and disk. Frozen weights stay, and so do the activations that the backward
+#   pass needs.
 #
 # Next: [Lesson 2](02_config_and_targets.ipynb) says which layers should get how much, and how to notice when they do
 # not.
