@@ -7,8 +7,9 @@ import importlib.util
 from pathlib import Path
 
 PACKAGES = {
-    "IPython": ("display",), "ipywidgets": (), "traitlets": (), "matplotlib": ("colors", "figure", "patches", "ticker"),
-    "markdown_it": (), "mdit_py_plugins": ("dollarmath",), "platformdirs": (),
+    "IPython": ("display",), "ipywidgets": (), "traitlets": (),
+    "matplotlib": ("axes", "colors", "figure", "patches", "ticker"), "markdown_it": (),
+    "mdit_py_plugins": ("dollarmath",), "platformdirs": (),
 }
 
 

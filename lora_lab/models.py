@@ -78,7 +78,7 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
         f"{model.get_memory_footprint() / 1e6:.0f} MB, on {where}"
     )
     if name == DEFAULT and not quantised:
-        print(f"  (weights read back from 4 bits, {_distance_from_hub(model)})")
+        print(f"  (read back from a 4-bit copy, with which every lesson was run, {_distance_from_hub(model)})")
     return model.eval(), tokenizer
 
 
@@ -91,9 +91,9 @@ def _distance_from_hub(model) -> str:
     hub = try_to_load_from_cache(HUB_NAME, "model.safetensors")
     off = size = 0.0
     with safe_open(hub, "pt") if isinstance(hub, str) else contextlib.nullcontext() as file:
-        for layer in (0, 15, 29):
-            key = f"model.layers.{layer}.mlp.down_proj.weight"
-            weight = model.state_dict()[key].detach().float().cpu()
+        weights = {name: weight for name, weight in model.named_parameters() if name.endswith("mlp.down_proj.weight")}
+        for key in list(weights)[::15]:  # of every 15th block
+            weight = weights[key].detach().float().cpu()
             blocks = weight.reshape(-1, 32)
             step = (blocks.amax(1) - blocks.amin(1)) / 15
             off += float((weight - file.get_tensor(key).float()).square().mean() if file else step.square().mean() / 12)

@@ -24,7 +24,8 @@
 #
 # **It takes** about two minutes of computing on two CPU cores, most of it one training
 # (on a GPU: not recorded).
-# No account, no model hub. Run a cell with Shift+Enter; any cell may be run again.
+# No account, no model hub. Run a cell with Shift+Enter; any cell may be run again. The puzzles are worth more than
+# that time.
 
 # %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
@@ -57,8 +58,8 @@ base, tokenizer = load_base()
 # %% [markdown]
 # ## The job
 #
-# A command at home goes in; one compact JSON action comes out, which a program can carry out. The model is a real one
-# of the Llama family. Nobody has shown it a single example.
+# A command at home goes in; one compact JSON action comes out, which a program can carry out. The model is a small one
+# that was taught to chat.
 #
 # **Predict, then run.** Commit to a guess before you know; the next cell settles it.
 
@@ -67,13 +68,15 @@ quiz("first/untrained")
 
 # %%
 few = smart_home.commands("test combinations", n=8, seed=SEED)
-answers_of_base = scoring.generate(base, tokenizer, [c.prompt for c in few])
+answers_of_base = scoring.generate(base, tokenizer, [c.prompt for c in few])  # cut after 16 tokens
+print("what the model gets:", repr(few[0].prompt))
 compare("first/untrained", sum(a == c.answer for c, a in zip(few, answers_of_base)))
 table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in zip(few, answers_of_base)])
 
 # %% [markdown]
-# It continues the text, as language models do. Now attach an adapter: small trainable matrices beside the model's own
-# weights, which stay frozen. What they do is drawn further down. First see them work.
+# A bare command is no chat, so the model continues the text, as language models do. Now attach an adapter: small
+# trainable matrices beside the model's own weights, which stay frozen. What they do, and what `r` and `lora_alpha` are,
+# is drawn further down. First see them work.
 
 # %%
 set_seed(SEED)
@@ -82,7 +85,7 @@ model = get_peft_model(load_base(quiet=True)[0], config)  # a fresh copy: `base`
 model.print_trainable_parameters()
 
 # %% [markdown]
-# Train it. None of the commands above is among the examples.
+# Train it. None of the commands above is among the examples. (Run the cell again, and it trains on.)
 
 # %%
 examples = smart_home.commands("train", n=STEPS * BATCH, seed=SEED)
@@ -110,7 +113,7 @@ table([{"command": c.text, "right answer": c.answer, "before": before, "after": 
 # **Your turn.** Type a command of your own and run the cell, as often as you like.
 
 # %%
-my_command = "would you mind closing the blinds in the office"
+my_command = "it is too bright in the office, so close the blinds"
 print(scoring.generate(model, tokenizer, [smart_home.prompt(my_command)])[0])
 
 # %% [markdown]
@@ -138,8 +141,9 @@ table([{"question": question, "before": before, "with the adapter": after} for q
        zip(QUESTIONS, asked["before"], asked["with the adapter"])])
 
 # %% [markdown]
-# Read the column of the adapter from top to bottom. Another way to ask what was forgotten: how well does the model
-# still predict ordinary prose? **Perplexity** says how surprised it is by each token; lower is better.
+# Count the JSON, and check the other answers: are they still right? Another way to ask what was forgotten: how well
+# does the model still predict ordinary prose? **Perplexity** says how unsure it is of each token: 1 is certain, 100 as
+# unsure as among a hundred equal choices.
 
 # %%
 quiz("first/forgetting")
@@ -151,8 +155,8 @@ print("adapter off, the answers are the base's again:", asked["adapter off"] == 
 compare("first/forgetting", perplexity["after"] / perplexity["before"])
 
 # %% [markdown]
-# The two measure different things: how the model begins a reply, and how it continues a text. Measure what matters to
-# you. And nothing is lost: switched off, the adapter leaves the base as it was.
+# The count of JSON and the perplexity measure different things: how the model begins a reply, and how it continues a
+# text. Measure what matters to you. And nothing is lost: switched off, the adapter leaves the base as it was.
 #
 # ## What LoRA adds
 #
@@ -161,8 +165,11 @@ compare("first/forgetting", perplexity["after"] / perplexity["before"])
 # $$y = Wx + \frac{\alpha}{r}\, B A x$$
 #
 # $A$ measures the input along $r$ directions, $B$ says where to push the output. $r$ is the **rank**, $\alpha/r$ the
-# **scaling**. The drawing is to scale: it is the query projection of this model. Move the rank. When do the thin
-# matrices stop being thin? Then move alpha: what changes, and what does not?
+# **scaling**. Only $A$ and $B$ are trained, and that is the saving: AdamW keeps a gradient and two running means for
+# every number that trains, and none for the frozen ones.
+#
+# The drawing is to scale: it is the query projection of this model. Move the rank: at which do the thin matrices hold
+# as many numbers as $W$? Then move alpha: what changes?
 
 # %%
 layer = model.base_model.model.model.layers[0].self_attn.q_proj
@@ -172,20 +179,22 @@ explorers.mechanism(layer.in_features, layer.out_features, r=8, alpha=16)
 # **Analogy.** Lay a clear sheet over a printed page and write your corrections on the sheet. The page is never touched;
 # lift the sheet, and the page is as it was; send somebody the sheet, and their copy of the page reads like yours.
 #
-# The model has such a layer seven times in each of its blocks, and `"all-linear"` gave each of them an A and a B.
-# **Predict** what share of all parameters that makes.
+# `"all-linear"` gave every linear layer in the blocks an A and a B. At rank 8, you saw the share that trains when you
+# attached them. **Predict** it for rank 64.
 
 # %%
 quiz("first/share")
 
 # %%
-trainable, total = model.get_nb_trainable_parameters()
+wide = get_peft_model(load_base(quiet=True)[0], LoraConfig(r=64, target_modules="all-linear", task_type="CAUSAL_LM"))
+trainable, total = wide.get_nb_trainable_parameters()
 compare("first/share", 100 * trainable / total)
+print("in the drawing, A and B hold as many numbers as W from rank", layer.weight.numel() // sum(layer.weight.shape))
 for name, parameter in layer.named_parameters():
     print(f"{name:24} {str(tuple(parameter.shape)):12} trains: {parameter.requires_grad}")
 
 # %% [markdown]
-# A fresh adapter starts with random numbers in $A$. How much does it disturb the model before the first step?
+# A fresh adapter has random numbers in $A$. How much does it disturb the model before the first step?
 
 # %%
 quiz("first/zero_start")
@@ -207,7 +216,10 @@ compare("first/zero_start", moved)
 # ## What the model was trained on
 #
 # Each example is a command after a `>`, a new line, and the action. The loss is taken where the labels are not
-# `-100`: which tokens should that be? Complete the function, a puzzle of one line. Its check says where you are off.
+# `-100`, the index that `cross_entropy` ignores. Labels line up with the inputs, one for one: transformers shifts them
+# itself.
+#
+# **Puzzle.** Which tokens should count? Complete the function; its check says where you are off.
 
 # %%
 row = rows[0]
@@ -255,19 +267,15 @@ compare("first/phrasings", after["phrasings"].exact)
 table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in wrong[:6]] or [{"wrong": "none"}])
 
 # %% [markdown]
-# The lines are 95 % intervals: what this many commands can vouch for. Look at the mistakes, if there are any: is the
-# form wrong, or a word? And which device is the hardest? Complete the function; then use it on your model.
+# The lines are 95 % intervals: what this many commands can vouch for. And they vouch for commands of *this* kind: both
+# sets are made of words most of which training has shown.
+#
+# **Exercise: the one worth doing.** Write ten commands in your own words with their right answers, each as a pair
+# `(smart_home.prompt(text), answer)`, and score your model on them. Your family does not speak like a grammar.
 
 # %%
-def exact_by_device(commands, answers):
-    shares = {}  # for instance {"light": 0.9, "door": 1.0}
-    # for command, answer in zip(commands, answers): the device is the second key of json.loads(command.answer)
-    return shares
-
-quiz("first/exact_by_device", exact_by_device)
-
-# %%
-print(exact_by_device(test["phrasings"], answers["phrasings"]) or "Complete the function above, then run this again.")
+mine = [(smart_home.prompt("shut the blinds in the office, it is too bright"), '{"room":"office","blinds":"closed"}')]
+print(scoring.score(mine, scoring.generate(model, tokenizer, [prompt for prompt, _ in mine])))
 
 # %% [markdown]
 # ## Would a prompt have done?
@@ -285,7 +293,8 @@ for c in smart_home.commands("train", n=14, seed=SEED):  # there are fourteen ki
 sample = test["combinations"][:20]
 prompts = [tokenizer.apply_chat_template(dialogue + [{"role": "user", "content": c.text}], tokenize=False,
                                          add_generation_prompt=True) for c in sample]
-told = scoring.score(sample, scoring.generate(base, tokenizer, prompts, 24, 10, progress="with fourteen examples"))
+answers_told = scoring.generate(base, tokenizer, prompts, 24, 10, progress="with fourteen examples")
+told = scoring.score(sample, answers_told)
 trained = scoring.score(sample, answers["combinations"][:20])
 print(scoring.verdict(told, trained, "told and shown", "trained"))
 print("tokens in one prompt:", len(tokenizer(prompts[0])["input_ids"]),
@@ -296,12 +305,26 @@ compare("first/told", told.exact)
 # Try a prompt first: it costs nothing to train. Then weigh its score, and the tokens that every command drags along,
 # against the adapter's.
 #
+# **Puzzle.** Where does it fail? Complete the function; the next cell uses it on the prompted answers.
+
+# %%
+def exact_by_device(commands, answers):
+    shares = {}  # for instance {"light": 0.9, "door": 1.0}
+    # for command, answer in zip(commands, answers): the device is the second key of json.loads(command.answer)
+    return shares
+
+quiz("first/exact_by_device", exact_by_device)
+
+# %%
+print(exact_by_device(sample, answers_told) or "Complete the function above, then run this again.")
+
+# %% [markdown]
 # ## Save it, and load it into a fresh model
 
 # %%
 model.save_pretrained("adapters/first", save_embedding_layers=False)  # we trained no embeddings
 adapters.note_base("adapters/first", model)  # which weights A and B were trained beside
-table([{"file": f.name, "kB": f"{f.stat().st_size / 1000:,.0f}"} for f in sorted(Path("adapters/first").iterdir())])
+table([{"file": f.name, "kB": f"{f.stat().st_size / 1000:,.1f}"} for f in sorted(Path("adapters/first").iterdir())])
 
 # %%
 fresh_base, tokenizer = load_base(quiet=True)
@@ -311,8 +334,11 @@ same = sum(a == b for a, b in zip(again, answers["phrasings"]))
 print(f"{same} of {len(again)} answers are identical to those of the model you trained")
 
 # %% [markdown]
-# **A small file.** Write a config whose file is under 3 MB and that still adapts every linear layer. The check builds
-# it without weights.
+# PEFT needs one line to load, `PeftModel.from_pretrained(base, folder)`, and compares no weights. `adapters.note_base`
+# and `adapters.adapter_folder` are helpers of this course, which do.
+#
+# **Puzzle: a small file.** A and B are stored in float32, four bytes a number. Write a config whose file is under 3 MB
+# and that still adapts every linear layer.
 
 # %%
 my_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -321,8 +347,8 @@ quiz("first/small_adapter", my_config, fresh_base.config, 3)
 # %% [markdown]
 # ## Break it: another base
 #
-# A and B correct the weights they were trained beside. Here is the same model with every weight rounded to 8 bits
-# (`float8_e4m3fn`), as servers do to save memory. The check that loads an adapter compares the weights:
+# A and B correct the weights they were trained beside. Here is the same model with every linear layer in its blocks
+# rounded to 8 bits (`float8_e4m3fn`), as servers do to save memory. The course's check compares the weights:
 
 # %%
 rounded, _ = load_base(quiet=True)
@@ -336,7 +362,7 @@ except LabError as error:
     print(f"LabError: {error}")
 
 # %% [markdown]
-# It stops you, and it cannot know how much the difference matters. You can: load it all the same, and score it.
+# It cannot know how much the difference matters. You can: load the adapter all the same, and score it.
 
 # %%
 quiz("first/other_base")
@@ -357,7 +383,6 @@ compare("first/other_base", found.exact / max(after["phrasings"].exact, 0.01))
 for attempt in (
     lambda: get_peft_model(load_base(quiet=True)[0], LoraConfig(target_modules=["query"])),
     lambda: PeftModel.from_pretrained(fresh_base, adapters.adapter_folder("adapters")),
-    lambda: load_base(precision="fp16"),
 ):
     try:
         attempt()
@@ -367,8 +392,8 @@ for attempt in (
 # %% [markdown]
 # - **Target modules not found**: this model calls that layer otherwise. One wrong name beside a right one gives *no*
 #   error; Lesson 2 opens with it.
-# - **Not an adapter**: give the folder that `save_pretrained` wrote, not the one around it.
-# - **Unknown precision**: the message lists what there is.
+# - **Not an adapter**: give the folder that `save_pretrained` wrote, not the one around it. (PEFT alone would go and
+#   ask the model hub for it.)
 #
 # ## Experienced-dev note
 #
@@ -378,9 +403,16 @@ for attempt in (
 # - This notebook is an ordinary program: its twin `00_first_adapter.py` runs under `python` and under
 #   `accelerate launch`.
 #
-# **Now break it yourself.** Every training example began with `> `. Ask without: give `scoring.generate` the bare text
-# and a new line, for the combinations, and score that. Then with a space only. At work this bug reads "fine in
-# training, worse in production", and its cure is one function that builds the prompt.
+# ## Exercise: ask it otherwise
+#
+# Every training example began with `> `. Leave these two characters out, and score the combinations; then put a single
+# space in their place. At work this bug reads "fine in training, worse in production", and its cure is one function
+# that builds the prompt.
+
+# %%
+my_prompts = [c.prompt for c in test["combinations"]]  # f"{c.text}\n", then f" {c.text}\n"
+if my_prompts != [c.prompt for c in test["combinations"]]:
+    print(scoring.score(test["combinations"], scoring.generate(model, tokenizer, my_prompts, progress="otherwise")))
 
 # %%
 progress()
@@ -391,9 +423,6 @@ progress()
 # - LoRA freezes the model and trains a low-rank addition, (alpha/r)·B·A, beside the layers you name.
 # - The adapter is a small file for one base. Switch it off, and the base is as it was.
 # - Measure on held-out data, with an interval, and measure what was forgotten.
-#
-# **The one exercise worth doing.** Write ten commands in your own words with their right answers, each as a pair
-# `(smart_home.prompt(text), answer)`, and score your model on them. Your family does not speak like a grammar.
 #
 # Next: **Lesson 1** shows why a low rank is enough, **2** which layers to name, **3** the same training in 8 bits and
 # where the memory goes, **4** what alpha does, **5** how to merge and ship.

@@ -16,29 +16,26 @@
 # *Lessons:* ← [0 · Your first adapter](00_first_adapter.ipynb) ·
 # [2 · LoraConfig and target modules: saying where and how much](02_config_and_targets.ipynb) →
 #
-# Lesson 0 trained less than two percent of a model's size and got the job done. Here you find out why that can work:
-# you look into weights and into what training does to them, build LoRA yourself in a dozen lines, and prove your layer
-# equal to PEFT's.
+# Lesson 0 trained less than two percent of a model's size and got the job done. Here you find out why that can work.
+# You look into weights and into what training does to them, build LoRA in a dozen lines, and prove your layer equal
+# to PEFT's.
 #
 # **You will be able to** say what rank is and see it, write a LoRA layer from memory, count its parameters for any
-# model, and tell what LoRA saves from what it does not.
+# model, take an adapter out of a merged weight, and tell what LoRA saves from what it does not.
 #
-# **You need** [Lesson 0](00_first_adapter.ipynb), and matrix multiplication. The singular value decomposition is
-# introduced where it is used.
+# **You need** [Lesson 0](00_first_adapter.ipynb) and matrix multiplication.
 #
-# **It takes** about three minutes of computing on two CPU cores
-# (on a GPU: not recorded),
-# and up to 4 GB of memory,
-# because one part trains all weights of the model. A machine that has less, such as Binder's with 2 GB, trains five
-# blocks in full there instead of all thirty: the lesson finds out by itself and says so.
+# **It takes** about three minutes of computing on two CPU cores (on a GPU: not recorded). One part trains whole
+# matrices and takes 2.8 GB of memory. With less than 4 GB, as on Binder, it trains five blocks of the model instead
+# of thirty, and 1.7 GB are enough: the lesson finds out by itself and says so.
 #
 # ## Why this matters
 #
 # "Low rank" is a bet: that what fine-tuning has to change in a weight is far simpler than the weight. If the bet
-# holds for your task, you can train a tiny part of the parameters. If it does not, you need a rank so high that
-# little is saved. So you should know how to look.
+# holds for your task, you train a tiny part of the parameters. If it does not, you need a rank so high that little is
+# saved. So you should know how to look.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
 import os
 from importlib import invalidate_caches, util
@@ -53,8 +50,11 @@ if util.find_spec("lora_lab") is None:
     environment.report()
 
 # %%
+import math
+import random
+
 import torch
-from IPython.display import display
+import transformers
 from lora_lab import batches, compare, load_base, models, plots, progress, quiz, scoring, smart_home
 from lora_lab.course import explorers
 from lora_lab.display import Progress, table
@@ -62,33 +62,83 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, set_seed
 
 SEED, STEPS, BATCH = 0, 20, 8
-set_seed(SEED)
-base, tokenizer = load_base(precision="float32")  # small differences matter in this lesson
 
 # %% [markdown]
-# ## Rank, seen
+# ## One push: rank 1 in the plane
 #
-# The **rank** of a matrix is the number of independent directions it can send its input to. A matrix of rank 1 is one
-# column times one row: however big it is, all it can do is measure the input along one direction and push the output
-# along another. A matrix of rank $r$ is a sum of $r$ such pairs, so $r$ columns and $r$ rows describe all of it.
+# A matrix of **rank 1** is one column times one row, $b\,a^\top$. Hand it a point $x$. It reads a single number, how
+# far $x$ reaches along $a$, and answers with $b$ times that number. So $x + b\,(a^\top x)$ pushes $x$ along $b$, by
+# as much as $x$ reaches along $a$.
 #
-# The **singular value decomposition** (SVD) writes any matrix as such a sum, strongest pair first. Cut the sum after
-# $r$ pairs, and you have the best approximation of rank $r$ there is (Eckart and Young, 1936).
-#
-# Here is a real weight of the model, the query projection of layer 5 with its 576 × 576 numbers: one corner of it as an
-# image, beside the same corner of the best approximation and of what that misses. Error and counts are of the whole.
-#
-# **Predict, then run.** Then move the slider (or give it focus and use the arrow keys), and watch the count in the
-# title: when does the thin form cost more than the matrix?
+# **Guess, then run.** Grey dots are points before the push, green arrows lead to where it takes them. Which points
+# stay where they are? And what will change when you turn $a$ with the slider (or its arrow keys)?
 
 # %%
+def look(degrees):
+    angle = math.radians(degrees)
+    return plots.push(a=(math.cos(angle), math.sin(angle)), b=(0.7, 0.25))
+
+explorers.slide(look, "angle of a", 0, 180, start=70)
+
+# %% [markdown]
+# **Look** at the arrows: they are parallel, since there is one direction to move in. Their lengths differ, and $a$
+# decides. On the dashed line $a$ reads zero, and the points stay. Turning $a$ moves that line and never turns an
+# arrow.
+#
+# A weight of a language model does the same with 576 numbers instead of two. A matrix of **rank** $r$ is a sum of $r$
+# such pushes, and of no fewer.
+#
+# ## Pushes, added one by one
+#
+# Here is a matrix of 5 × 19 zeros and ones that you can read. **Guess:** how many columns times rows must you add to
+# write it exactly? One for each dark cell? One for each letter?
+
+# %% tags=["nbval-check-output"]
+LETTERS = ("#... .##. ###. .##.",
+           "#... #..# #..# #..#",
+           "#... #..# ###. ####",
+           "#... #..# #.#. #..#",
+           "#### .##. #..# #..#")
+word = torch.tensor([[float(mark == "#") for mark in line] for line in LETTERS])
+U, S, Vh = torch.linalg.svd(word, full_matrices=False)
+r = int((S > 1e-5).sum())
+alpha = 2 * r
+B, A = U[:, :r] * S[:r] / (alpha / r), Vh[:r]
+print(f"{r} pairs write {word.numel()} numbers, {int(word.sum())} of them dark.")
+print("alpha/r times B A is the word:", torch.allclose(alpha / r * B @ A, word, atol=1e-5))
+
+# %%
+plots.pairs(B, A, alpha / r, "A word grows, one column times one row at a time")
+
+# %% [markdown]
+# **Read it line by line.** A column of $B$ (orange) times a row of $A$ (blue) is a whole matrix, their *outer
+# product*. The picture on the right adds it to those before. That sum is what the matrix product $BA$ means. Five
+# rows cannot hold more than five independent directions, so the rank is at most the shorter side.
+#
+# LoRA writes its change in this form, with one number in front: $\Delta W = \frac{\alpha}{r}\,BA$. You choose
+# $\alpha$; $r$ is the number of pairs.
+#
+# Who finds such pairs? The **singular value decomposition** (SVD) does: it writes any matrix as a sum of outer
+# products, strongest first. Stop after $r$ of them, and you have the best approximation of rank $r$ (Eckart and
+# Young, 1936).
+#
+# ## A real weight
+#
+# Now a weight of the model from Lesson 0: the query projection of layer 5. It has 576 × 576 numbers, and a pair costs
+# 576 + 576 of them.
+
+# %%
+base, tokenizer = load_base(precision="float32")  # small differences matter in this lesson
 quiz("math/thin_weight")
 
+# %% [markdown]
+# Move the slider and watch the three titles. You see one corner of the matrix; error and counts are of the whole.
+
 # %%
-W = base.model.layers[5].self_attn.q_proj.weight.detach().float().cpu()
+W = base.model.layers[5].self_attn.q_proj.weight.detach().cpu()
 U, S, Vh = torch.linalg.svd(W)
 
 def look(r):
@@ -99,149 +149,223 @@ def look(r):
     return plots.matrices({f"W: {W.numel():,} numbers": W[corner], f"rank {r}: {count:,} numbers": W_r[corner],
                            f"what is missing: error {error:.0%}": (W - W_r)[corner]})
 
-missing = ((S**2).sum() - (S**2).cumsum(0)).clamp(min=0).sqrt() / W.norm()
-print("error under 10 % from rank", int((missing > 0.1).sum()) + 1, "on; the thin form costs as much at", 576 // 2)
-explorers.slide(look, "rank", 1, 400, start=8)
+explorers.slide(look, "rank", 1, 450, start=8)
 
 # %%
-compare("math/thin_weight", int((missing > 0.1).sum()) + 1)
+missing = ((S**2).sum() - (S**2).cumsum(0)).clamp(min=0).sqrt() / W.norm()  # at rank 1, 2, 3, ...
+needed, even = int((missing > 0.1).sum()) + 1, W.numel() / sum(W.shape)
+print(f"error under 10 % from rank {needed} on. At rank {even:.0f} the thin form costs as much as the matrix:",
+      "a copy this good saves nothing." if needed >= even else "a copy this good would save something.")
+compare("math/thin_weight", needed)
 
 # %% [markdown]
-# A weight of a trained model is *not* of low rank: to get the error under 10 % you need a rank at which the thin form
-# is no smaller than the matrix itself. If LoRA replaced weights by thin matrices, it would ruin the model. It does not.
+# **Puzzle 1: the smallest rank that will do.** Complete the function: the smallest rank whose best approximation of
+# `W` has a relative error of at most `bound`. The check brings matrices of its own. Where your function fails, it
+# draws the one that it failed on: a counterexample.
 
 # %%
-quiz("math/break_even")
+def smallest_rank(W, bound):
+    singular_values = torch.linalg.svdvals(W)
+    return len(singular_values)  # too many: how many do you need?
+
+quiz("math/smallest_rank", smallest_rank)
 
 # %% [markdown]
 # ## Explanation: the update is what counts
 #
-# Fine-tuning moves each weight from $W$ to $W + \Delta W$. LoRA keeps $W$ whole and bets on $\Delta W$ only: that the
-# *change* is close to a matrix of low rank (Hu et al. 2021, section 4.1). You can check that. Fine-tune the model the
-# expensive way, all weights trainable, and look at the difference.
-#
-# **Predict.** Will the difference between the two weights be a matrix of low rank, or full of small changes everywhere?
+# Fine-tuning moves each weight from $W$ to $W + \Delta W$. LoRA keeps $W$ whole and bets on $\Delta W$ alone: that
+# the *change* is close to a matrix of low rank (Hu et al. 2021, section 4.1). You can check that. Train every number
+# of the matrices in the blocks, the expensive way, and look at the difference. (`Steps` keeps a copy of one weight
+# after each step, for later.)
 
 # %%
 train_rows = batches.encode(smart_home.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
 train_rows = batches.similar_lengths(train_rows, BATCH, seed=SEED)
 collate = batches.AnswerCollator(tokenizer)
-print(f"{len(train_rows)} commands in {STEPS} batches")
 
-def fit(model, learning_rate, callbacks=None):
-    arguments = TrainingArguments(
-        output_dir="runs/low_rank", max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=learning_rate,
+def fit(model, learning_rate, *callbacks, rows=train_rows, steps=STEPS):
+    arguments = transformers.TrainingArguments(
+        output_dir="runs/low_rank", max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=learning_rate,
         warmup_steps=3, train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", disable_tqdm=True,
-        remove_unused_columns=False, seed=SEED, dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=train_rows, data_collator=collate, callbacks=callbacks)
+        remove_unused_columns=False, seed=SEED, dataloader_pin_memory=torch.cuda.is_available())
+    trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[*callbacks])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    model.zero_grad()  # for a full fine-tuning, half a gigabyte
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
+print(f"{len(train_rows)} commands, {STEPS} steps of {BATCH}")
+
 # %%
+WATCHED = "model.layers.5.self_attn.q_proj"
+
+class Steps(TrainerCallback):
+    def on_train_begin(self, *_, model, **__):
+        self.weights = [model.get_submodule(WATCHED).weight.detach().clone()]
+
+    def on_step_end(self, *_, model, **__):
+        self.weights.append(model.get_submodule(WATCHED).weight.detach().clone())
+
 names = [name for name, module in base.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
-set_seed(SEED)
-full, _ = load_base(precision="float32")
-tuned, FULL, learning_rate = names, "full fine-tuning", 1e-4
-if not models.has_memory(5, "it trains 5 of the 30 blocks in full, and calls that full fine-tuning"):
+tuned, FULL, rate = names, "full fine-tuning", 1e-4
+if not models.has_memory(4, "it trains 5 of the 30 blocks in full, and calls that full fine-tuning"):
     tuned = [name for name in names if name.split(".")[2] in ("5", "10", "15", "20", "25")]
-    FULL, learning_rate = "5 blocks in full", 1e-3  # fewer weights have to go further in as many steps
-    full.requires_grad_(False)
+    FULL, rate = "5 blocks in full", 1e-3  # fewer weights have to go further in as many steps
+print(f"{FULL}: {sum(base.get_submodule(name).weight.numel() for name in tuned):,} numbers in {len(tuned)} matrices")
+
+# %%
+def unfrozen():
+    """A fresh model in which only the matrices in `tuned` train."""
+    model = load_base(precision="float32", quiet=True)[0].requires_grad_(False)
     for name in tuned:
-        full.get_submodule(name).requires_grad_(True)
-full_losses = fit(full, learning_rate, callbacks=[plots.LiveLoss()])
+        model.get_submodule(name).weight.requires_grad_(True)
+    return model
+
+full, path = unfrozen(), Steps()
+full_losses = fit(full, rate, plots.LiveLoss(), path)
+full.zero_grad()  # hundreds of megabytes
 
 # %% [markdown]
-# (The learning rate for all blocks is twenty times lower than LoRA's in Lesson 0. Why the two need different ones, and
-# which is best for each, is measured in Lesson 4.)
-#
-# Now the question: how much of each $\Delta W$ do its strongest directions hold? "Hold" is measured by energy, the sum
-# of squared entries. Beside it: the weight itself, and a random matrix of the same size, which has no structure at all.
-
-# %%
-quiz("math/half_energy")
+# How much of $\Delta W$ do its strongest directions hold? "Hold" is measured by **energy**, the sum of the squared
+# numbers. Beside the update: the weight itself, and a random matrix, which has no structure at all. **Guess:** how
+# many of the 576 directions hold half of the update's energy?
 
 # %%
 def energy(matrix):
-    """Share of the squared entries that the best approximation of rank 1, 2, 3, ... keeps."""
-    squares = torch.linalg.svdvals(matrix.detach().float().cpu()) ** 2
+    """Share of the energy that the best approximation of rank 1, 2, 3, ... keeps."""
+    squares = torch.linalg.svdvals(matrix.float().cpu()) ** 2
     return (squares.cumsum(0) / squares.sum()).tolist()
 
-update = {name: (full.get_submodule(name).weight - base.get_submodule(name).weight).detach() for name in tuned}
-for name in ("model.layers.5.self_attn.q_proj", "model.layers.5.mlp.up_proj"):
-    weight = base.get_submodule(name).weight
-    kept = {"the update": energy(update[name]), "the weight": energy(weight),
-            "a random matrix": energy(torch.randn(weight.shape, device=weight.device))}
-    for kind, shares in kept.items():
-        half = sum(share < 0.5 for share in shares) + 1
-        print(f"{name}, {kind}: the top 8 directions hold {shares[7]:.0%}; half takes {half}")
-    curves = {kind: (range(1, len(shares) + 1), shares) for kind, shares in kept.items()}
-    display(plots.lines(curves, "rank (directions kept)", "share of energy", mark=8, xscale="log"))
+def half(matrix):
+    return sum(share < 0.5 for share in energy(matrix)) + 1
+
+update = path.weights[-1] - path.weights[0]
+kinds = {"the update": update, "the weight": path.weights[0], "random": torch.randn_like(update)}
+curves = {kind: (range(1, 65), energy(matrix)[:64]) for kind, matrix in kinds.items()}
+plots.lines(curves, "directions kept, strongest first", "share of the energy", mark=8, xscale="log",
+            title="How much do the 8 strongest directions hold?")
 
 # %%
-compare("math/half_energy", sum(share < 0.5 for share in energy(update["model.layers.5.self_attn.q_proj"])) + 1)
+counts = {kind: half(matrix) for kind, matrix in kinds.items()}
+print("directions that hold half of the energy:", ", ".join(f"{kind} {count}" for kind, count in counts.items()))
+print("The update is", "concentrated: it needs less than half as many directions as the weight."
+      if counts["the update"] < counts["the weight"] / 2 else "not much more concentrated than the weight.")
 
 # %% [markdown]
-# **Look** at the left ends. The update's curve climbs far ahead of the other two: training wrote most of its change
-# into few directions, in an attention weight as in an MLP weight. The weights themselves look much more like the
-# random matrix. But neither update *is* of low rank: the tail is long.
+# ## A control: is that the task, or only few steps?
 #
-# Does the tail matter? Energy cannot say. The task can: keep only the $r$ strongest directions of every update, put the
-# model together again, and give it the test commands.
+# Do not trust the count yet. It may have nothing to do with the task. Two controls, with the same model and
+# optimizer:
+#
+# - **The steps, shuffled.** Each of the steps you kept, with its rows and columns put in an order of its own. Each is
+#   as strong and as concentrated as before, but no two share their directions any more. If the low count came from
+#   the small number of steps, the shuffled sum would need as few directions as the update.
+# - **Random answers.** The same commands, but random tokens in place of each answer: a training that has nothing to
+#   learn. (Half as many steps, to save time.)
+
+# %%
+quiz("math/random_answers")
+
+# %%
+random.seed(SEED)
+random_rows = []
+for row in train_rows[: len(train_rows) // 2]:
+    ids, length = list(row["input_ids"]), row["answer_length"]
+    ids[-length:-1] = [random.randrange(len(tokenizer)) for _ in range(length - 1)]  # the end of text stays
+    random_rows.append(row | {"input_ids": ids})
+
+control, control_path = unfrozen(), Steps()
+fit(control, rate, plots.LiveLoss(), control_path, rows=random_rows, steps=STEPS // 2)
+del control
+
+# %%
+def shuffled(weights):
+    total, sums = torch.zeros_like(weights[0]), [weights[0]]
+    for before, after in zip(weights, weights[1:]):
+        rows, columns = (torch.randperm(side, device=after.device) for side in after.shape)
+        total = total + (after - before)[rows][:, columns]
+        sums.append(weights[0] + total)
+    return sums
+
+runs = {"the task": path.weights, "random answers": control_path.weights, "steps shuffled": shuffled(path.weights)}
+trend = {}
+for kind, weights in runs.items():
+    steps = range(2, len(weights), 2)  # the first step of a warm-up has length zero
+    trend[kind] = steps, [half(weights[step] - weights[0]) for step in steps]
+plots.lines(trend, "steps", "directions for half of the energy", title="Few steps? The task? Two controls")
+
+# %%
+task, few, by_chance = (dict(zip(*trend[kind])) for kind in ("the task", "steps shuffled", "random answers"))
+last, common = max(task), max(by_chance)
+print(f"Few steps: shuffled, {last} steps need {few[last]} directions, the update {task[last]}.",
+      "The steps share directions; their small number is not the reason." if few[last] > 1.5 * task[last]
+      else "Few steps alone would explain the count.")
+print(f"The task: after {common} steps random answers need {by_chance[common]} directions, the task {task[common]}.",
+      "With nothing to learn the count is low as well: alone it is no sign of an easy task."
+      if by_chance[common] < counts["random"] / 2 else "What there is to learn makes the difference.")
+compare("math/random_answers", by_chance[common] / task[common])
+
+# %% [markdown]
+# What do the steps share, then? Each gradient is a sum of outer products, one for each token: how the output should
+# move, times the token's input to this layer. Inputs of a layer have much in common, whatever the answers are. (And
+# AdamW's momentum makes each step resemble the one before.)
+#
+# ## Does the rest matter?
+#
+# Energy cannot say which directions the task needs. The task can: keep only the strongest directions of *every*
+# update, put the model together again, and give it the test commands.
 
 # %%
 quiz("math/rank_one")
 
 # %%
 test = smart_home.commands("test combinations", 50, SEED) + smart_home.commands("test phrasings", 50, SEED)
+whole = scoring.quick_score(full, tokenizer, test, progress="the whole update")
 parts = {}
-with Progress("SVD of every update", total=len(tuned)) as bar:
+with Progress("the strongest directions of every update", total=len(tuned)) as bar:
     for name in tuned:
-        left, strengths, right = torch.linalg.svd(update[name].float().cpu(), full_matrices=False)
-        parts[name] = left[:, :16].clone(), strengths[:16], right[:16].clone()  # the rest would fill half a gigabyte
+        change = full.get_submodule(name).weight - base.get_submodule(name).weight
+        parts[name] = torch.svd_lowrank(change.detach().cpu(), q=24, niter=4)  # a quick SVD: the first 24 alone
         bar.update(1)
+print("the whole update:", whole)
 
 # %%
-RANKS = [0, 1, 2, 4, 8, 16]
-truncated = {}
-for r in RANKS:
+shortened, cut = load_base(precision="float32", quiet=True)[0], {}
+for r in (0, 1, 2, 4, 8):
     for name, (left, strengths, right) in parts.items():
-        change = (left[:, :r] * strengths[:r]) @ right[:r]
-        weight = base.get_submodule(name).weight
-        full.get_submodule(name).weight.data = weight.detach() + change.to(weight)
-    truncated[r] = scoring.quick_score(full, tokenizer, test, progress=f"rank {r}")
-for name in tuned:
-    full.get_submodule(name).weight.data = base.get_submodule(name).weight.detach() + update[name]
-truncated["all"] = scoring.quick_score(full, tokenizer, test)
-table([{"rank kept of each update": r, "exact match": f"{score.exact:.0%}", "held-out loss": f"{score.loss:.3f}"}
-             for r, score in truncated.items()])
+        change = (left[:, :r] * strengths[:r]) @ right[:, :r].T
+        weight = base.get_submodule(name).weight.detach()
+        shortened.get_submodule(name).weight.data = weight + change.to(weight)
+    cut[r] = scoring.quick_score(shortened, tokenizer, test, progress=f"rank {r}")
+del shortened
+
+bars = {f"rank {r} (loss {score.loss:.2f})": score for r, score in cut.items()}
+bars[f"whole (loss {whole.loss:.2f})"] = whole
+plots.score_bars({"kept": bars}, "How many directions does the task need?")
 
 # %%
-compare("math/rank_one", truncated[1].exact)
+print("Answers:", scoring.verdict(cut[8], whole, "cut to rank 8", "the whole update"))
+ratio = cut[8].loss / whole.loss
+print(f"Held-out loss: {ratio:.1f} times that of the whole update.", "The tail is not idle: without it the model is "
+      "less sure of the answers." if ratio > 1.1 else "The tail does not show in the loss.")
+compare("math/rank_one", cut[1].exact)
 
 # %% [markdown]
-# A handful of directions in each layer carry most of the skill, although they hold only part of the energy. That is
-# the bet of LoRA, won: for *this* task, a job with a narrow answer that 160 commands taught. Where training
-# has much more to write (a new language, a new field of knowledge), expect a longer tail, and expect LoRA to fall
-# behind full fine-tuning: Biderman et al., *LoRA Learns Less and Forgets Less* (2024), measured that on code and
-# mathematics.
-#
-# (Where all weights were trained, rank 0 is not exactly the base: embeddings and norms keep their change.)
-#
 # **Analogy.** A rank-1 update is one instruction: *whenever the input points this way, push the output that way*. The
 # full update is a page of such instructions, the important ones on top. LoRA hands the model a form with $r$ lines.
-
-# %%
-quiz("math/energy_order")
-
-# %% [markdown]
+#
+# The task here is narrow. Where training has more to write, such as a new language, expect a longer tail, and LoRA to
+# fall behind: Biderman et al., *LoRA Learns Less and Forgets Less* (2024), measured that on code and mathematics.
+#
 # ## Code: LoRA by hand
 #
-# Cutting down a finished update needs a full fine-tuning first. LoRA trains the thin form from the start:
-# $\Delta W = \frac{\alpha}{r} BA$. $A$ (r × d_in) measures the input along $r$ directions, $B$ (d_out × r) says where
-# to push the output, $\alpha/r$ is the scaling. That is all there is to write:
+# To cut an update down you need a full fine-tuning first. LoRA trains the thin form from the start. The frozen $W$
+# and the two thin matrices side by side, to scale (move the rank):
+
+# %%
+explorers.mechanism(576, 192, r=8, alpha=16)
+
+# %% [markdown]
+# $A$ (r × d_in) reads $r$ numbers, $B$ (d_out × r) pushes along $r$ directions. That is all there is to write:
 
 # %%
 class LoRALinear(nn.Module):
@@ -260,169 +384,87 @@ class LoRALinear(nn.Module):
 print(LoRALinear(nn.Linear(576, 192), r=8, alpha=16))
 
 # %% [markdown]
-# Freeze the model and put the layer in place of every linear layer inside the blocks. Beside it, PEFT's version of the
-# same. Both use the same seed, and both draw their random numbers in the same order.
+# Freeze the model and put the layer in place of every linear layer in the blocks. Beside it, let PEFT do the same.
+# Both start from the same seed and draw their random numbers in the same order.
 
 # %%
-by_hand, _ = load_base(precision="float32")
-by_hand.requires_grad_(False)
+by_hand = load_base(precision="float32", quiet=True)[0].requires_grad_(False)
 set_seed(SEED)
 for name in names:
     parent, _, child = name.rpartition(".")
     setattr(by_hand.get_submodule(parent), child, LoRALinear(by_hand.get_submodule(name), r=8, alpha=16))
 
-fresh, _ = load_base(precision="float32")
 set_seed(SEED)
 config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
-by_peft = get_peft_model(fresh, config)
+by_peft = get_peft_model(load_base(precision="float32", quiet=True)[0], config)
 for model in (by_hand, by_peft):
     print(f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters train")
 
 # %% [markdown]
-# Are they the same? Compare all A and B, then the outputs and the gradients on one batch.
+# Are they the same? Compare all A and B, then the outputs and the gradients on one batch: the largest difference,
+# relative to the largest entry.
 
 # %%
-def pairs():
-    """A and B of each layer, by hand and by PEFT."""
-    for name in names:
-        ours, theirs = by_hand.get_submodule(name), by_peft.base_model.model.get_submodule(name)
-        yield ours.A.weight, theirs.lora_A["default"].weight
-        yield ours.B.weight, theirs.lora_B["default"].weight
-
 def off(a, b):
-    """The largest difference, relative to the largest entry."""
     return ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
 
-print(len(list(pairs())), "matrices by hand,", len(list(pairs())), "by PEFT")
-
-# %%
 def show_differences():
-    batch, logits = collate(train_rows[:BATCH]).to(base.device), []
+    pairs, logits = [], []
+    for name in names:
+        ours, theirs = by_hand.get_submodule(name), by_peft.base_model.model.get_submodule(name)
+        pairs += [(ours.A.weight, theirs.lora_A["default"].weight), (ours.B.weight, theirs.lora_B["default"].weight)]
     for model in (by_hand, by_peft):
         model.train().zero_grad()
-        output = model(**batch)
+        output = model(**collate(train_rows[:BATCH]).to(base.device))
         output.loss.backward()
         logits.append(output.logits.detach())
-    print("A and B  ", max(off(a.data, b.data) for a, b in pairs()))
-    print("logits   ", off(*logits))
-    print("gradients", max(off(a.grad, b.grad) for a, b in pairs()))
+    print(f"{len(pairs)} matrices {max(off(a.data, b.data) for a, b in pairs):.1g}, logits {off(*logits):.1g},",
+          f"gradients {max(off(a.grad, b.grad) for a, b in pairs):.1g}")
 
 show_differences()
 
 # %% [markdown]
-# Nothing differs, or only in the last digits that a float32 can hold. Now train both on the same batches, and compare
-# the curves and, once more, everything else. (Run one of the two cells again and that model trains on; to start over,
-# run the cell that builds both.)
+# Float32 holds about seven digits. Now train both on the same batches, and compare once more. (Run one of the two
+# cells again, and that model trains on. To start over, run the cell that builds both.)
 
 # %%
-hand_losses = fit(by_hand, 2e-3, callbacks=[plots.LiveLoss()])
+hand_losses = fit(by_hand, 2e-3, plots.LiveLoss())
 
 # %%
-peft_losses = fit(by_peft, 2e-3, callbacks=[plots.LiveLoss()])
+peft_losses = fit(by_peft, 2e-3, plots.LiveLoss())
 
 # %%
-steps = range(1, STEPS + 1)
+show_differences()
 apart = max(abs(a - b) / b for a, b in zip(hand_losses, peft_losses))
-print(f"largest relative difference of the {STEPS} losses: {apart:.1e}")
-show_differences()
-plots.lines({"by hand": (steps, hand_losses), "PEFT": (steps, peft_losses), FULL: (steps, full_losses)},
-            "step", "training loss", yscale="log")
-
-# %%
-scores = {"LoRA by hand, rank 8": scoring.quick_score(by_hand, tokenizer, test, progress="scoring"),
-          FULL: truncated["all"], "its update cut to rank 8": truncated[8]}
-for name, score in scores.items():
-    print(f"{name:26}", score)
+print(f"largest relative difference of the {STEPS} losses: {apart:.1g}")
+print("Your layer is PEFT's." if apart < 1e-3 else "They drifted apart: look where the first difference is.")
+by_hand_score = scoring.quick_score(by_hand, tokenizer, test, progress="scoring")
+print("Answers:", scoring.verdict(by_hand_score, whole, "LoRA of rank 8", FULL))
 
 # %% [markdown]
-# Your dozen lines are LoRA. (PEFT adds what production needs: saving, merging, several adapters, quantised layers.)
-# The scores are those of one seed, a short training and learning rates that nobody tuned: look at the intervals before
-# you rank anything. The first and the last line differ in kind: a rank-8 update *trained* as such could choose its
-# directions knowing that it has only eight. Whether that helps, these scores do not decide.
+# One seed, a short training, learning rates that nobody tuned: the last line is no race. (PEFT adds what production
+# needs: saving, merging, several adapters, quantised layers.)
+#
+# **Puzzle 2: the layer, from memory.** Complete `forward` without looking up. This time A and B are bare parameters:
+# A is (r × d_in), B is (d_out × r), and `x` is (..., d_in).
 
 # %%
-quiz("math/double_rank")
+class MyLoRALinear(nn.Module):
+    def __init__(self, base, r, alpha, dropout=0.0):
+        super().__init__()
+        self.base, self.scaling, self.dropout = base, alpha / r, nn.Dropout(dropout)
+        self.A = nn.Parameter(torch.randn(r, base.in_features, device=base.weight.device))
+        self.B = nn.Parameter(torch.zeros(base.out_features, r, device=base.weight.device))
+
+    def forward(self, x):
+        return self.base(x)  # add what is missing
+
+quiz("math/lora_forward", MyLoRALinear)
 
 # %% [markdown]
-# ## What just happened? The two zeros at the start
+# ## What just happened? Two matrices, four starts
 #
-# Why is $A$ random and $B$ zero? The gradients answer. With $y = Wx + \frac{\alpha}{r} B A x$:
-#
-# $$\frac{\partial L}{\partial B} = \frac{\alpha}{r}\, \frac{\partial L}{\partial y}\, (Ax)^\top \qquad
-# \frac{\partial L}{\partial A} = \frac{\alpha}{r}\, B^\top \frac{\partial L}{\partial y}\, x^\top$$
-#
-# **Predict.** With $B = 0$ at step 0: which of the two gradients is exactly zero? And if *both* start at zero?
-
-# %%
-def start(A_random, B_random):
-    """A fresh hand-made adapter with A and B random or zero; returns the model."""
-    set_seed(SEED)
-    for name in names:
-        layer = by_hand.get_submodule(name)
-        for matrix, random in ((layer.A, A_random), (layer.B, B_random)):
-            nn.init.kaiming_uniform_(matrix.weight, a=5**0.5) if random else nn.init.zeros_(matrix.weight)
-    return by_hand
-
-def largest_gradient(which):
-    return max(getattr(by_hand.get_submodule(name), which).weight.grad.abs().max().item() for name in names)
-
-print("B after training, largest entry:", max(B.abs().max().item() for _, B in pairs()))
-start(A_random=True, B_random=False)
-print("B after a fresh start:", max(by_hand.get_submodule(name).B.weight.abs().max().item() for name in names))
-
-# %%
-batch = collate(train_rows[:BATCH]).to(base.device)
-with torch.no_grad():
-    of_base = base(**batch).logits
-STARTS = {"A random, B zero (LoRA)": (True, False), "A zero, B random": (False, True),
-          "both zero": (False, False), "both random": (True, True)}
-rows = []
-for kind, (A_random, B_random) in STARTS.items():
-    output = start(A_random, B_random)(**batch)
-    by_hand.zero_grad()
-    output.loss.backward()
-    rows.append({"start": kind, "logits move by": f"{(output.logits - of_base).abs().max().item():.3g}",
-                 "perplexity of prose": f"{scoring.perplexity(by_hand, tokenizer):.0f}",
-                 "gradient of A": f"{largest_gradient('A'):.2g}", "gradient of B": f"{largest_gradient('B'):.2g}"})
-table(rows)
-
-# %% [markdown]
-# - **A random, B zero**: the model starts as exactly the base, the gradient of A is exactly zero at the first step, and
-#   that of B is not. B moves first; from the second step on both do.
-# - **A zero, B random** starts as the base as well, with the roles swapped.
-# - **both zero**: each waits for the other. Both gradients are zero, and will be for ever.
-# - **both random**: there are gradients, but the model is no longer the base. Before the first step, every layer adds
-#   noise to what it knew; the perplexity of ordinary prose says how much.
-#
-# **Predict.** Train each a little. Which one does not learn? And does the one that starts from noise learn the task?
-
-# %%
-curves = {}
-with Progress("four starts", total=4 * 8) as bar:
-    for kind, (A_random, B_random) in STARTS.items():
-        model, curves[kind] = start(A_random, B_random).train(), []
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
-        for step in range(8):
-            loss = model(**collate(train_rows[step * BATCH : step * BATCH + 4]).to(base.device)).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            curves[kind].append(loss.item())
-            bar.update(1)
-        print(f"{kind:24} perplexity of prose afterwards {scoring.perplexity(model, tokenizer):,.0f}")
-plots.lines({kind: (range(8), losses) for kind, losses in curves.items()}, "steps done", "training loss", yscale="log")
-
-# %% [markdown]
-# **Look** at the loss and at the perplexity together. Both zero learns nothing, as the gradients said (its
-# loss moves only because each step brings other commands). The others
-# learn, even the one that started from noise: task loss alone would never have told you what it did to the rest of
-# the model.
-#
-# And do not conclude that a random B is the better start because its loss falls faster here. Its entries are drawn
-# for layers with $r$ inputs and A's for 576 or more, so they are larger, and the same learning rate moves the product
-# further. To compare the two starts you would have to tune the rate for each, as Hayou et al. did (*The Impact of
-# Initialization on LoRA Finetuning Dynamics*, 2024): they found random A, zero B better, because it bears larger
-# rates.
+# Both trainings began with A random and B zero. Why not both zero, or both random? Commit to two predictions.
 
 # %%
 quiz("math/first_step")
@@ -430,70 +472,129 @@ quiz("math/first_step")
 # %%
 quiz("math/noise_start")
 
-# %% [markdown]
-# ## Counting
-#
-# $A$ has $r \cdot d_{in}$ entries and $B$ has $d_{out} \cdot r$, so a layer costs $r\,(d_{in} + d_{out})$. The card
-# that this course grew from counts Llama-2-7B with $r = 8$ on the query and value projections, so do that: by
-# formula, by code, by PEFT. The model has its true shape and no weights: on the *meta* device a tensor is a shape
-# without memory.
-#
-# **Predict.** 32 layers, each with two matrices of 4096 × 4096. How many parameters train?
+# %%
+def start(A_random, B_random):
+    set_seed(SEED)
+    for name in names:
+        layer = by_hand.get_submodule(name)
+        for matrix, drawn in ((layer.A, A_random), (layer.B, B_random)):
+            nn.init.kaiming_uniform_(matrix.weight, a=5**0.5) if drawn else nn.init.zeros_(matrix.weight)
+    return torch.optim.AdamW([p for p in by_hand.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+
+def largest_gradient(which):
+    return max(getattr(by_hand.get_submodule(name), which).weight.grad.abs().max().item() for name in names)
+
+STARTS = {"A random, B zero": (True, False), "A zero, B random": (False, True), "both zero": (False, False),
+          "both random": (True, True)}
+print(f"{len(STARTS)} ways to start the {len(names)} layers that you made")
 
 # %%
-# NBVAL_CHECK_OUTPUT
+losses, rows, prose = {kind: [] for kind in STARTS}, [], {"base": scoring.perplexity(base, tokenizer)}
+with Progress("four starts", total=4 * 6) as bar:
+    for kind, drawn in STARTS.items():
+        optimizer, gradients = start(*drawn), {}
+        prose[kind] = scoring.perplexity(by_hand, tokenizer)
+        for step in range(1, 7):
+            optimizer.zero_grad()
+            loss = by_hand.train()(**collate(train_rows[step * BATCH : step * BATCH + 4]).to(base.device)).loss
+            loss.backward()
+            losses[kind].append(loss.item())
+            gradients |= {f"gradient of {m}, step {step}": f"{largest_gradient(m):.2g}" for m in "AB" if step < 3}
+            optimizer.step()
+            bar.update(1)
+        rows.append({"start": kind} | gradients)
+
+# %%
+table(rows)
+
+# %% [markdown]
+# **Look** at step 1, then at step 2. The formulas say why. With $y = Wx + \frac{\alpha}{r} B A x$:
+#
+# $$\frac{\partial L}{\partial B} = \frac{\alpha}{r}\, \frac{\partial L}{\partial y}\, (Ax)^\top \qquad
+# \frac{\partial L}{\partial A} = \frac{\alpha}{r}\, B^\top \frac{\partial L}{\partial y}\, x^\top$$
+#
+# Each gradient has the *other* matrix as a factor. Where B is zero, A gets no gradient at step 1. B moves, and at
+# step 2 A wakes. Where both are zero, each waits for the other, for ever. Where both are random, nothing waits, but
+# $BA$ is not zero: every layer adds noise before training has begun. What does that cost?
+
+# %%
+plots.lines({kind: (range(1, 7), values) for kind, values in losses.items()}, "step", "training loss", yscale="log",
+            title="Four starts: which of them learn, and from where?")
+
+# %%
+for kind in STARTS:
+    print(f"{kind:17} loss {losses[kind][0]:.2f} at step 1, {losses[kind][-1]:.2f} at step 6; "
+          f"perplexity of prose at the start {prose[kind]:.0f}, the base has {prose['base']:.0f}")
+learns = losses["both random"][-1] < losses["both random"][0] / 2
+print("From the noise, the task's loss", "more than halves" if learns else "does not halve", "in six steps.")
+compare("math/noise_start", prose["both random"] / prose["base"])
+
+# %% [markdown]
+# (Where nothing learns, the loss still moves: each step brings other commands. And the curves do not say that a
+# random B is the better start. Its entries are larger than A's here, so the same learning rate moves the product
+# further. Hayou et al., *The Impact of Initialization on LoRA Finetuning Dynamics* (2024), tuned the rate for each
+# and found random A, zero B better.)
+#
+# ## Counting
+#
+# $A$ has $r \cdot d_{in}$ entries and $B$ has $d_{out} \cdot r$, so a layer costs $r\,(d_{in} + d_{out})$.
+#
+# **Puzzle 3: count before you build.** A model has 24 layers, hidden size 2048, MLP size 8192, 16 query heads and 4
+# key-value heads of 128 each. Rank 16 on all seven linear layers of a block (q, k, v, o, gate, up, down): how many
+# parameters train? Write the arithmetic, not only the result. The check asks PEFT.
+
+# %%
+my_count = 0
+quiz("math/count_for_new_model", my_count)
+
+# %% [markdown]
+# Now a count that was printed. A card about LoRA, the one this course grew from, shows what Llama-2-7B is said to
+# print with $r = 8$ on the query and value projections, 4096 × 4096 each, in 32 layers. Can you tell without running
+# it?
+
+# %%
+quiz("math/printed_count")
+
+# %% [markdown]
+# Settle it three ways: by formula, by code, by PEFT. The model has its true shapes and no weights: on the *meta*
+# device a tensor is a shape without memory.
+
+# %% tags=["nbval-check-output"]
 llama_7b = LlamaConfig(vocab_size=32_000, hidden_size=4096, intermediate_size=11_008,
                        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32)
 q_and_v = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 with torch.device("meta"):
     seven_b = get_peft_model(LlamaForCausalLM(llama_7b), q_and_v)
 
-by_formula = 8 * (4096 + 4096) * 2 * 32
+one_layer = 8 * (4096 + 4096)
 by_code = sum(p.numel() for name, p in seven_b.named_parameters() if "lora_" in name)
 by_library, total = seven_b.get_nb_trainable_parameters()
-print(f"by formula {by_formula:,}   by code {by_code:,}   by PEFT {by_library:,}")
+print(f"by formula {one_layer * 2 * 32:,}, by code {by_code:,}, by PEFT {by_library:,}")
 print(f"of {total:,} in all: {by_library / total:.4%}, or one in {total / by_library:,.0f}")
+print(f"the card: {4_194_816:,} leaves {4_194_816 % one_layer} over when divided by {one_layer:,}, "
+      f"and is {4_194_816 / 3_251_449_856:.2%} of its total")
 
 # %% [markdown]
-# The card prints something else: `Trainable: 4,194,816 | Total: 3,251,449,856 | 0.13%`, and calls it a 780-fold
-# reduction. Can it be? Check it without running anything.
+# Parameters are not bytes. The adapter's *file* holds the trained entries in some precision, plus a header.
 
-# %%
-# NBVAL_CHECK_OUTPUT
-one_pair = 8 * (4096 + 4096)
-print(f"one adapted layer costs {one_pair:,}; the card's count leaves a remainder of {4_194_816 % one_pair}")
-linear = sum(m.weight.numel() for n, m in seven_b.named_modules() if isinstance(m, nn.Linear) and
-             "lora_" not in n and "lm_head" not in n)
-print(f"if 4-bit storage packed two weights into one, PyTorch would count {total - linear + linear // 2:,}")
-print(f"the card's own two numbers make a factor of {3_251_449_856 / 4_194_816:.0f}")
-
-# %% [markdown]
-# Every adapted layer adds the same number, so any true count is a multiple of it, and the card's is not. Nor is its
-# total that of a 7B model in 16, 8 or 4 bits (loading in 4 bits packs two weights into one entry, which halves what
-# PyTorch counts; `print_trainable_parameters` corrects for it). Nobody ran that program: it also calls
-# `get_submodules` on a config, which has no such method.
-#
-# Parameters are not bytes. The adapter's *file* holds the trained entries in some precision, plus a header:
-
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 adapter = get_peft_model_state_dict(seven_b, save_embedding_layers=False)
 for dtype in (torch.float32, torch.bfloat16):
     zeros = {name: torch.zeros(tensor.shape, dtype=dtype) for name, tensor in adapter.items()}
-    file = save(zeros, metadata={"format": "pt"})
-    print(f"adapter_model.safetensors in {dtype}: {len(file):,} bytes for {len(adapter)} matrices")
-
-# %%
-quiz("math/adapter_file")
+    print(f"adapter_model.safetensors in {dtype}: {len(save(zeros, metadata={'format': 'pt'})):,} bytes")
 
 # %% [markdown]
 # ## Cost: what LoRA saves, and what it does not
 #
-# Training holds more than weights: a **gradient** for every trainable parameter, AdamW's **two running means** for
-# each, and the **activations** that the forward pass keeps for the backward pass. Measure all of it on one batch of
-# the lesson's task: full fine-tuning, LoRA on q and v, LoRA on all linear layers at rank 8 and 64.
-#
-# **Predict.** Which of the columns will hardly change?
+# A training step holds the weights, a **gradient** for each one that trains, AdamW's **two running means** for each
+# of those, and the **activations**: what the forward pass keeps for the backward pass. How much of it does LoRA save?
+
+# %%
+quiz("math/cost_total")
+
+# %% [markdown]
+# Activations are the one part that you cannot count from the parameters. PyTorch lets you watch instead:
+# `saved_tensors_hooks` calls a function of yours with each tensor that autograd puts aside for the backward pass.
 
 # %%
 def kept_for_backward(model, batch):
@@ -509,53 +610,64 @@ def kept_for_backward(model, batch):
         loss = model(**batch).loss
     return sum(kept.values()), loss
 
-def megabytes(tensors):
-    return f"{sum(tensor.nbytes for tensor in tensors) / 1e6:,.1f} MB"
-
-print("all weights:", megabytes(full.parameters()))
+batch = collate(train_rows[:BATCH]).to(base.device)
+print(f"by PEFT, rank 8: {kept_for_backward(by_peft.train(), batch)[0] / 1e6:.0f} MB of activations")
 
 # %%
-def cost(kind, model):
-    trained = [p for p in model.train().parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)  # a step that changes nothing
-    activations, loss = kept_for_backward(model, batch)
+def adapted(r, layers):
+    return get_peft_model(load_base(precision="float32", quiet=True)[0], LoraConfig(r=r, target_modules=layers))
+
+def cost(model):
+    """Bytes by part, and what a forward and a backward pass compute, in FLOP."""
+    activations, loss = kept_for_backward(model.train(), batch)
     with FlopCounterMode(display=False) as backward:
         loss.backward()
-    with FlopCounterMode(display=False) as forward:
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
         model(**batch)
-    optimizer.step()
-    means = [tensor for state in optimizer.state.values() for tensor in state.values()]
-    return {"training": kind, "trainable": f"{sum(p.numel() for p in trained):,}", "saved to disk": megabytes(trained),
-            "gradients": megabytes(p.grad for p in trained), "AdamW state": megabytes(means),
-            "activations": f"{activations / 1e6:,.0f} MB", "GFLOP forward": f"{forward.get_total_flops() / 1e9:.1f}",
-            "GFLOP backward": f"{backward.get_total_flops() / 1e9:.1f}"}
+    model.zero_grad()
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.nbytes for p in model.parameters()) - trained
+    return ({"weights": frozen + trained, "gradient": trained, "optimizer": 2 * trained, "activation": activations},
+            frozen, forward.get_total_flops(), backward.get_total_flops())
 
 # %%
-def adapted(**options):
-    return get_peft_model(load_base(precision="float32", quiet=True)[0], LoraConfig(**options))
-
-only_q_v, rank_64 = adapted(r=8, target_modules=["q_proj", "v_proj"]), adapted(r=64, target_modules="all-linear")
-kinds = {FULL: full, "LoRA, q and v": only_q_v, "LoRA, all linear": by_peft, "the same, rank 64": rank_64}
-costs = []
+costs = {}
+kinds = {"all weights": full.requires_grad_(True), "LoRA, q and v, rank 8": adapted(8, ["q_proj", "v_proj"]),
+         "LoRA, all linear, rank 8": by_peft, "LoRA, all linear, rank 64": adapted(64, "all-linear")}
 for kind, model in kinds.items():
-    costs.append(cost(kind, model))
-    model.zero_grad()  # for a full fine-tuning, half a gigabyte
-table(costs)
+    costs[kind] = cost(model)
+plots.memory({kind: parts for kind, (parts, *_) in costs.items()}, title="Where the memory of a training step goes")
+
+# %%
+table([{"training": kind, "frozen weights, MB": f"{frozen / 1e6:,.0f}",
+        "trained": f"{(parts['weights'] - frozen) / 1e6:,.0f}", "gradients": f"{parts['gradient'] / 1e6:,.0f}",
+        "AdamW's means": f"{parts['optimizer'] / 1e6:,.0f}", "activations": f"{parts['activation'] / 1e6:,.0f}",
+        "total": f"{sum(parts.values()) / 1e6:,.0f}", "GFLOP forward": f"{forward / 1e9:.0f}",
+        "backward": f"{backward / 1e9:.0f}"} for kind, (parts, frozen, forward, backward) in costs.items()])
+
+# %%
+every, _, every_forward, every_backward = costs["all weights"]
+for kind, (parts, _, forward, backward) in list(costs.items())[1:]:
+    print(f"{kind}: memory {sum(parts.values()) / sum(every.values()) - 1:+.0%}, activations alone "
+          f"{parts['activation'] / every['activation'] - 1:+.0%}; computing {forward / every_forward - 1:+.0%} "
+          f"forward, {backward / every_backward - 1:+.0%} backward")
+ranks = [costs[f"LoRA, all linear, rank {r}"][0] for r in (64, 8)]
+print(f"From rank 64 down to 8 the whole step saves {1 - sum(ranks[1].values()) / sum(ranks[0].values()):.0%}.")
+compare("math/cost_total", sum(ranks[1].values()) / sum(every.values()))
 
 # %% [markdown]
-# **Look** at it column by column. Gradients, optimizer state and what you save to disk shrink with the trainable
-# parameters: that is what LoRA saves, and for a model of billions of parameters it decides whether the training fits
-# at all. The **activations** shrink little: the backward pass still travels through every layer. (A frozen layer
-# without an adapter need not keep its input, hence the smaller figure for q and v.) The **forward** pass even does a
-# little more work. The **backward** pass saves about half: it still computes the gradients of the activations, but
-# not those of the frozen weights. (On the smaller path the first row freezes most weights too, and the gap is smaller.)
+# **Look** at the bars part by part. Gradients and AdamW's means follow what trains: that is LoRA's saving. The frozen
+# weights are all still there (Lesson 3 makes those smaller). Activations shrink by what the lines say: a frozen layer
+# without an adapter need not keep its input. But the backward pass still travels through every layer, and needs what
+# it meets there. It computes the gradients of the activations, and no longer those of the frozen weights.
 #
-# So a LoRA run that goes out of memory is rarely cured by a lower rank. Lesson 3 does that accounting on a GPU.
+# A LoRA run goes out of memory, and you think of a lower rank? The line about ranks 64 and 8 says what that saves
+# here.
 #
 # ## Common gotcha: the forgotten scaling
 #
-# The card writes the forward pass as $y = Wx + BAx$. Many do, and it is wrong whenever $\alpha \ne r$. Take a layer of
-# the adapter you trained and compute both.
+# The same card writes the forward pass as $y = Wx + BAx$. Take a layer of the adapter you trained and see what that
+# does.
 
 # %%
 layer = by_peft.base_model.model.model.layers[5].self_attn.q_proj
@@ -569,16 +681,22 @@ with torch.no_grad():
     print(f"error of Wx + (alpha/r) BAx      {(y - (Wx + scaling * BAx)).abs().max().item():.1e}")
 
 # %% [markdown]
-# With $\alpha/r = 2$ the card's formula misses half of what the adapter does. It happens to people who export A and B
-# to another program, or merge by hand, and then find a model that is "a bit weaker".
+# With $\alpha/r = 2$ the card's formula misses half of what the adapter does. Export A and B to another program
+# without the factor, and no error tells you that the model there does something else than the one you trained.
+#
+# **Puzzle 4: merge by hand.** Return one weight that does what the base and its adapter do together, so that the
+# adapter can be thrown away. Shapes: `W` (d_out × d_in), `A` (r × d_in), `B` (d_out × r). Lesson 5 builds on it.
 
 # %%
-quiz("math/missing_scaling")
+def merged(W, A, B, alpha, r):
+    return W
+
+quiz("math/merged_weight", merged)
 
 # %% [markdown]
 # ## Error recovery
 #
-# Three mistakes that people make when they build it themselves. Two raise an error. Which one does not?
+# Three mistakes that people make when they build it themselves. Two raise an error. **Guess:** which one does not?
 
 # %%
 def swapped():
@@ -596,115 +714,61 @@ for mistake in (swapped, all_frozen, nothing_frozen):
     try:
         mistake()
     except RuntimeError as error:
-        print(f"RuntimeError: {error}")
+        print(f"{mistake.__name__}: {error}")
 
 # %% [markdown]
 # - **shapes cannot be multiplied**: A comes first (d_in to r), then B (r to d_out).
 # - **does not require grad**: everything is frozen. Freeze the model *first*, then put the new layers in.
-# - **no error**: the base trains too. You pay for full fine-tuning and the "adapter" you save is only part of what
+# - **no error**: the base trains too. You pay for full fine-tuning, and the file of A and B is only part of what
 #   changed. Print what is trainable, always.
 #
 # ## Experienced-dev note
 #
-# - $BA$ has rank *at most* $r$, and exactly 0 at the start. The rank is a ceiling, not a target.
-# - Do not read the rank to train with off a truncated update. Train an adapter of rank 1 or 2 and compare it with the
-#   table: a good exercise.
-# - On `nn.Embedding`, PEFT initialises the other way round: A zero, B random. The product is zero all the same.
-# - A and B are not unique: $(BM)(M^{-1}A)$ is the same update for any invertible $M$. Do not compare adapters entry by
-#   entry, and do not average A with A and B with B: compare or average the products.
-# - `get_nb_trainable_parameters` and `print_trainable_parameters` know about packed 4-bit weights;
-#   `sum(p.numel() ...)` does not.
+# - $BA$ has rank *at most* $r$, and 0 at the start. The rank is a ceiling, not a target. Do not read it off a
+#   truncated update either: train at rank 1 or 2 and compare.
+# - On `nn.Embedding`, PEFT starts the other way round: A zero, B random.
+# - A and B are not unique: $(BM)(M^{-1}A)$ is the same update for any invertible $M$. Compare or average products,
+#   never A with A and B with B.
+# - `get_nb_trainable_parameters` and `print_trainable_parameters` know about packed 4-bit weights, where one entry
+#   holds two; `sum(p.numel() ...)` does not.
 #
-# ## Check your understanding
+# ## Check your understanding: an adapter from two weights
 #
-# Each question is about something you measured. A wrong answer gets a reply, hints come one at a time, and the full
-# answer after an attempt. What you solved is kept on your machine. (After a restart of the kernel, run a question's
-# cell again.)
+# Somebody publishes a merged model and no adapter. You have its base. **Guess:** if you subtract the two weights,
+# what will the singular values of the difference look like? Here is the adapter that you trained, merged.
 
 # %%
-quiz("math/why_no_contradiction")
+W = layer.base_layer.weight.detach()
+difference = (W + layer.get_delta_weight("default").detach()) - W
+strengths = torch.linalg.svdvals(difference.cpu()).tolist()
+print(f"singular values: the 8th {strengths[7]:.1e}, the 9th {strengths[8]:.1e}")
+plots.lines({"singular value": (range(1, 33), strengths[:32])}, "number", "singular value", mark=8, yscale="log",
+            title="Can you see the rank of a merged adapter?")
+
+# %% [markdown]
+# **Puzzle 5, the one worth doing: recover the adapter.** Return `A` (r × d_in) and `B` (d_out × r) such that `merged`
+# is `W + B @ A`. You will not find the A and B that were trained: the note above says why. Which ones are as good?
 
 # %%
-quiz("math/energy_and_score")
+def recovered(W, merged, r):
+    A = torch.zeros(r, W.shape[1], device=W.device)
+    B = torch.zeros(W.shape[0], r, device=W.device)
+    return A, B
 
-# %%
-quiz("math/mlp_layer_cost")
-
-# %%
-quiz("math/ruled_out")
-
-# %%
-quiz("math/cost_columns")
-
-# %%
-quiz("math/out_of_memory")
-
-# %%
-quiz("math/same_update")
-
-# %%
-quiz("math/silent_mistake")
+quiz("math/recovered", recovered)
 
 # %%
 progress()
 
 # %% [markdown]
-# ## Exercises
-#
-# **1. The layer, from memory.** Complete `forward`. This time A and B are bare parameters: A is (r × d_in), B is
-# (d_out × r), and `x` is (..., d_in). The check uses inputs of its own, with dropout on and off.
-
-# %%
-class MyLoRALinear(nn.Module):
-    def __init__(self, base, r, alpha, dropout=0.0):
-        super().__init__()
-        self.base, self.scaling, self.dropout = base, alpha / r, nn.Dropout(dropout)
-        self.A = nn.Parameter(torch.randn(r, base.in_features, device=base.weight.device))
-        self.B = nn.Parameter(torch.zeros(base.out_features, r, device=base.weight.device))
-
-    def forward(self, x):
-        return self.base(x)  # add what is missing
-
-quiz("math/lora_forward", MyLoRALinear)
-
-# %% [markdown]
-# **2. Count before you build.** A model has 24 layers, hidden size 2048, MLP size 8192, 16 query heads and 4 key-value
-# heads of 128 each. Rank 16 on all seven linear layers of each block (q, k, v, o, gate, up, down): how many parameters
-# train? Write the arithmetic, not only the result. The check asks PEFT.
-
-# %%
-my_count = 0
-quiz("math/count_for_new_model", my_count)
-
-# %% [markdown]
-# **3. The smallest rank that will do.** Complete the function: the smallest rank whose best approximation of `W` has a
-# relative error (in the Frobenius norm, as in the first picture) of at most `bound`. The check brings matrices whose
-# answer it knows.
-
-# %%
-def smallest_rank(W, bound):
-    singular_values = torch.linalg.svdvals(W)
-    return len(singular_values)  # too many: how many do you need?
-
-quiz("math/smallest_rank", smallest_rank)
-
-# %% [markdown]
-# **4. The one worth doing: merge by hand.** Return one weight that does what the base and its adapter do together, so
-# that the adapter can be thrown away. Shapes: `W` (d_out × d_in), `A` (r × d_in), `B` (d_out × r). Lesson 5 builds on
-# it.
-
-# %%
-def merged(W, A, B, alpha, r):
-    return W
-
-quiz("math/merged_weight", merged)
-
-# %% [markdown]
 # ## Recap
 #
-# - Weights are not of low rank, nor is a whole update; the part of it that a narrow task needs nearly is.
-# - LoRA is $W$ frozen plus $\frac{\alpha}{r}BA$, with B zero at the start. It costs $r\,(d_{in} + d_{out})$ per layer.
-# - It saves gradients, optimizer state and disk, and about half of the backward pass. It does not save activations.
+# - A matrix of rank $r$ is $r$ pushes: read a number, move along a direction. A trained weight takes many. What
+#   counts is how many an *update* takes for your task, and you know how to look.
+# - LoRA is $W$ frozen plus $\frac{\alpha}{r}BA$, with B zero at the start. It costs $r\,(d_{in} + d_{out})$ per
+#   layer.
+# - It saves gradients, optimizer state and disk. Frozen weights stay, and so do the activations that the backward
+#   pass needs.
 #
 # Next: [Lesson 2](02_config_and_targets.ipynb) says which layers should get how much, and how to notice when they do
 # not.

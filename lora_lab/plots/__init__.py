@@ -8,6 +8,7 @@ from .curves import LiveLoss, dots, lines, score_bars
 from .figures import Picture
 from .mechanism import lora
 from .stacked import memory
-from .weights import heat, matrices
+from .weights import heat, matrices, pairs, push
 
-__all__ = ["LiveLoss", "Picture", "dots", "heat", "lines", "lora", "matrices", "memory", "score_bars"]
+__all__ = ["LiveLoss", "Picture", "dots", "heat", "lines", "lora", "matrices", "memory", "pairs", "push",
+           "score_bars"]

@@ -62,7 +62,7 @@ class LiveLoss(TrainerCallback):
         axes.plot(steps, losses, color=BLUE, alpha=0.4, linewidth=1)
         axes.plot(steps, smooth, color=BLUE, linewidth=2)
         axes.plot(steps[-1:], smooth[-1:], "o", color=BLUE, markersize=5)
-        label_ends(axes, [(steps[-1], smooth[-1], f"{smooth[-1]:.2g}", BLUE)])
+        label_ends(figure, axes, [(steps[-1], smooth[-1], f"{smooth[-1]:.2g}", BLUE)])
         lost = len(self.losses) - len(losses)
         more = f" {lost} of the losses are no positive number and are not drawn." * (lost > 0)
         lowest = losses.index(min(losses))
@@ -128,7 +128,7 @@ def lines(series: dict[str, tuple], xlabel: str, ylabel: str, mark: float | None
         parts.append(f"{name} from {ys[0]:.3g} at {xs[0]:g} to {ys[-1]:.3g} at {xs[-1]:g}")
     if mark is not None:
         axes.axvline(mark, color=GREY, linewidth=1)
-    label_ends(axes, ends)
+    label_ends(figure, axes, ends)
     return Picture(figure, f"{said(title)}{ylabel} by {xlabel}: " + "; ".join(parts) + ".")
 
 

@@ -78,20 +78,20 @@ def said(title: str | None) -> str:
     return f"{title}{'' if title.endswith(('.', '?', '!')) else '.'} " if title else ""
 
 
-def label_ends(axes: Axes, ends: Iterable[tuple[float, float, str, str]]) -> None:
+def label_ends(figure: Figure, axes: Axes, ends: Iterable[tuple[float, float, str, str]]) -> None:
     """Write labels `(x, y, text, colour)` beside the ends of curves, moved apart where they would overlap.
 
     Call it last: it asks where the axes' limits put the ends.
     """
-    axes.figure.draw_without_rendering()
+    figure.draw_without_rendering()
     placed = sorted(((axes.transAxes.inverted().transform(axes.transData.transform((x, y))), text, colour)
                      for x, y, text, colour in ends), key=lambda end: end[0][1])
-    gap = 13 / (axes.get_window_extent().height * 72 / axes.figure.dpi)
+    gap = 13 / (axes.get_window_extent().height * 72 / figure.dpi)
     heights = spread([float(at[1]) for at, *_ in placed], gap)
     right = max(float(at[0]) for at, *_ in placed)
     for (at, text, colour), height in zip(placed, heights):
-        axes.annotate(text, at, (right + 0.03, height), "axes fraction", "axes fraction", color=colour, fontsize=9,
-                      va="center", annotation_clip=False,
+        axes.annotate(text, (at[0], at[1]), (right + 0.03, height), "axes fraction", "axes fraction", color=colour,
+                      fontsize=9, va="center", annotation_clip=False,
                       arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 1})
 
 

@@ -123,6 +123,21 @@ def test_likely_mistakes_in_numbers_are_found(base):
     assert math.smallest_rank(lambda W, bound: 1).solved is False
 
 
+@pytest.mark.parametrize("answer, words", [
+    (lambda W, merged, r: (merged - W, torch.eye(len(W))), "A of shape (2, 9), then B of shape (12, 2), found"),
+    (lambda W, merged, r: None, "found 'NoneType'"),
+    (lambda W, merged, r: torch.linalg.svd(merged - W)[2][:r].new_zeros(2), "expected A of shape"),
+    (lambda W, merged, r: (torch.linalg.svd(merged - W)[2][:r], torch.linalg.svd(merged - W)[0][:, :r]), "is off"),
+    (lambda W, merged, r: (torch.linalg.svd(merged)[2][:r], torch.linalg.svd(merged)[0][:, :r]), "is off"),
+])
+def test_likely_mistakes_in_recovering_an_adapter_are_told_apart(answer, words, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(math, "display", lambda picture: drawn.append(picture.alt))
+    verdict = math.recovered(answer)
+    assert verdict.solved is False and words in verdict.text
+    assert bool(drawn) == ("is off" in words) and all("A counterexample: a 12 × 9 weight" in alt for alt in drawn)
+
+
 @pytest.mark.parametrize("options, words", [
     (dict(r=10, lora_alpha=10), "the scaling is 1"),
     (dict(r=1, lora_alpha=2, rank_pattern={"mlp.*": 10}), "no patterns"),

@@ -16,7 +16,6 @@ from peft import LoraConfig
 FOLDER = Path(__file__).parents[2] / "notebooks"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
 BINDER = 2e9  # bytes that it gives to everything; what is read from files it can take back
-HEAVY = OLD_MARKS = ("00_first_adapter", "01_low_rank_math")
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 
@@ -65,17 +64,14 @@ def test_notebook_is_committed_executed_and_clean(path):
 @each_lesson
 def test_what_is_stored_is_stored_once(path):
     notebook, again = (nbformat.read(path, 4) for _ in range(2))
-    assert path.stat().st_size < (1_000_000 if path.stem in HEAVY else 400_000)
-    if path.stem not in HEAVY:
-        assert notebook == build_notebooks.compact(again), f"make notebooks ARGS='{path.stem} --sources'"
-        pictures = build_notebooks.with_data(notebook, "image/png")
-        assert all(output.metadata["image/png"]["alt"] == output.data["text/plain"] for output in pictures)
+    assert path.stat().st_size < 400_000
+    assert notebook == build_notebooks.compact(again), f"make notebooks ARGS='{path.stem} --sources'"
+    pictures = build_notebooks.with_data(notebook, "image/png")
+    assert all(output.metadata["image/png"]["alt"] == output.data["text/plain"] for output in pictures)
 
 
 @each_lesson
 def test_marks_of_the_tests_are_metadata_and_the_set_up_is_folded(path):
-    if path.stem in OLD_MARKS:
-        pytest.skip("its marks are comments still")
     code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     assert not [c.source for c in code if "NBVAL_" in c.source]
     assert [c.metadata.get("jupyter") for c in code if c.metadata.get("jupyter")] == [{"source_hidden": True}]

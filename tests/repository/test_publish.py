@@ -52,6 +52,18 @@ def test_publishing_reaches_every_place_and_can_be_taken_back(course):
     assert files(course) == before
 
 
+def test_a_new_lesson_gets_its_set_up_folded(course):
+    file = course / "notebooks/06_past_one_gpu.ipynb"
+    for path in (file, file.with_suffix(".py")):
+        notebook = jupytext.read(path)
+        notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith("# Set-up")]
+        jupytext.write(notebook, path, fmt="ipynb" if path == file else "py:percent")
+    publish.write("", course)
+    for notebook in (nbformat.read(file, 4), jupytext.read(file.with_suffix(".py"))):
+        code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        assert code.source.startswith("# Set-up") and code.metadata.jupyter == {"source_hidden": True}
+
+
 def test_another_host_has_no_links_to_colab(course):
     publish.write("https://git.example.org/team/course.git", course)
     text = b"".join(files(course).values())

@@ -109,3 +109,16 @@ def test_lora_is_drawn_with_its_numbers():
     alt = plots.lora(576, 192, 8, 16).alt
     assert "8 by 576, then B, 192 by 8, times alpha/r = 2" in alt
     assert "6,144 numbers train, 110,592 are frozen" in alt
+
+
+def test_a_push_says_where_it_goes_and_takes_any_direction():
+    assert "b = (0.7, 0.25). All arrows lie along b" in plots.push((0.34, 0.94), (0.7, 0.25)).alt
+    assert plots.push((0, 0), (0, 0)).png.startswith(b"\x89PNG")
+
+
+def test_pairs_add_up_to_their_product():
+    B, A = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    alt = plots.pairs(B, A, 2, "It grows").alt
+    assert alt.startswith("It grows. 2 columns of B, 2 by 2, times 2 rows of A, 2 by 3")
+    assert alt.endswith("what the sum misses: 89%, 0%.")  # 2 of the root of 5, then nothing
+    assert plots.pairs(torch.zeros(2, 1), torch.zeros(1, 3)).png.startswith(b"\x89PNG")

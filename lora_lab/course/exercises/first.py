@@ -55,10 +55,13 @@ def labels(function) -> Verdict:
         right = [-100] * (length - answer) + ids[length - answer:]
         found = function(list(ids), answer)
         if not isinstance(found, (list, tuple)) or len(found) != length:
-            return say(False, f"Expected a list of {length} labels, one for each token; found {reprlib.repr(found)}.")
+            return say(False, f"Expected a list of {length} labels, one a token; found {reprlib.repr(found)}.")
+        if list(found[:-1]) == right[1:]:
+            return say(False, "Your labels are shifted by one. They line up with the inputs, one for one: the model "
+                              "shifts them itself.")
         for place, (label, wanted) in enumerate(zip(found, right)):
             if label != wanted:
-                part = "command's" if wanted == -100 else "answer's"
-                return say(False, f"Of {length} tokens the last {answer} are the answer's. Token {place} is the "
-                                  f"{part}: its label should be {wanted}, yours is {reprlib.repr(label)}.")
+                whose = "command's" if wanted == -100 else "answer's"
+                return say(False, f"Of {length} tokens the last {answer} are the answer's. Token {place}, counted from "
+                                  f"0, is the {whose}: its label should be {wanted}, yours is {reprlib.repr(label)}.")
     return say(True, "The loss counts the answers, and nothing else.")
