@@ -147,6 +147,8 @@ class _Compute(TorchDispatchMode):
             for tensor in _tensors(made if isinstance(made, (tuple, list)) else (made,)):
                 if id(storage := tensor.untyped_storage()) not in before:
                     storage.on_gpu = True
+        if func.overloadpacket is aten.copy_ and torch._C._current_graph_task_id() != -1 and any(places):
+            storages[0].on_gpu = True  # a transposed gradient, which torch lays out anew, beside its parameter
         return made
 
     @staticmethod
