@@ -89,6 +89,8 @@ def notes(model: torch.nn.Module, config: LoraConfig, report: Any, adapted: Peft
 
 
 def _without_effect(model, config, report, paths, linear, adapted) -> Iterator[str]:
+    if config.inference_mode:
+        yield "inference_mode: True freezes all that PEFT adds, and 0 parameters train. Leave it out, or give False."
     if isinstance(name := config.modules_to_save, str):
         yield f"modules_to_save: PEFT takes the string {name!r} letter by letter. Write it as a list: [{name!r}]."
     if isinstance(config.target_modules, str):

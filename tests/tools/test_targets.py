@@ -153,6 +153,7 @@ def problems(model, **options):
     (dict(target_modules=["q_proj"], modules_to_save="lm_head"), "letter by letter"),
     (dict(target_modules=["q_proj"], trainable_token_indices=[3, 3]), "token 3 is there twice"),
     (dict(target_modules=["q_proj"], trainable_token_indices=[]), "an empty list trains nothing"),
+    (dict(target_modules=["q_proj"], inference_mode=True), "inference_mode: True freezes all that PEFT adds, and 0 para"),
     (dict(target_modules=["q_proj"], eva_config=EvaConfig()), "eva_config: only init_lora_weights='eva' reads it"),
 ])
 def test_problem_is_named_with_its_remedy(llama, options, words):
