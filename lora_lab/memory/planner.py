@@ -124,6 +124,8 @@ def plan(model_or_config_or_hub_id: meta_model.Source, lora: LoraConfig | None =
         _check_choice("compute_dtype", compute_dtype, models.TRAINED, ", or leave it out")
     if lora is not None and not isinstance(lora, LoraConfig):
         raise LabError(f"Expected a LoraConfig as `lora`, found {type(lora).__name__}.")
+    if lora is not None and lora.inference_mode:
+        raise LabError("inference_mode is True in this LoraConfig: nothing would train. Leave it out, or give False.")
     try:
         return _plan(model_or_config_or_hub_id, lora, precision, optimizer, prepared=prepared,
                      attn_implementation=attn_implementation, double_quant=double_quant, compute_dtype=compute_dtype,

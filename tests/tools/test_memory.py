@@ -384,6 +384,12 @@ def test_a_peft_model_is_planned_with_its_own_adapter(monkeypatch, computes):
         assert memory.plan(prepared) == expected
 
 
+def test_a_config_for_inference_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr("lora_lab.memory.rehearsal.rehearse", None)
+    with pytest.raises(LabError, match="inference_mode is True in this LoraConfig: nothing would train"):
+        memory.plan(small(), lora(inference_mode=True))
+
+
 def test_planning_changes_nothing():
     model = AutoModelForCausalLM.from_config(small())
     state = torch.random.get_rng_state()
