@@ -390,6 +390,15 @@ def test_a_config_for_inference_is_refused_at_once(monkeypatch):
         memory.plan(small(), lora(inference_mode=True))
 
 
+def test_a_peft_model_without_anything_to_train_is_refused():
+    frozen = get_peft_model(AutoModelForCausalLM.from_config(small(layers=1)), lora())
+    frozen.active_peft_config.inference_mode = True  # as a loaded adapter has it
+    assert memory.plan(frozen).gradient_bytes  # and yet it trains
+    frozen.requires_grad_(False)
+    with pytest.raises(LabError, match="No parameter of this PeftModel requires a gradient"):
+        memory.plan(frozen)
+
+
 def test_planning_changes_nothing():
     model = AutoModelForCausalLM.from_config(small())
     state = torch.random.get_rng_state()
