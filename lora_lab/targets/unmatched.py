@@ -267,12 +267,14 @@ def _dead_patterns(field, patterns, every, default, adapted) -> Iterator[str]:
 
 
 def _odd_numbers(config, adapted) -> Iterator[str]:
-    """Numbers that switch an adapter off, or fill it with what is no number."""
+    """Numbers that switch an adapter off, turn it around or fill it with what is no number."""
     scalings = {layer.lora_alpha["default"]: layer.scaling["default"] for layer in adapted.modules()
                 if isinstance(layer, LoraLayer)}
     for alpha, scaling in scalings.items():
         field = "lora_alpha" if alpha is config.lora_alpha or alpha == config.lora_alpha else "alpha_pattern"
-        if scaling == 0:
+        if scaling < 0:
+            yield f"{field}: {alpha} makes the adapter subtract what it computes. Give a number above 0."
+        elif scaling == 0:
             yield f"{field}: {alpha} makes the scaling 0: A and B add nothing and learn nothing. Give a number above 0."
         elif not math.isfinite(scaling):
             yield f"{field}: {alpha} makes the output of every adapted layer NaN. Give a number above 0."

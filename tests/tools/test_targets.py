@@ -141,6 +141,7 @@ def problems(model, **options):
     (dict(target_modules=["q_proj"], layers_to_transform=[1, 1]), "layer 1 is there twice"),
     (dict(target_modules=["model.layers.0.mlp.up_proj"], layers_to_transform=[0]), "0 decides nothing"),
     (dict(target_modules=["q_proj"], lora_alpha=0), "lora_alpha: 0 makes the scaling 0"),
+    (dict(target_modules=["q_proj"], lora_alpha=-16), "lora_alpha: -16 makes the adapter subtract"),
     (dict(target_modules=["q_proj"], lora_alpha=float("nan")), "lora_alpha: nan makes the output"),
     (dict(target_modules=["q_proj"], lora_alpha=float("inf")), "lora_alpha: inf makes the output"),
     (dict(target_modules=["q_proj", "v_proj"], alpha_pattern={"v_proj": 0}), "alpha_pattern: 0 makes the scaling 0"),
