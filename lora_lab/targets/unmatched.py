@@ -159,9 +159,8 @@ class _Names:
             yield f"target_modules: {entry!r} is in none of the layers {self.asked.layers_to_transform}."
 
     def layer(self, number, rest) -> Iterator[str]:
-        there = refusals.layers(self.paths, self.asked)
-        if number not in there:
-            yield refusals.no_such_layer(number, there)
+        if number not in refusals.layers(self.paths, self.asked):
+            yield refusals.no_such_layer(number, self.paths, self.asked)
         elif number in rest:
             yield f"layers_to_transform: layer {number} is there twice."
         elif number in refusals.layers(self.report.modules + self.report.parameters, self.asked):

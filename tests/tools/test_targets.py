@@ -120,6 +120,8 @@ def problems(model, **options):
     (dict(target_modules=["norm", "q_proj"]), "'norm' is a LlamaRMSNorm here, which PEFT cannot adapt"),
     (dict(target_modules=["self_attn"]), "'self_attn' is a LlamaAttention here"),
     (dict(target_modules=["q_proj"], layers_to_transform=5), "there is no layer 5; the layers are 0 to 2"),
+    (dict(target_modules=["q_proj"], layers_to_transform=[0], layers_pattern="blocks"),
+     "layers_pattern: no layer's number follows 'blocks', so there is no layer 0. Here the numbers follow 'layers'."),
     (dict(target_modules=["q_proj", "lm_head"], layers_to_transform=[1]), ""),
     (dict(target_modules=["q_proj", "model.layers.2.self_attn.v_proj"], layers_to_transform=[1]), ""),
     (dict(target_modules=["q_proj"], rank_pattern={"q_proj": 4, "layers.0.self_attn.q_proj": 8}), "comes too late"),
