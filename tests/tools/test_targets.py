@@ -156,6 +156,10 @@ def problems(model, **options):
     (dict(target_modules=["q_proj"], modules_to_save="lm_head"), "letter by letter"),
     (dict(target_modules=["q_proj"], trainable_token_indices=[3, 3]), "token 3 is there twice"),
     (dict(target_modules=["q_proj"], trainable_token_indices=[]), "an empty list trains nothing"),
+    (dict(target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"]), "target_modules: 'v_proj' is left out again"),
+    (dict(target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"]), "'lm_head' is left out again"),
+    (dict(target_modules=r".*\.(q|v)_proj", exclude_modules=["v_proj"]), "every match of 'v' is left out again"),
+    (dict(target_modules=["q_proj"], bias="all"), "bias: 'all' trains nothing more: the model has no bias"),
     (dict(target_modules=["q_proj"], inference_mode=True), "inference_mode: True freezes all that PEFT adds, and 0 para"),
     (dict(target_modules=["q_proj"], eva_config=EvaConfig()), "eva_config: only init_lora_weights='eva' reads it"),
 ])
@@ -170,10 +174,10 @@ def test_problem_is_named_with_its_remedy(llama, options, words):
     dict(target_modules=r"model\.layers\.\d+\.(self_attn|mlp)\.(q|up)_proj"),
     dict(target_modules=r"(?!.*(vision|audio)).*\.(?P<part>q|v)_proj"),
     dict(target_modules=r".*\.[kv]_proj$"),
-    dict(target_modules=["q_proj", "o_proj"], exclude_modules=["o_proj"]),
+    dict(target_modules="all-linear", exclude_modules=["o_proj"], modules_to_save=["lm_head"]),
     dict(target_modules=["q_proj"], layers_to_transform=[0, 2], layers_pattern="layers"),
     dict(target_modules=["q_proj", "embed_tokens"], rank_pattern={r"layers\.[01]\..*": 4, "q_proj": 2}),
-    dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"], bias="all", use_dora=True),
+    dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"], use_dora=True),
     dict(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 2]}, init_lora_weights="pissa"),
 ])
 def test_sound_config_has_no_problem_and_counts_as_peft(llama, options):
@@ -319,8 +323,15 @@ def test_notes_tell_what_is_easy_to_overlook(llama):
     assert "experts.gate_up_proj" in notes(tiny("qwen3_moe"), target_modules=["q_proj"])
     assert "input_layernorm" in notes(llama, target_modules=["q_proj"], modules_to_save=["norm"])
     assert "all layers" in notes(llama, target_modules=["q_proj"], layers_to_transform=[])
-    assert "no bias" in notes(llama, target_modules=["q_proj"], bias="all")
-    assert "every 'o_proj'" in notes(llama, target_modules=["q_proj", "o_proj"], exclude_modules=["o_proj"])
+    assert "the others of" in notes(llama, target_modules=r".*(q_proj|attn\.q_proj)")
+    assert "\n- note: layers_to" in str(targets.check(llama, LoraConfig(target_modules=["q_proj"], layers_to_transform=[])))
+
+
+def test_biases_that_train_are_no_problem():
+    gpt2 = tiny("gpt2")
+    assert problems(gpt2, target_modules=["c_attn"], bias="lora_only") == ""
+    assert problems(gpt2, target_modules=["lm_head"], bias="all") == ""
+    assert "the adapted layers have no bias" in problems(gpt2, target_modules=["lm_head"], bias="lora_only")
 
 
 def test_looking_changes_neither_model_nor_config_nor_random_numbers():
