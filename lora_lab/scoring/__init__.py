@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from ..display import Progress
 from ..errors import expect, whole
 
 Row = tuple[str, str]  # a prompt and its right answer
+_NO_JSON = object()
 
 # Written for this course: ordinary prose, far from smart homes, to see what training forgets.
 GENERAL_TEXT = Path(__file__).with_name("prose.txt").read_text(encoding="utf-8")
@@ -113,17 +115,18 @@ def generate(
 def score(rows: Sequence[Row], answers: Sequence[str]) -> Score:
     """Compare `answers` with the right ones of `rows`, (prompt, answer) pairs in the same order.
 
-    A right answer that is JSON is compared as JSON, so that spacing and the order of keys do not count; another one as
-    text, without the white space around it. Raises LabError.
+    A right answer that is JSON is compared as JSON, so that spacing and the order of keys do not count: its values with
+    their types, where `true` is not `1`, and its numbers exactly, where `1.0` is `1`. Another one is compared as text,
+    without the white space around it; so is `NaN`, which is no JSON. Raises LabError.
     """
     rows = batches.as_pairs(rows, "rows")
     fits = isinstance(answers, (list, tuple)) and len(answers) == len(rows) > 0
     expect(fits and all(isinstance(text, str) for text in answers), "answers", answers,
            f"a list of texts, one for each of the rows, of which there are {len(rows)} (at least one)")
     parsed = [_parse(text) for text in answers]
-    right = [(text.strip() == answer.strip()) if (wanted := _parse(answer)) is None else found == wanted
+    right = [text.strip() == answer.strip() or _same(found, _parse(answer))
              for (_, answer), text, found in zip(rows, answers, parsed, strict=True)]
-    return Score(sum(right) / len(rows), sum(action is not None for action in parsed) / len(rows), len(rows))
+    return Score(sum(right) / len(rows), sum(found is not _NO_JSON for found in parsed) / len(rows), len(rows))
 
 
 @torch.inference_mode()
@@ -181,8 +184,31 @@ def _check(model, tokenizer, able: str) -> None:
 
 
 def _parse(text: str):
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)
+    """The JSON in `text`, with decimals as they are written; `_NO_JSON` for everything else."""
+    with contextlib.suppress(ValueError, RecursionError, ArithmeticError):
+        return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
+    return _NO_JSON
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _same(found, wanted) -> bool:
+    """Whether two parsed answers are equal, types included: Python takes True for 1."""
+    if found is _NO_JSON or wanted is _NO_JSON:
+        return False
+    with contextlib.suppress(RecursionError):
+        return _typed(found) == _typed(wanted)
+    return False
+
+
+def _typed(value):
+    if isinstance(value, dict):
+        return {key: _typed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed(inner) for inner in value]
+    return (bool, value) if isinstance(value, bool) else value
 
 
 @torch.inference_mode()

@@ -15,6 +15,20 @@ def test_exact_match_ignores_spacing_and_nothing_else():
     assert (score.exact, score.valid_json, score.n) == (0.25, 0.75, 4)
 
 
+@pytest.mark.parametrize("wanted, answer, right", [
+    ("true", "1", False), ('{"on": false}', '{"on": 0}', False), ("[1]", "[true]", False), ("1", "1.0", True),
+    ("NaN", "NaN ", True), ('{"a": NaN}', '{"a": NaN}', True), ("1e400", "1e500", False), ("1e400", "1e400", True),
+    ("null", "null", True), ("null", "no JSON", False), ('{"a": [0.5]}', '{ "a":[0.50] }', True), ("1e" + "9" * 30, "2", 0),
+    ("[" * 300 + "]" * 300, "[" * 300 + " " + "]" * 300, True), ("[" * 10**5, "[" * 10**5, True),
+])
+def test_json_is_compared_with_its_types_and_exactly(wanted, answer, right):
+    assert scoring.score([("", wanted)], [answer]).exact == right
+
+
+def test_nan_is_no_json_and_null_is():
+    assert scoring.score([("", "")] * 2, ["NaN", "null"]).valid_json == 0.5
+
+
 def test_an_answer_too_few_is_an_error():
     with pytest.raises(LabError, match="one for each of the rows, of which there are 4"):
         scoring.score(COMMANDS, ["{}"])
