@@ -251,12 +251,8 @@ def _meant(found, known) -> str:
 
 
 def _check_positions(model, seq_len: int) -> None:
-    """A table of learned positions has an end; rotary positions go on."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or seq_len <= positions:
-        return
-    tables = (m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding))
-    if any(positions <= size <= positions + 2 for size in tables):  # some keep two more for padding
+    positions = models.positions(model)
+    if positions is not None and seq_len > positions:
         raise LabError(f"seq_len is {seq_len}, but {model.config.model_type} has {positions} positions. Give at most "
                        f"{positions}.")
 

@@ -6,7 +6,7 @@ Takes any causal language model and tokenizer, and rows of any task: pairs of a 
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import batches
+from .. import batches, models
 from ..display import Progress
-from ..errors import expect, whole
+from ..errors import LabError, expect, whole
 
 Row = tuple[str, str]  # a prompt and its right answer
 _NO_JSON = object()
@@ -71,7 +71,12 @@ def verdict(first: Score, second: Score, first_name: str = "the first", second_n
 
 
 def chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, max_new_tokens: int = 40) -> str:
-    """Return the model's greedy answer to an ordinary question, through its chat template."""
+    """Return the model's greedy answer to an ordinary question, through its chat template. Raises LabError."""
+    _check(model, tokenizer, "generate")
+    expect(isinstance(question, str), "question", question, "a text")
+    if not getattr(tokenizer, "chat_template", None):
+        raise LabError("This tokenizer has no chat template, so no format for questions. Take a model that was trained "
+                       "to chat, set tokenizer.chat_template, or give a text to go on with to generate().")
     message = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     return generate(model, tokenizer, [prompt], max_new_tokens)[0].strip()
@@ -93,19 +98,22 @@ def generate(
     whole(max_new_tokens=max_new_tokens, batch_size=batch_size)
     if not prompts:
         return []
-    rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    rows, padding = tokenizer(prompts, add_special_tokens=False)["input_ids"], batches.padding_of(tokenizer)
+    _check_lengths(model, map(len, rows), max_new_tokens - 1, f" and {max_new_tokens} new ones")
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     continuations = [""] * len(rows)
     with evaluating(model), Progress(progress, total=len(rows)) as bar:
         for start in range(0, len(rows), batch_size):
             chosen = by_length[start : start + batch_size]
-            batch = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, padding_side="left", return_tensors="pt")
+            width = len(rows[chosen[-1]])
+            ids = torch.tensor([[padding] * (width - len(rows[i])) + rows[i] for i in chosen], device=model.device)
+            mask = torch.tensor([[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in chosen], device=model.device)
             with _as_trained(model):
                 output = model.generate(
-                    **batch.to(model.device), do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
-                    pad_token_id=tokenizer.pad_token_id,
+                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
+                    pad_token_id=padding,
                 )
-            new_tokens = output[:, batch["input_ids"].shape[1] :]
+            new_tokens = output[:, width:]
             for i, text in zip(chosen, tokenizer.batch_decode(new_tokens, skip_special_tokens=True)):
                 continuations[i] = text
             bar.update(len(chosen))
@@ -134,13 +142,17 @@ def quick_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
                 progress: str | None = None) -> Score:
     """Return the score by one forward pass over (prompt, answer) pairs, many times faster than `generate`.
 
-    If the model's first choice is right at every token of an answer, greedy generation writes that
-    answer; so `exact` is the same. Right answers spelled otherwise do not count here. Raises LabError.
+    If the model's first choice is right at every token of an answer and of the end of text after it, greedy generation
+    writes that answer. So `exact` is that of `generate` and `score` if `max_new_tokens` holds the longest answer, if
+    the model writes right answers in the tokens and the spelling of the rows (others do not count here), and up to
+    round-off. A table of learned positions (GPT-2) counts padding here, so there scores may differ. Raises LabError.
     """
     _check(model, tokenizer, "forward")
     rows = batches.as_pairs(rows, "rows")
     expect(rows, "rows", rows, "at least one (prompt, answer)")
     encoded = sorted(batches.encode(rows, tokenizer), key=lambda row: len(row["input_ids"]))
+    _check_lengths(model, (len(row["input_ids"]) - row["answer_length"] for row in encoded))
+    _check_lengths(model, (len(row["input_ids"]) for row in encoded))
     collate, right, loss, tokens = batches.AnswerCollator(tokenizer), 0, 0.0, 0
     with evaluating(model), Progress(progress, total=len(encoded)) as bar:
         for start in range(0, len(encoded), 50):
@@ -183,6 +195,18 @@ def _check(model, tokenizer, able: str) -> None:
     batches.check_tokenizer(tokenizer)
 
 
+def _check_lengths(model, lengths: Iterable[int], more: int = 0, said: str = "") -> None:
+    """Raise LabError for texts without a token, and for those longer than a table of learned positions."""
+    known = sorted(lengths)
+    if known[0] == 0:
+        raise LabError("One of the prompts has no token: a model goes on from at least one. Give a text, or "
+                       "tokenizer.bos_token.")
+    most = models.positions(model)
+    if most is not None and known[-1] + more > most:
+        raise LabError(f"The longest text has {known[-1]} tokens{said}, and {model.config.model_type} has {most} "
+                       "positions. Give shorter texts, or ask for fewer new tokens.")
+
+
 def _parse(text: str):
     """The JSON in `text`, with decimals as they are written; `_NO_JSON` for everything else."""
     with contextlib.suppress(ValueError, RecursionError, ArithmeticError):
@@ -217,6 +241,8 @@ def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
     _check(model, tokenizer, "forward")
     expect(isinstance(text, str) and text.strip(), "text", text, "some sentences")
     ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
+    expect(ids.shape[1] > 1, "text", text, "at least two tokens: the first one is not predicted")
+    _check_lengths(model, [ids.shape[1]])
     with evaluating(model), _as_trained(model):
         loss = model(input_ids=ids, labels=ids).loss.item()
     return math.exp(loss) if loss < 700 else math.inf

@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_lab import LabError, batches, load_base, scoring, smart_home
 from lora_lab.scoring import Score
+from transformers import GPT2Config, GPT2LMHeadModel
 
 COMMANDS = smart_home.commands("train", 4)
 
@@ -68,6 +71,44 @@ def test_base_model_answers_questions_and_fails_the_task(base):
     assert "Paris" in scoring.chat(model, tokenizer, "What is the capital of France?")
     commands = smart_home.commands("test combinations", 40)
     assert scoring.score(commands, scoring.generate(model, tokenizer, [c.prompt for c in commands])).exact < 0.05
+
+
+def test_a_tokenizer_without_padding_is_used_and_left_as_it_is(tiny_model, tokenizer):
+    bare, texts = copy.deepcopy(tokenizer), ["a", "a longer prompt than that"]
+    bare.pad_token = None
+    with_pad = scoring.generate(tiny_model, tokenizer, texts, 4), scoring.quick_score(tiny_model, tokenizer, COMMANDS)
+    assert (scoring.generate(tiny_model, bare, texts, 4), scoring.quick_score(tiny_model, bare, COMMANDS)) == with_pad
+    assert bare.pad_token is None
+    bare.eos_token = None
+    for call in (lambda: scoring.generate(tiny_model, bare, texts, 4),
+                 lambda: scoring.quick_score(tiny_model, bare, COMMANDS)):
+        with pytest.raises(LabError, match="Set its eos_token"):
+            call()
+
+
+def test_what_has_no_answer_is_refused_with_the_reason(tiny_model, tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    for call, words in (
+        (lambda: scoring.chat(tiny_model, bare, "Why?"), "no chat template"),
+        (lambda: scoring.generate(tiny_model, tokenizer, ["a", ""]), "has no token"),
+        (lambda: scoring.quick_score(tiny_model, tokenizer, [("", "b")]), "has no token"),
+        (lambda: scoring.perplexity(tiny_model, tokenizer, "a"), "at least two tokens"),
+    ):
+        with pytest.raises(LabError, match=words):
+            call()
+
+
+def test_texts_beyond_a_table_of_positions_are_refused(tokenizer):
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=49152, n_embd=16, n_layer=1, n_head=1, n_positions=8))
+    assert len(scoring.generate(gpt2, tokenizer, ["a a a a a a"], max_new_tokens=3)) == 1
+    for call, words in (
+        (lambda: scoring.generate(gpt2, tokenizer, ["a a a a a a"], max_new_tokens=4), "has 6 tokens and 4 new ones, and"),
+        (lambda: scoring.quick_score(gpt2, tokenizer, [("a a a a a", " a a a")]), "has 9 tokens, and gpt2 has 8 positions"),
+        (lambda: scoring.perplexity(gpt2, tokenizer, "a a a a a a a a a"), "has 9 tokens, and gpt2 has 8 positions"),
+    ):
+        with pytest.raises(LabError, match=words):
+            call()
 
 
 def test_perplexity_of_an_ignorant_model_is_its_vocabulary(tiny_model, tokenizer):
