@@ -26,8 +26,8 @@ def encode(pairs: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase)
     if not pairs:
         return []
     if tokenizer.eos_token_id is None:
-        raise LabError("The tokenizer has no token for the end of text, which ends each answer. Set its eos_token to the "
-                       "one that the model was trained with.")
+        raise LabError("The tokenizer has no token for the end of text, which ends each answer. Set its eos_token to "
+                       "the one that the model was trained with.")
     prompts, answers = (tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in zip(*pairs))
     return [{"input_ids": prompt + answer + [tokenizer.eos_token_id], "answer_length": len(answer) + 1}
             for prompt, answer in zip(prompts, answers)]

@@ -107,7 +107,7 @@ def generate(
             chosen = by_length[start : start + batch_size]
             width = len(rows[chosen[-1]])
             ids = torch.tensor([[padding] * (width - len(rows[i])) + rows[i] for i in chosen], device=model.device)
-            mask = torch.tensor([[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in chosen], device=model.device)
+            mask = torch.tensor([[i >= width - len(rows[at]) for i in range(width)] for at in chosen]).to(ids)
             with _as_trained(model):
                 output = model.generate(
                     input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,

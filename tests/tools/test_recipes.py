@@ -202,7 +202,7 @@ def test_only_the_same_recipe_resumes(tmp_path, no_weights):
 @pytest.mark.parametrize(("lines", "words"), [
     ('{"prompt": "a", "answer": "b"}\nno', "data.path: found rows.jsonl with 1 lines that are no rows, the first"),
     ('{"prompt": "a"}', "the first line 1."),
-    ('{"prompt": "a", "answer": 3}', 'the first line 1, where "answer": 3 (a number) is no text: values must be texts.'),
+    ('{"prompt": "a", "answer": 3}', 'the first line 1, where "answer": 3 (a number) is no text: values must be'),
     ('{"prompt": "a", "answer": null}', 'line 1, where "answer": None (nothing) is no text: values must be texts.'),
     ("[" * 100_000, "the first line 1."),
     ('{"prompt": "a", "answer": "b"}', "data.path: found 1 rows, expected at least one batch (4)."),

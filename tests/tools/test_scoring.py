@@ -21,7 +21,8 @@ def test_exact_match_ignores_spacing_and_nothing_else():
 @pytest.mark.parametrize("wanted, answer, right", [
     ("true", "1", False), ('{"on": false}', '{"on": 0}', False), ("[1]", "[true]", False), ("1", "1.0", True),
     ("NaN", "NaN ", True), ('{"a": NaN}', '{"a": NaN}', True), ("1e400", "1e500", False), ("1e400", "1e400", True),
-    ("null", "null", True), ("null", "no JSON", False), ('{"a": [0.5]}', '{ "a":[0.50] }', True), ("1e" + "9" * 30, "2", 0),
+    ("null", "null", True), ("null", "no JSON", False), ('{"a": [0.5]}', '{ "a":[0.50] }', True),
+    ("1e" + "9" * 30, "2", False),
     ("[" * 300 + "]" * 300, "[" * 300 + " " + "]" * 300, True), ("[" * 10**5, "[" * 10**5, True),
 ])
 def test_json_is_compared_with_its_types_and_exactly(wanted, answer, right):
@@ -103,8 +104,8 @@ def test_texts_beyond_a_table_of_positions_are_refused(tokenizer):
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=49152, n_embd=16, n_layer=1, n_head=1, n_positions=8))
     assert len(scoring.generate(gpt2, tokenizer, ["a a a a a a"], max_new_tokens=3)) == 1
     for call, words in (
-        (lambda: scoring.generate(gpt2, tokenizer, ["a a a a a a"], max_new_tokens=4), "has 6 tokens and 4 new ones, and"),
-        (lambda: scoring.quick_score(gpt2, tokenizer, [("a a a a a", " a a a")]), "has 9 tokens, and gpt2 has 8 positions"),
+        (lambda: scoring.generate(gpt2, tokenizer, ["a a a a a a"], max_new_tokens=4), "has 6 tokens and 4 new ones"),
+        (lambda: scoring.quick_score(gpt2, tokenizer, [("a a a a a", " a a a")]), "has 9 tokens, and gpt2 has 8"),
         (lambda: scoring.perplexity(gpt2, tokenizer, "a a a a a a a a a"), "has 9 tokens, and gpt2 has 8 positions"),
     ):
         with pytest.raises(LabError, match=words):
