@@ -9,6 +9,7 @@ where PEFT then makes the same model, the report must name the entry, and where 
 
 import copy
 import json
+import math
 import random
 import sys
 import time
@@ -171,7 +172,7 @@ def judge(name: str, options: dict) -> tuple[str, list[str]]:
         if not idle and [p for p in blamed if " is a whole block" not in p and " makes the " not in p]:
             wrong.append(f"{field}: {entry!r} does something, and the report says {blamed}")
     alphas = {str(m.scaling["default"]) for m in real.modules() if isinstance(m, LoraLayer)}
-    if alphas & {"0.0", "nan", "inf"} and "alpha" not in said:
+    if any(not 0 < float(alpha) < math.inf for alpha in alphas) and "alpha" not in said:
         wrong.append(f"scalings {alphas} are not reported")
     return "accepted", wrong
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from .errors import expect, whole
+from .errors import LabError, expect, whole
 
 IGNORED = -100  # the label that the loss of every transformers model skips
 
@@ -25,6 +25,9 @@ def encode(pairs: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase)
     pairs = as_pairs(pairs)
     if not pairs:
         return []
+    if tokenizer.eos_token_id is None:
+        raise LabError("The tokenizer has no token for the end of text, which ends each answer. Set its eos_token to "
+                       "the one that the model was trained with.")
     prompts, answers = (tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in zip(*pairs))
     return [{"input_ids": prompt + answer + [tokenizer.eos_token_id], "answer_length": len(answer) + 1}
             for prompt, answer in zip(prompts, answers)]
@@ -43,6 +46,16 @@ def check_tokenizer(tokenizer: object) -> None:
     """Check that it is the tokenizer of a model. Raises LabError."""
     fits = callable(tokenizer) and hasattr(tokenizer, "pad_token_id")
     expect(fits, "tokenizer", tokenizer, "the tokenizer that load_base() returned with the model")
+
+
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token to pad with, which a mask hides: the tokenizer's own, else its end of text. Raises LabError."""
+    check_tokenizer(tokenizer)
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if found is None:
+        raise LabError("The tokenizer has neither a token for padding nor one for the end of text. Set its eos_token "
+                       "to the one that the model was trained with.")
+    return found
 
 
 def _check_rows(rows: object) -> None:
@@ -82,8 +95,7 @@ class AnswerCollator:
     """
 
     def __init__(self, tokenizer):
-        check_tokenizer(tokenizer)
-        self.pad_id = tokenizer.pad_token_id
+        self.pad_id = padding_of(tokenizer)
 
     def __call__(self, rows: list[dict]) -> BatchEncoding:
         _check_rows(rows)

@@ -257,3 +257,11 @@ def _hub_answers() -> bool:
         return True
     except Exception:  # whichever way a network can fail
         return False
+
+
+def positions(model: torch.nn.Module) -> int | None:
+    """Return how many tokens a model with a table of learned positions takes; None without one, as of rotary ones."""
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    tables = [m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    known = isinstance(most, int) and any(most <= size <= most + 2 for size in tables)  # some keep two for padding
+    return most if known else None

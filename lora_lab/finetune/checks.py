@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import files
 from ..errors import LabError, reason
+from .values import kind
 
 POCKET = "pocket"  # the small model of `lora_lab.pocket`
 _LARGEST = 2_000_000_000  # bytes of a file of rows
@@ -33,7 +34,7 @@ for pattern in patterns:
 def read_rows(data: Any) -> list[tuple[str, str]]:
     """Return the (prompt, answer) pairs in the file of a recipe's `Data`. Raises LabError for other lines."""
     try:
-        lines = files.read_text(data.path, _LARGEST).splitlines()
+        lines = files.read_text(data.path, _LARGEST).removeprefix("\ufeff").splitlines()  # a byte order mark
     except (OSError, ValueError) as error:
         raise LabError(f"data.path: found {data.path!r}, which cannot be read: {reason(error)}. "
                        "Expected a file.") from None
@@ -47,9 +48,12 @@ def read_rows(data: Any) -> list[tuple[str, str]]:
             if all(isinstance(row.get(field), str) and row[field].strip() for field in fields):
                 found.append((data.prompt.format_map(row), data.answer.format_map(row)))
                 continue
+            odd = [f'"{field}": {reprlib.repr(row[field])} ({kind(row[field])})' for field in dict.fromkeys(fields)
+                   if not isinstance(row.get(field, ""), str)]
+            why = f", where {odd[0]} is no text: values must be texts" if odd else ""
+            wrong.append(f"line {number}{why}")
         except ValueError:
-            pass
-        wrong.append(f"line {number}")
+            wrong.append(f"line {number}")
     if wrong:
         expected = ", ".join(f'"{field}": "..."' for field in dict.fromkeys(fields))
         raise LabError(f"data.path: found {data.path} with {len(wrong)} lines that are no rows, the first {wrong[0]}. "

@@ -4,6 +4,7 @@
 (`rehearsal`). Pictures are in `plots`, sliders in the course's `explorers`.
 """
 
+import copy
 import math
 import re
 from dataclasses import asdict, dataclass
@@ -84,9 +85,11 @@ def plan(model_or_config_or_hub_id: meta_model.Source, lora: LoraConfig | None =
          compute_dtype: str | torch.dtype | None = None) -> Plan:
     """Plan the bytes that fine-tuning takes on one GPU, by part; loads no weights, and from a hub the config alone.
 
-    The model: a PreTrainedModel, its config, a folder, or a hub id. `lora=None` plans what a PeftModel has,
-    and full fine-tuning of any other. `precision` is that of `load_base` (default: the model's own). What is not
-    quantised is in the model's own dtype, or in float32 when `prepared` (`prepare_model_for_kbit_training`).
+    The model: a PreTrainedModel, its config, a folder, or a hub id. `lora=None` plans what a PeftModel has, of which
+    something must train, and full fine-tuning of any other. Which parameters of a model have `requires_grad` is not
+    read: all of the adapter, or of the plain model, count as trained. `precision` is that of `load_base` (default: the
+    model's own). What is not quantised is in the model's own dtype, or in float32 when `prepared`
+    (`prepare_model_for_kbit_training`).
 
     - weights: parameters x bytes each: 4 float32, 2 bfloat16 and float16, 1 int8, 1/2 nf4 (linear layers without
       the output head). Scales: 4 bytes a row (LLM.int8(), Dettmers et al. 2022, section 2.1), 4 bytes for 64
@@ -124,6 +127,8 @@ def plan(model_or_config_or_hub_id: meta_model.Source, lora: LoraConfig | None =
         _check_choice("compute_dtype", compute_dtype, models.TRAINED, ", or leave it out")
     if lora is not None and not isinstance(lora, LoraConfig):
         raise LabError(f"Expected a LoraConfig as `lora`, found {type(lora).__name__}.")
+    if lora is not None and lora.inference_mode:
+        raise LabError("inference_mode is True in this LoraConfig: nothing would train. Leave it out, or give False.")
     try:
         return _plan(model_or_config_or_hub_id, lora, precision, optimizer, prepared=prepared,
                      attn_implementation=attn_implementation, double_quant=double_quant, compute_dtype=compute_dtype,
@@ -142,6 +147,11 @@ def _plan(source, lora, precision, optimizer, *, prepared, attn_implementation, 
         lora = source.active_peft_config
         if not isinstance(lora, LoraConfig):
             raise LabError(f"The model's adapter is of {type(lora).__name__}. Only LoRA is planned.")
+        if not any(parameter.requires_grad for parameter in source.parameters()):
+            raise LabError("No parameter of this PeftModel requires a gradient: nothing would train. Load its adapter "
+                           "with is_trainable=True, or give its base model and a LoraConfig.")
+        lora = copy.copy(lora)
+        lora.inference_mode = False  # something trains here, whatever the config notes
     source = models.read_config(source) if isinstance(source, str) else source
     model, own_precision, dtype = meta_model.without_weights(source)
     own = meta_model.quantisation(source)
@@ -241,12 +251,8 @@ def _meant(found, known) -> str:
 
 
 def _check_positions(model, seq_len: int) -> None:
-    """A table of learned positions has an end; rotary positions go on."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or seq_len <= positions:
-        return
-    tables = (m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding))
-    if any(positions <= size <= positions + 2 for size in tables):  # some keep two more for padding
+    positions = models.positions(model)
+    if positions is not None and seq_len > positions:
         raise LabError(f"seq_len is {seq_len}, but {model.config.model_type} has {positions} positions. Give at most "
                        f"{positions}.")
 

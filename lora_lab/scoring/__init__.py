@@ -6,18 +6,20 @@ Takes any causal language model and tokenizer, and rows of any task: pairs of a 
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import batches
+from .. import batches, models
 from ..display import Progress
-from ..errors import expect, whole
+from ..errors import LabError, expect, whole
 
 Row = tuple[str, str]  # a prompt and its right answer
+_NO_JSON = object()
 
 # Written for this course: ordinary prose, far from smart homes, to see what training forgets.
 GENERAL_TEXT = Path(__file__).with_name("prose.txt").read_text(encoding="utf-8")
@@ -69,7 +71,12 @@ def verdict(first: Score, second: Score, first_name: str = "the first", second_n
 
 
 def chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, max_new_tokens: int = 40) -> str:
-    """Return the model's greedy answer to an ordinary question, through its chat template."""
+    """Return the model's greedy answer to an ordinary question, through its chat template. Raises LabError."""
+    _check(model, tokenizer, "generate")
+    expect(isinstance(question, str), "question", question, "a text")
+    if not getattr(tokenizer, "chat_template", None):
+        raise LabError("This tokenizer has no chat template, so no format for questions. Take a model that was trained "
+                       "to chat, set tokenizer.chat_template, or give a text to go on with to generate().")
     message = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     return generate(model, tokenizer, [prompt], max_new_tokens)[0].strip()
@@ -91,19 +98,22 @@ def generate(
     whole(max_new_tokens=max_new_tokens, batch_size=batch_size)
     if not prompts:
         return []
-    rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    rows, padding = tokenizer(prompts, add_special_tokens=False)["input_ids"], batches.padding_of(tokenizer)
+    _check_lengths(model, map(len, rows), max_new_tokens - 1, f" and {max_new_tokens} new ones")
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     continuations = [""] * len(rows)
     with evaluating(model), Progress(progress, total=len(rows)) as bar:
         for start in range(0, len(rows), batch_size):
             chosen = by_length[start : start + batch_size]
-            batch = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, padding_side="left", return_tensors="pt")
+            width = len(rows[chosen[-1]])
+            ids = torch.tensor([[padding] * (width - len(rows[i])) + rows[i] for i in chosen], device=model.device)
+            mask = torch.tensor([[i >= width - len(rows[at]) for i in range(width)] for at in chosen]).to(ids)
             with _as_trained(model):
                 output = model.generate(
-                    **batch.to(model.device), do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
-                    pad_token_id=tokenizer.pad_token_id,
+                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
+                    pad_token_id=padding,
                 )
-            new_tokens = output[:, batch["input_ids"].shape[1] :]
+            new_tokens = output[:, width:]
             for i, text in zip(chosen, tokenizer.batch_decode(new_tokens, skip_special_tokens=True)):
                 continuations[i] = text
             bar.update(len(chosen))
@@ -113,17 +123,18 @@ def generate(
 def score(rows: Sequence[Row], answers: Sequence[str]) -> Score:
     """Compare `answers` with the right ones of `rows`, (prompt, answer) pairs in the same order.
 
-    A right answer that is JSON is compared as JSON, so that spacing and the order of keys do not count; another one as
-    text, without the white space around it. Raises LabError.
+    A right answer that is JSON is compared as JSON, so that spacing and the order of keys do not count: its values with
+    their types, where `true` is not `1`, and its numbers exactly, where `1.0` is `1`. Another one is compared as text,
+    without the white space around it; so is `NaN`, which is no JSON. Raises LabError.
     """
     rows = batches.as_pairs(rows, "rows")
     fits = isinstance(answers, (list, tuple)) and len(answers) == len(rows) > 0
     expect(fits and all(isinstance(text, str) for text in answers), "answers", answers,
            f"a list of texts, one for each of the rows, of which there are {len(rows)} (at least one)")
     parsed = [_parse(text) for text in answers]
-    right = [(text.strip() == answer.strip()) if (wanted := _parse(answer)) is None else found == wanted
+    right = [text.strip() == answer.strip() or _same(found, _parse(answer))
              for (_, answer), text, found in zip(rows, answers, parsed, strict=True)]
-    return Score(sum(right) / len(rows), sum(action is not None for action in parsed) / len(rows), len(rows))
+    return Score(sum(right) / len(rows), sum(found is not _NO_JSON for found in parsed) / len(rows), len(rows))
 
 
 @torch.inference_mode()
@@ -131,13 +142,17 @@ def quick_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
                 progress: str | None = None) -> Score:
     """Return the score by one forward pass over (prompt, answer) pairs, many times faster than `generate`.
 
-    If the model's first choice is right at every token of an answer, greedy generation writes that
-    answer; so `exact` is the same. Right answers spelled otherwise do not count here. Raises LabError.
+    If the model's first choice is right at every token of an answer and of the end of text after it, greedy generation
+    writes that answer. So `exact` is that of `generate` and `score` if `max_new_tokens` holds the longest answer, if
+    the model writes right answers in the tokens and the spelling of the rows (others do not count here), and up to
+    round-off. A table of learned positions (GPT-2) counts padding here, so there scores may differ. Raises LabError.
     """
     _check(model, tokenizer, "forward")
     rows = batches.as_pairs(rows, "rows")
     expect(rows, "rows", rows, "at least one (prompt, answer)")
     encoded = sorted(batches.encode(rows, tokenizer), key=lambda row: len(row["input_ids"]))
+    _check_lengths(model, (len(row["input_ids"]) - row["answer_length"] for row in encoded))
+    _check_lengths(model, (len(row["input_ids"]) for row in encoded))
     collate, right, loss, tokens = batches.AnswerCollator(tokenizer), 0, 0.0, 0
     with evaluating(model), Progress(progress, total=len(encoded)) as bar:
         for start in range(0, len(encoded), 50):
@@ -180,9 +195,44 @@ def _check(model, tokenizer, able: str) -> None:
     batches.check_tokenizer(tokenizer)
 
 
+def _check_lengths(model, lengths: Iterable[int], more: int = 0, said: str = "") -> None:
+    """Raise LabError for texts without a token, and for those longer than a table of learned positions."""
+    known = sorted(lengths)
+    if known[0] == 0:
+        raise LabError("One of the prompts has no token: a model goes on from at least one. Give a text, or "
+                       "tokenizer.bos_token.")
+    most = models.positions(model)
+    if most is not None and known[-1] + more > most:
+        raise LabError(f"The longest text has {known[-1]} tokens{said}, and {model.config.model_type} has {most} "
+                       "positions. Give shorter texts, or ask for fewer new tokens.")
+
+
 def _parse(text: str):
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)
+    """The JSON in `text`, with decimals as they are written; `_NO_JSON` for everything else."""
+    with contextlib.suppress(ValueError, RecursionError, ArithmeticError):
+        return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
+    return _NO_JSON
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _same(found, wanted) -> bool:
+    """Whether two parsed answers are equal, types included: Python takes True for 1."""
+    if found is _NO_JSON or wanted is _NO_JSON:
+        return False
+    with contextlib.suppress(RecursionError):
+        return _typed(found) == _typed(wanted)
+    return False
+
+
+def _typed(value):
+    if isinstance(value, dict):
+        return {key: _typed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed(inner) for inner in value]
+    return (bool, value) if isinstance(value, bool) else value
 
 
 @torch.inference_mode()
@@ -191,6 +241,8 @@ def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
     _check(model, tokenizer, "forward")
     expect(isinstance(text, str) and text.strip(), "text", text, "some sentences")
     ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
+    expect(ids.shape[1] > 1, "text", text, "at least two tokens: the first one is not predicted")
+    _check_lengths(model, [ids.shape[1]])
     with evaluating(model), _as_trained(model):
         loss = model(input_ids=ids, labels=ids).loss.item()
     return math.exp(loss) if loss < 700 else math.inf

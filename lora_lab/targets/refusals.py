@@ -58,7 +58,7 @@ def why_refused(model: torch.nn.Module, config: LoraConfig, paths: list[str], li
     there = layers(paths, config)
     for number in () if isinstance(config.target_modules, str) else listed(config.layers_to_transform):
         if number not in there:
-            yield no_such_layer(number, there)
+            yield no_such_layer(number, paths, config)
     wanted = config.exclude_modules or ()
     if isinstance(wanted, str):
         wanted = () if any(re.fullmatch(wanted, path) for path in paths) else (wanted,)
@@ -175,8 +175,14 @@ def no_such_copy(entry: str, paths: list[str]) -> str:
     return f"modules_to_save: {entry!r} matches no module.{suggestion(entry, paths)}"
 
 
-def no_such_layer(number: object, there: set[int]) -> str:
+def no_such_layer(number: object, paths: list[str], config: LoraConfig) -> str:
     """Return the sentence for an entry of layers_to_transform that the model does not have."""
+    there = layers(paths, config)
+    if config.layers_pattern and not there:
+        before = dict.fromkeys(found[1] for path in paths if (found := re.search(r"([^.]+)\.\d+\.", path)))
+        given = ", ".join(map(repr, listed(config.layers_pattern)))
+        return (f"layers_pattern: no layer's number follows {given}, so there is no layer {number}. Here the numbers "
+                f"follow {', '.join(map(repr, before)) or 'nothing: no layers are numbered'}.")
     span = f"{min(there)} to {max(there)}" if there else "not numbered"
     return f"layers_to_transform: there is no layer {number}; the layers are {span}."
 

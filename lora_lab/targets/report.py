@@ -42,7 +42,12 @@ class Report:
     (modules_to_save); `trainable` counts parameters in all, as PEFT does; `per_path` those of each adapted layer, where
     adapters of tied layers count once, for the first. `ranks` are the ranks of the adapted modules.
     `problems` lists what the config asks for and does not get: entries that could be left out without a change, and
-    numbers that switch an adapter off. `notes` lists what is easy to overlook; `refused` is PEFT's error, if it raises.
+    settings that switch an adapter off or turn it around. `refused` is PEFT's error, if it raises.
+    `notes` lists what is as asked for, in another place or twice, and easy to overlook. Notes are no problems:
+    bare parameters that stay frozen; alternatives of a regular expression that overlap, as general ones do; a name in
+    modules_to_save that also matches others, or that PEFT saves for the task anyway; `layers_to_transform=[]`, which
+    means all; an `r` or `lora_alpha` that patterns replace everywhere, since a config always has one;
+    `init_lora_weights="lora_ga"` before `preprocess_loraga` ran; and what else PEFT warns of.
     """
 
     modules: tuple[str, ...] = ()
@@ -62,7 +67,7 @@ class Report:
             layers, copies = len(self.modules + self.parameters), len(self.saved)
             first = f"{self.trainable:,} parameters will train, in {layers} adapted layer{'s' * (layers != 1)}"
             first += f" and {copies} full cop{'y' if copies == 1 else 'ies'}" if copies else ""
-        return "\n".join([first, *(f"- {text}" for text in self.problems + self.notes)])
+        return "\n".join([first, *(f"- {text}" for text in self.problems), *(f"- note: {text}" for text in self.notes)])
 
 
 class TargetError(LabError):

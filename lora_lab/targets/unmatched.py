@@ -24,6 +24,7 @@ from .refusals import excluded, fits, listed
 # PEFT's warnings for what is a problem here anyway.
 PEFT_SAYS_TOO = ("The following rank_pattern", "The following alpha_pattern", "You have passed exclude_modules",
                  "target_modules=", "target_parameters=")
+LEFT_OUT = "is left out again, by exclude_modules or modules_to_save. Name it in one of them."
 # What a field holds when its last entry is left out: nothing, where PEFT takes an empty list for everything.
 NOTHING: dict[str, Any] = {"target_modules": [], "target_parameters": [], "modules_to_save": None,
                            "layers_to_transform": [-1], "layers_pattern": ["(?!)"]}
@@ -62,12 +63,9 @@ def notes(model: torch.nn.Module, config: LoraConfig, report: Any, adapted: Peft
     frozen = dict.fromkeys(with_stars(path).rpartition("*.")[2] for path in bare if path not in report.parameters)
     if frozen:
         yield f"not layers but bare parameters, frozen unless target_parameters names them: {', '.join(frozen)}"
-    for entry in () if isinstance(config.target_modules, str) else sorted(config.target_modules or (), key=str):
-        if _all_excluded([path for path in paths if matches(entry, path)], config):
-            yield f"target_modules: every {entry!r} is left out again, by exclude_modules or modules_to_save"
     for field in ("target_modules", "exclude_modules"):
         if isinstance(pattern := getattr(config, field), str):
-            yield from _overlaps(field, pattern, paths, config)
+            yield from _overlaps(field, pattern, paths)
     for entry in config.modules_to_save or ():
         also = sorted({with_stars(p) for p in report.saved if p.endswith(entry) and not matches(entry, p)})
         if also:
@@ -76,10 +74,6 @@ def notes(model: torch.nn.Module, config: LoraConfig, report: Any, adapted: Peft
             yield f"modules_to_save: PEFT saves {entry!r} for the task {config.task_type} anyway"
     if config.layers_to_transform == []:
         yield "layers_to_transform=[] means all layers"
-    if config.bias != "none" and not any(
-        p.requires_grad and "lora_" not in n and n.endswith("bias") for n, p in adapted.named_parameters()
-    ):
-        yield f"bias={config.bias!r} trains nothing more: there is no bias to train"
     for name, patterns in (("r", config.rank_pattern), ("lora_alpha", config.alpha_pattern)):
         if patterns and all(any(fits("rank_pattern", key, path) for key in patterns)
                             for path in report.modules + report.parameters):
@@ -89,10 +83,13 @@ def notes(model: torch.nn.Module, config: LoraConfig, report: Any, adapted: Peft
 
 
 def _without_effect(model, config, report, paths, linear, adapted) -> Iterator[str]:
+    if config.inference_mode:
+        yield "inference_mode: True freezes all that PEFT adds, and 0 parameters train. Leave it out, or give False."
     if isinstance(name := config.modules_to_save, str):
         yield f"modules_to_save: PEFT takes the string {name!r} letter by letter. Write it as a list: [{name!r}]."
     if isinstance(config.target_modules, str):
         yield from refusals.dead_in_expression(model, config, paths, linear)
+        yield from _left_out_again(config, paths)
     asked = copy.copy(config)  # as PEFT understood it
     asked.target_modules = adapted.peft_config["default"].target_modules
     with_all, names = effect(adapted), _Names(model, asked, report, paths, linear)
@@ -111,6 +108,9 @@ def _without_effect(model, config, report, paths, linear, adapted) -> Iterator[s
         asked = getattr(config, field) or {}
         yield from _dead_patterns(field, asked, every, default, report.modules + report.parameters)
     yield from _odd_numbers(config, adapted)
+    if config.bias != "none" and not config.inference_mode and _same(model, config, with_all, "bias", "none"):
+        held = "the adapted layers have" if config.bias == "lora_only" else "the model has"
+        yield f"bias: {config.bias!r} trains nothing more: {held} no bias. Leave it out."
     yield from refusals.odd_tokens(model, config)
     for field, init in (("eva_config", "eva"), ("corda_config", "corda"), ("lora_ga_config", "lora_ga")):
         if getattr(config, field, None) is not None and config.init_lora_weights != init:
@@ -148,7 +148,7 @@ class _Names:
         if not named or not isinstance(entry, str):
             yield refusals.no_such_target(entry, self.model, self.linear)
         elif _all_excluded(named, self.asked):
-            return  # as asked for, if twice: see `notes`
+            yield f"target_modules: {entry!r} {LEFT_OUT}"
         elif others := [other for other in rest if any(matches(other, p) for p in named if p in self.report.modules)]:
             yield f"target_modules: {entry!r} adds nothing to {_listing(others)}."
         elif set(named) & set(self.report.modules):
@@ -157,9 +157,8 @@ class _Names:
             yield f"target_modules: {entry!r} is in none of the layers {self.asked.layers_to_transform}."
 
     def layer(self, number, rest) -> Iterator[str]:
-        there = refusals.layers(self.paths, self.asked)
-        if number not in there:
-            yield refusals.no_such_layer(number, there)
+        if number not in refusals.layers(self.paths, self.asked):
+            yield refusals.no_such_layer(number, self.paths, self.asked)
         elif number in rest:
             yield f"layers_to_transform: layer {number} is there twice."
         elif number in refusals.layers(self.report.modules + self.report.parameters, self.asked):
@@ -241,7 +240,15 @@ def _each(pattern) -> Iterator[tuple[str, str]]:
             yield option, strict
 
 
-def _overlaps(field, pattern, paths, config) -> Iterator[str]:
+def _left_out_again(config, paths) -> Iterator[str]:
+    """Alternatives of target_modules that match something, and nothing that PEFT then adapts."""
+    fitting = [path for path in paths if re.fullmatch(config.target_modules, path)]
+    for option, strict in _each(config.target_modules) if fitting else ():
+        if _all_excluded([path for path in fitting if re.fullmatch(strict, path)], config):
+            yield f"target_modules: every match of {option!r} {LEFT_OUT}"
+
+
+def _overlaps(field, pattern, paths) -> Iterator[str]:
     """Alternatives that match something, and nothing that the others do not."""
     fitting = {path for path in paths if re.fullmatch(pattern, path)}
     for (option, strict), (_, without) in zip(alternatives(pattern), left_out(pattern)):
@@ -249,8 +256,6 @@ def _overlaps(field, pattern, paths, config) -> Iterator[str]:
             own = [path for path in fitting if re.fullmatch(strict, path)]
             if own and all(re.fullmatch(without, path) for path in own):
                 yield f"{field}: the others of {pattern!r} match all that {option!r} matches"
-            elif field == "target_modules" and _all_excluded(own, config):
-                yield f"{field}: every match of {option!r} is left out again, by exclude_modules or modules_to_save"
 
 
 def _dead_patterns(field, patterns, every, default, adapted) -> Iterator[str]:
@@ -265,12 +270,14 @@ def _dead_patterns(field, patterns, every, default, adapted) -> Iterator[str]:
 
 
 def _odd_numbers(config, adapted) -> Iterator[str]:
-    """Numbers that switch an adapter off, or fill it with what is no number."""
+    """Numbers that switch an adapter off, turn it around or fill it with what is no number."""
     scalings = {layer.lora_alpha["default"]: layer.scaling["default"] for layer in adapted.modules()
                 if isinstance(layer, LoraLayer)}
     for alpha, scaling in scalings.items():
         field = "lora_alpha" if alpha is config.lora_alpha or alpha == config.lora_alpha else "alpha_pattern"
-        if scaling == 0:
+        if scaling < 0:
+            yield f"{field}: {alpha} makes the adapter subtract what it computes. Give a number above 0."
+        elif scaling == 0:
             yield f"{field}: {alpha} makes the scaling 0: A and B add nothing and learn nothing. Give a number above 0."
         elif not math.isfinite(scaling):
             yield f"{field}: {alpha} makes the output of every adapted layer NaN. Give a number above 0."

@@ -384,6 +384,21 @@ def test_a_peft_model_is_planned_with_its_own_adapter(monkeypatch, computes):
         assert memory.plan(prepared) == expected
 
 
+def test_a_config_for_inference_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr("lora_lab.memory.rehearsal.rehearse", None)
+    with pytest.raises(LabError, match="inference_mode is True in this LoraConfig: nothing would train"):
+        memory.plan(small(), lora(inference_mode=True))
+
+
+def test_a_peft_model_without_anything_to_train_is_refused():
+    frozen = get_peft_model(AutoModelForCausalLM.from_config(small(layers=1)), lora())
+    frozen.active_peft_config.inference_mode = True  # as a loaded adapter has it
+    assert memory.plan(frozen).gradient_bytes  # and yet it trains
+    frozen.requires_grad_(False)
+    with pytest.raises(LabError, match="No parameter of this PeftModel requires a gradient"):
+        memory.plan(frozen)
+
+
 def test_planning_changes_nothing():
     model = AutoModelForCausalLM.from_config(small())
     state = torch.random.get_rng_state()

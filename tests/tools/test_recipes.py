@@ -202,13 +202,19 @@ def test_only_the_same_recipe_resumes(tmp_path, no_weights):
 @pytest.mark.parametrize(("lines", "words"), [
     ('{"prompt": "a", "answer": "b"}\nno', "data.path: found rows.jsonl with 1 lines that are no rows, the first"),
     ('{"prompt": "a"}', "the first line 1."),
-    ('{"prompt": "a", "answer": 3}', "the first line 1."),
+    ('{"prompt": "a", "answer": 3}', 'the first line 1, where "answer": 3 (a number) is no text: values must be'),
+    ('{"prompt": "a", "answer": null}', 'line 1, where "answer": None (nothing) is no text: values must be texts.'),
     ("[" * 100_000, "the first line 1."),
     ('{"prompt": "a", "answer": "b"}', "data.path: found 1 rows, expected at least one batch (4)."),
 ])
 def test_a_data_file_with_other_lines_is_refused(lines, words, tmp_path, no_weights):
     (tmp_path / "rows.jsonl").write_text(lines)
     assert words in fault(changed("data.path", "rows.jsonl"))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(no_weights):
+    Path("rows.jsonl").write_text(Path("rows.jsonl").read_text(), encoding="utf-8-sig")
+    assert read(GOOD).rows == ROWS
 
 
 def test_rows_have_the_format_that_the_recipe_gives_them(no_weights):

@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_lab import LabError, batches, load_base, scoring, smart_home
 from lora_lab.scoring import Score
+from transformers import GPT2Config, GPT2LMHeadModel
 
 COMMANDS = smart_home.commands("train", 4)
 
@@ -13,6 +16,21 @@ def test_exact_match_ignores_spacing_and_nothing_else():
     answers = [right.replace(",", ", "), COMMANDS[1].answer + " sure", "{}", COMMANDS[0].answer]
     score = scoring.score(COMMANDS, answers)
     assert (score.exact, score.valid_json, score.n) == (0.25, 0.75, 4)
+
+
+@pytest.mark.parametrize("wanted, answer, right", [
+    ("true", "1", False), ('{"on": false}', '{"on": 0}', False), ("[1]", "[true]", False), ("1", "1.0", True),
+    ("NaN", "NaN ", True), ('{"a": NaN}', '{"a": NaN}', True), ("1e400", "1e500", False), ("1e400", "1e400", True),
+    ("null", "null", True), ("null", "no JSON", False), ('{"a": [0.5]}', '{ "a":[0.50] }', True),
+    ("1e" + "9" * 30, "2", False),
+    ("[" * 300 + "]" * 300, "[" * 300 + " " + "]" * 300, True), ("[" * 10**5, "[" * 10**5, True),
+])
+def test_json_is_compared_with_its_types_and_exactly(wanted, answer, right):
+    assert scoring.score([("", wanted)], [answer]).exact == right
+
+
+def test_nan_is_no_json_and_null_is():
+    assert scoring.score([("", "")] * 2, ["NaN", "null"]).valid_json == 0.5
 
 
 def test_an_answer_too_few_is_an_error():
@@ -54,6 +72,44 @@ def test_base_model_answers_questions_and_fails_the_task(base):
     assert "Paris" in scoring.chat(model, tokenizer, "What is the capital of France?")
     commands = smart_home.commands("test combinations", 40)
     assert scoring.score(commands, scoring.generate(model, tokenizer, [c.prompt for c in commands])).exact < 0.05
+
+
+def test_a_tokenizer_without_padding_is_used_and_left_as_it_is(tiny_model, tokenizer):
+    bare, texts = copy.deepcopy(tokenizer), ["a", "a longer prompt than that"]
+    bare.pad_token = None
+    with_pad = scoring.generate(tiny_model, tokenizer, texts, 4), scoring.quick_score(tiny_model, tokenizer, COMMANDS)
+    assert (scoring.generate(tiny_model, bare, texts, 4), scoring.quick_score(tiny_model, bare, COMMANDS)) == with_pad
+    assert bare.pad_token is None
+    bare.eos_token = None
+    for call in (lambda: scoring.generate(tiny_model, bare, texts, 4),
+                 lambda: scoring.quick_score(tiny_model, bare, COMMANDS)):
+        with pytest.raises(LabError, match="Set its eos_token"):
+            call()
+
+
+def test_what_has_no_answer_is_refused_with_the_reason(tiny_model, tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    for call, words in (
+        (lambda: scoring.chat(tiny_model, bare, "Why?"), "no chat template"),
+        (lambda: scoring.generate(tiny_model, tokenizer, ["a", ""]), "has no token"),
+        (lambda: scoring.quick_score(tiny_model, tokenizer, [("", "b")]), "has no token"),
+        (lambda: scoring.perplexity(tiny_model, tokenizer, "a"), "at least two tokens"),
+    ):
+        with pytest.raises(LabError, match=words):
+            call()
+
+
+def test_texts_beyond_a_table_of_positions_are_refused(tokenizer):
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=49152, n_embd=16, n_layer=1, n_head=1, n_positions=8))
+    assert len(scoring.generate(gpt2, tokenizer, ["a a a a a a"], max_new_tokens=3)) == 1
+    for call, words in (
+        (lambda: scoring.generate(gpt2, tokenizer, ["a a a a a a"], max_new_tokens=4), "has 6 tokens and 4 new ones"),
+        (lambda: scoring.quick_score(gpt2, tokenizer, [("a a a a a", " a a a")]), "has 9 tokens, and gpt2 has 8"),
+        (lambda: scoring.perplexity(gpt2, tokenizer, "a a a a a a a a a"), "has 9 tokens, and gpt2 has 8 positions"),
+    ):
+        with pytest.raises(LabError, match=words):
+            call()
 
 
 def test_perplexity_of_an_ignorant_model_is_its_vocabulary(tiny_model, tokenizer):

@@ -120,6 +120,8 @@ def problems(model, **options):
     (dict(target_modules=["norm", "q_proj"]), "'norm' is a LlamaRMSNorm here, which PEFT cannot adapt"),
     (dict(target_modules=["self_attn"]), "'self_attn' is a LlamaAttention here"),
     (dict(target_modules=["q_proj"], layers_to_transform=5), "there is no layer 5; the layers are 0 to 2"),
+    (dict(target_modules=["q_proj"], layers_to_transform=[0], layers_pattern="blocks"),
+     "layers_pattern: no layer's number follows 'blocks', so there is no layer 0. Here the numbers follow 'layers'."),
     (dict(target_modules=["q_proj", "lm_head"], layers_to_transform=[1]), ""),
     (dict(target_modules=["q_proj", "model.layers.2.self_attn.v_proj"], layers_to_transform=[1]), ""),
     (dict(target_modules=["q_proj"], rank_pattern={"q_proj": 4, "layers.0.self_attn.q_proj": 8}), "comes too late"),
@@ -141,6 +143,7 @@ def problems(model, **options):
     (dict(target_modules=["q_proj"], layers_to_transform=[1, 1]), "layer 1 is there twice"),
     (dict(target_modules=["model.layers.0.mlp.up_proj"], layers_to_transform=[0]), "0 decides nothing"),
     (dict(target_modules=["q_proj"], lora_alpha=0), "lora_alpha: 0 makes the scaling 0"),
+    (dict(target_modules=["q_proj"], lora_alpha=-16), "lora_alpha: -16 makes the adapter subtract"),
     (dict(target_modules=["q_proj"], lora_alpha=float("nan")), "lora_alpha: nan makes the output"),
     (dict(target_modules=["q_proj"], lora_alpha=float("inf")), "lora_alpha: inf makes the output"),
     (dict(target_modules=["q_proj", "v_proj"], alpha_pattern={"v_proj": 0}), "alpha_pattern: 0 makes the scaling 0"),
@@ -153,6 +156,11 @@ def problems(model, **options):
     (dict(target_modules=["q_proj"], modules_to_save="lm_head"), "letter by letter"),
     (dict(target_modules=["q_proj"], trainable_token_indices=[3, 3]), "token 3 is there twice"),
     (dict(target_modules=["q_proj"], trainable_token_indices=[]), "an empty list trains nothing"),
+    (dict(target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"]), "'v_proj' is left out again"),
+    (dict(target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"]), "'lm_head' is left out again"),
+    (dict(target_modules=r".*\.(q|v)_proj", exclude_modules=["v_proj"]), "every match of 'v' is left out again"),
+    (dict(target_modules=["q_proj"], bias="all"), "bias: 'all' trains nothing more: the model has no bias"),
+    (dict(target_modules=["q_proj"], inference_mode=True), "inference_mode: True freezes all that PEFT adds"),
     (dict(target_modules=["q_proj"], eva_config=EvaConfig()), "eva_config: only init_lora_weights='eva' reads it"),
 ])
 def test_problem_is_named_with_its_remedy(llama, options, words):
@@ -166,10 +174,10 @@ def test_problem_is_named_with_its_remedy(llama, options, words):
     dict(target_modules=r"model\.layers\.\d+\.(self_attn|mlp)\.(q|up)_proj"),
     dict(target_modules=r"(?!.*(vision|audio)).*\.(?P<part>q|v)_proj"),
     dict(target_modules=r".*\.[kv]_proj$"),
-    dict(target_modules=["q_proj", "o_proj"], exclude_modules=["o_proj"]),
+    dict(target_modules="all-linear", exclude_modules=["o_proj"], modules_to_save=["lm_head"]),
     dict(target_modules=["q_proj"], layers_to_transform=[0, 2], layers_pattern="layers"),
     dict(target_modules=["q_proj", "embed_tokens"], rank_pattern={r"layers\.[01]\..*": 4, "q_proj": 2}),
-    dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"], bias="all", use_dora=True),
+    dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"], use_dora=True),
     dict(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 2]}, init_lora_weights="pissa"),
 ])
 def test_sound_config_has_no_problem_and_counts_as_peft(llama, options):
@@ -315,8 +323,16 @@ def test_notes_tell_what_is_easy_to_overlook(llama):
     assert "experts.gate_up_proj" in notes(tiny("qwen3_moe"), target_modules=["q_proj"])
     assert "input_layernorm" in notes(llama, target_modules=["q_proj"], modules_to_save=["norm"])
     assert "all layers" in notes(llama, target_modules=["q_proj"], layers_to_transform=[])
-    assert "no bias" in notes(llama, target_modules=["q_proj"], bias="all")
-    assert "every 'o_proj'" in notes(llama, target_modules=["q_proj", "o_proj"], exclude_modules=["o_proj"])
+    assert "the others of" in notes(llama, target_modules=r".*(q_proj|attn\.q_proj)")
+    every = LoraConfig(target_modules=["q_proj"], layers_to_transform=[])
+    assert "\n- note: layers_to" in str(targets.check(llama, every))
+
+
+def test_biases_that_train_are_no_problem():
+    gpt2 = tiny("gpt2")
+    assert problems(gpt2, target_modules=["c_attn"], bias="lora_only") == ""
+    assert problems(gpt2, target_modules=["lm_head"], bias="all") == ""
+    assert "the adapted layers have no bias" in problems(gpt2, target_modules=["lm_head"], bias="lora_only")
 
 
 def test_looking_changes_neither_model_nor_config_nor_random_numbers():
