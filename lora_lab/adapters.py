@@ -4,18 +4,23 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from peft import PeftType
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora.layer import LoraLayer
+from safetensors import SafetensorError, safe_open
 
 from . import files
-from .errors import LabError, expect
+from .errors import LabError, expect, reason
 
 BASE = "base_model.json"
 _ADDED = ("lora_", "modules_to_save.", "trainable_tokens_")  # parts of names of what PEFT adds, and puts around
+_RANKED = re.compile(r"\.lora_(embedding_)?A\b")  # weights whose first dimension is the rank
 _AROUND = ("base_model.model.", ".base_layer", ".original_module", ".token_adapter")
 
 
@@ -83,10 +88,12 @@ def _check_base(folder: Path, base: torch.nn.Module) -> None:
 def adapter_folder(folder: str | os.PathLike, r: int | None = None, base: torch.nn.Module | None = None) -> str:
     """Return `folder` as a string, if it holds a saved adapter (of rank `r`, and trained beside `base`, if given).
 
-    PEFT asks the model hub for a folder it cannot find an adapter in, and then reports what the hub
-    said. This says what is wrong with the folder, whoever wrote it. Raises LabError.
+    Of the weights it reads names and shapes: the file has to be complete, and to fit what the config says. PEFT asks
+    the model hub for a folder it cannot find an adapter in, and then reports what the hub said. This says what is wrong
+    with the folder, whoever wrote it. Raises LabError.
     """
     files.place(folder, "the name of a folder")
+    expect(base is None or isinstance(base, torch.nn.Module), "base", base, "the base, a model")
     folder = Path(os.path.expanduser(folder))
     missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
     if not missing:
@@ -97,6 +104,7 @@ def adapter_folder(folder: str | os.PathLike, r: int | None = None, base: torch.
         if config.get("megatron_config"):
             raise LabError(f"adapter_config.json in {folder} asks to import {config.get('megatron_core')!r}, and PEFT "
                            "would: a file from somebody else must not. Remove megatron_config from it, or leave it be.")
+        _check_weights(folder, config)
         rank = config.get("r")
         if r not in (None, rank):
             raise LabError(
@@ -112,6 +120,31 @@ def adapter_folder(folder: str | os.PathLike, r: int | None = None, base: torch.
         f"{folder} is not a saved adapter: no {' and no '.join(missing)} there ({state}). "
         "Give the folder that model.save_pretrained(folder) wrote."
     )
+
+
+def _check_weights(folder: Path, config: dict) -> None:
+    """Whether the weights, by their names and shapes, can be those of an adapter with this config."""
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in PeftType.__members__:
+        raise LabError(f"adapter_config.json in {folder} says {reprlib.repr(kind)} for peft_type, expected a kind that "
+                       "PEFT knows, such as 'LORA'. Save the adapter again.")
+    try:
+        with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LabError(f"adapter_model.safetensors in {folder} is damaged or incomplete: {reason(error)}. Save the "
+                       "adapter again, or copy the file anew.") from None
+    ranks = {name: shape[0] for name, shape in shapes.items() if shape and _RANKED.search(name)}
+    if ranks and kind not in ("LORA", "ADALORA", "XLORA"):
+        raise LabError(f"adapter_config.json in {folder} says {kind}, and the weights beside it are LoRA's, such as "
+                       f"{min(ranks)}. Give the folder that model.save_pretrained(folder) wrote, with its own config.")
+    patterns = config.get("rank_pattern")
+    named = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else ())]
+    other = {name: rank for name, rank in ranks.items() if rank not in named}
+    if kind == "LORA" and other and not config.get("target_parameters"):  # these hold a rank for each expert
+        name = min(other)
+        raise LabError(f"adapter_config.json in {folder} says r={config.get('r')!r}, and {name} beside it has rank "
+                       f"{other[name]}. Give the folder that model.save_pretrained(folder) wrote, with its own config.")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ class LabError(Exception):
     """What was wrong, what was expected, what to do next. Notebooks show the message alone."""
 
     def _render_traceback_(self, *_) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]
+        return [f"{type(self).__name__}: {self}", *getattr(self, "__notes__", ())]
 
 
 def expect(fits: object, name: str, value: object, wanted: str) -> None:

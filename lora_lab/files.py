@@ -83,9 +83,12 @@ def lock(path: str | os.PathLike, timeout: float = -1) -> FileLock:
     """Return the lock file `path`, acquired; use it in a `with`. Its folder is made.
 
     Waits up to `timeout` seconds, below 0 without end. Raises OSError, and filelock's Timeout, which is one. A file
-    with something in it is none of ours, and locking would empty it.
+    with something in it is none of ours, and locking would empty it. The file stays after the release: on a disk that
+    several machines share, one that waits for a removed file and one that makes it anew could both get the lock.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.lexists(path):  # where no file can be made, as in /proc, filelock may wait for one without end
+        tempfile.TemporaryFile(dir=Path(path).parent).close()
     if os.path.lexists(path) and not _is_lock(Path(path)):
         raise OSError(errno.EEXIST, f"{Path(path).name} is no lock, and its name is needed for one", str(path))
     held = FileLock(path, timeout=timeout)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from filelock import Timeout
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -35,7 +36,9 @@ def ship(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str
     `card` becomes README.md. `base` is what the adapter calls its base model, "owner/name"; needed where the base was
     loaded from a folder of this machine, whose path means nothing elsewhere. Weights are safetensors. An adapter that
     is not called "default" lies in a folder of its name, as PEFT has it. What was written is noted in `.lora-lab.json`
-    with its SHA-256: a folder with anything else in it, such as a file that was edited, is refused. Raises LabError.
+    with its SHA-256: a folder with anything else in it, such as a file that was edited, is refused. Another `ship` to
+    the same folder is waited for; the empty `.NAME.lock` beside the folder, by which they know of each other, stays,
+    since removing it could let two of them write at once. Raises LabError.
     """
     folder = _check(model, tokenizer, folder, card, base)
     with _locked(folder):
@@ -130,7 +133,12 @@ def _locked(folder: Path):
     try:
         if folder.exists() and not folder.is_dir():
             raise LabError(f"{folder} is a file. Give a folder.")
-        return files.lock(folder.parent / f".{folder.name}.lock")
+        lock = folder.parent / f".{folder.name}.lock"
+        try:
+            return files.lock(lock, timeout=0)
+        except Timeout:
+            print(f"Another process is saving to {folder}; waiting for it.")
+            return files.lock(lock)
     except OSError as error:
         raise LabError(f"Could not save to {folder}: {reason(error)}. Give a folder that you may write to.") from None
 

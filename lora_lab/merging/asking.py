@@ -148,13 +148,17 @@ def _interval(aparts: list[float], effects: list[float], lost: float) -> tuple[f
     return max(lost - spread, 0.0), lost + spread
 
 
-def computes_otherwise(model, deployed) -> bool:
-    """Return whether two models compute other logits for random tokens, by more than rounding."""
+def computes_otherwise(model, deployed, apart: float) -> bool:
+    """Return whether two models compute other logits for random tokens, by more than rounding.
+
+    `apart` is how far their weights are, as a share of them: rounded ones may compute in a finer precision.
+    """
     known = model.get_input_embeddings().weight.shape[0]
     length = min(64, *(getattr(one.config, "max_position_embeddings", 64) for one in (model, deployed)))
     row = torch.randint(known, (length,), generator=torch.Generator().manual_seed(0)).tolist()
     expected, found = logits(model, row), logits(deployed, row)
-    off, rounding = (found[..., :expected.shape[-1]] - expected).abs().max(), torch.finfo(model.dtype).eps
+    off = (found[..., :expected.shape[-1]] - expected).abs().max()
+    rounding = max(apart, *(torch.finfo(one.dtype).eps for one in (model, deployed)))
     return not off <= max(1e-4, 50 * rounding) * expected.abs().max()
 
 

@@ -90,7 +90,8 @@ def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokeni
 
     The verdict is "broken" if the weights prove a fault, whatever the prompts, or if, with 95 % confidence, more than a
     tenth of the effect (KL divergence) or of the answers is lost; models whose weights and settings are equal to
-    rounding are not. "safe" if nothing of this was found, every greedy answer of up to `max_new_tokens` tokens is the
+    rounding are not, unless what they compute is apart by more than rounding (a hook, a buffer, other code).
+    "safe" if nothing of this was found, every greedy answer of up to `max_new_tokens` tokens is the
     same, and the logits move by under 1 % of what the adapter does; "not shown" if the adapter does nothing on these
     prompts, so that they cannot tell; "look" between. Answers alone are "safe" if they are all the same, and 35 or more
     are others than the base's, so that under a tenth of such can differ. Changes neither model. Raises LabError.
@@ -118,8 +119,11 @@ def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokeni
         apart = asking.distance(*asked, rows)
         expected, found = [asking.answers(one, rows, max_new_tokens) for one in asked]
         other = [f"Another config: {'; '.join(settings)}."] * bool(settings) + read.doubts
-        if read.equal and other and asking.computes_otherwise(*asked):
-            faults, other = faults + other, []
+        ways, far = effective.ways(model, deployed) if read.equal else [], apart.effect and not apart.lost <= LOOK
+        if read.equal and (other or ways or far) and asking.computes_otherwise(*asked, read.apart):
+            proven = bool(other) or apart.effect and apart.interval[0] > BROKEN
+            other += ways if ways else [] if other else [_OTHERWISE]
+            faults, other = (faults + other, []) if proven else (faults, other)
     changed = _changed(tokenizer, rows, expected, found)
     if not math.isfinite(apart.worst_logit):
         faults.append("Some logits are NaN or infinite. merge_and_unload(safe_merge=True) refuses such an adapter.")
@@ -136,7 +140,7 @@ def audit(model: torch.nn.Module, prompts: Iterable, tokenizer: PreTrainedTokeni
     if identical and verdict == "look":
         findings.append("The weights are equal to rounding. What differs is rounding while computing, or what the "
                         "models generate with" + _generation(model, deployed))
-    findings += read.hints
+    findings += read.hints + _sampling(deployed)
     if left_behind := sorted(set(model.peft_config) - set(model.active_adapters)):
         findings.append(f"Inactive adapters are not in the merged model: {', '.join(left_behind)}.")
     if verdict == "not shown":
@@ -180,6 +184,10 @@ def _audit_answers(model, rows, tokenizer, served: list[str], max_new_tokens: in
 _NOTHING = "On these prompts the adapter does nothing: it is not trained, or disabled."
 _NOT_REACHED = "On these prompts the adapter does nothing, so they cannot tell. Give prompts that need what it learned."
 _DISABLED = "The adapter does nothing: it is disabled, and a merge adds it even so. Call model.enable_adapter_layers()."
+_OTHERWISE = (
+    "The weights and the config are equal, and the models compute otherwise, by more than rounding: another "
+    "activation, another scaling of attention, patched code or another version of the model's code. Load both in the same way."
+)
 _UNREAD = "The deployed 4-bit weights are packed for this CPU and not compared. Audit them before the first evaluation."
 _PACKED = (
     "The 4-bit weights are in the layout that bitsandbytes packs for this CPU at the first evaluation, and PEFT merges "
@@ -191,6 +199,14 @@ def _generation(model, deployed) -> str:
     own, other = (getattr(one, "generation_config", None) for one in (model, deployed))
     differ = effective.differing(own.to_dict(), other.to_dict(), ("transformers", "_")) if own and other else []
     return f": {'; '.join(differ)}." if differ else "."
+
+
+def _sampling(deployed) -> list[str]:
+    used = getattr(deployed, "generation_config", None)
+    if not getattr(used, "do_sample", False):
+        return []
+    return [f"The verdict is of greedy answers, and the deployed model would sample (do_sample=True, temperature "
+            f"{used.temperature}): its answers vary from call to call."]
 
 
 def _changed(tokenizer, rows, expected, found) -> tuple[tuple[str, str, str], ...]:

@@ -175,6 +175,31 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool((other - one).norm() <= COARSE * one.norm())
 
 
+def ways(model: torch.nn.Module, deployed: torch.nn.Module) -> list[str]:
+    """Return what else may let two models compute otherwise: forward hooks, and buffers that no file has."""
+    there, found = dict(sites(deployed)), []
+    for path, site in sites(model):
+        if (other := there.get(path)) is None:
+            continue
+        own, its = _hooks(site), _hooks(other)
+        if own != its:
+            found.append(f"Forward hooks on {path or 'the model'}: {', '.join(its) or 'none'} in the deployed model "
+                         f"instead of {', '.join(own) or 'none'}.")
+        one, two = bare(site), bare(other)
+        for name in sorted(one._non_persistent_buffers_set & two._non_persistent_buffers_set):
+            want, have = getattr(one, name), getattr(two, name)
+            if want is not None and have is not None and not (want.is_meta or have.is_meta) and (
+                    want.shape != have.shape or not same(want.float().cpu(), have.float().cpu())):
+                found.append(f"The buffer {path}.{name}, which is in no file, is another one in the deployed model.")
+    return found
+
+
+def _hooks(site: torch.nn.Module) -> list[str]:
+    held = [hook for module in {id(one): one for one in (site, bare(site))}.values()
+            for hooks in (module._forward_pre_hooks, module._forward_hooks) for hook in hooks.values()]
+    return sorted(getattr(hook, "__qualname__", type(hook).__qualname__) for hook in held)
+
+
 # What a config says of files, training, and what the weights themselves show.
 _NOT_COMPUTED = (
     "_", "transformers", "dtype", "architectures", "quantization_config", "use_cache", "tie_", "vocab_size", "output_",

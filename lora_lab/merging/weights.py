@@ -35,6 +35,7 @@ class Comparison:
     doubts: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     equal: bool = False
+    apart: float = 0.0  # the largest difference of an entry, of its weight's typical one
 
 
 def compare(model: torch.nn.Module, deployed: torch.nn.Module) -> Comparison:
@@ -111,7 +112,7 @@ class _Found:
         self.entries, self.untouched, self.alike, self.fine = 0, 0, 0, True
         self.scalings: set[tuple[float, float]] = set()
         self.rows: dict[str, tuple[int, int]] = {}
-        self.unmerged = False
+        self.unmerged, self.apart = False, 0.0
 
     def add(self, kind: str, name: str) -> None:
         self.names[kind][name] = None
@@ -135,6 +136,7 @@ class _Found:
             have = have[rows]
         if not want.isfinite().all() or not have.isfinite().all():
             return self.add("nan", full)
+        self.apart = max(self.apart, ((have - want).abs().max() / _typical(want).clamp(min=1e-30)).item())
         base = None if pair.base is None else effective.value(pair.base)
         base = torch.zeros_like(want) if base is None or base.shape != want.shape else base
         below = effective.value(pair.below)
@@ -194,7 +196,7 @@ class _Found:
         """Put into words what was found."""
         names = collections.defaultdict(list, {kind: list(found) for kind, found in self.names.items()})
         update = self.along / self.size if self.size else None
-        said = Comparison(update, tuple(names["missing"]))
+        said = Comparison(update, tuple(names["missing"]), apart=self.apart)
         tied: list[str] = []
         replicated: list[str] = []
         for group in groups:

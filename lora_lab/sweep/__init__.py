@@ -46,11 +46,13 @@ def sweep(
     and `measure` use: their code and that of the helpers they call in the same notebook or module, defaults, closures,
     bound arguments and objects, the globals that they name, and the versions of Python, torch, PEFT and the other
     packages. Edit one, and the runs are made anew. What cannot be read, such as an open file, or a list that `run` both
-    fills and reads, is refused. Not known to a store: files, the machine, and what changes inside of a package.
+    fills and reads, is refused. Not known to a store: files, environment variables, the machine, and what
+    changes inside of a package.
 
     With `processes` above 1, copies of this process (forked, so on Linux alone, and not once CUDA is in use) train as
     well, each with its share of torch's threads: models too small to use two cores train nearly twice as fast.
 
+    An error in `run` stops the sweep, with a note of its settings and seed; what was finished stays in the store.
     Raises LabError for settings that `run` does not take, and for functions that a store cannot tell apart, before any
     training.
     """
@@ -167,12 +169,16 @@ def _one(run, measure, job: dict, folder: Path | None, key: str, bar: Progress) 
         row = _train(run, measure, job)
     elif not (row := _read(folder / f"{key}.json", job)):
         try:
-            with files.lock(folder / "locks" / key, timeout=0):
-                if not (row := _read(folder / f"{key}.json", job)):  # finished by another between the two looks
-                    row = _train(run, measure, job)
-                    _write(folder / f"{key}.json", row)
+            held = files.lock(folder / "locks" / key, timeout=0)
         except Timeout:
             return None
+        except OSError as error:
+            raise LabError(f"Cannot lock a run in {folder / 'locks'}: {reason(error)}. That folder is for empty files "
+                           f"of the sweep's own: remove {key} there, or give another store.") from None
+        with held:
+            if not (row := _read(folder / f"{key}.json", job)):  # finished by another between the two looks
+                row = _train(run, measure, job)
+                _write(folder / f"{key}.json", row)
     bar.update(1)
     return row
 
@@ -182,6 +188,9 @@ def _train(run, measure, job: dict) -> dict:
         figures = run(**job) if measure is None else measure(run(**job))
     except (FloatingPointError, OverflowError):
         return job | {"status": "diverged"}
+    except Exception as error:
+        error.add_note(f"In the run of {', '.join(f'{name}={value!r}' for name, value in job.items())}.")
+        raise
     if not isinstance(figures, dict) or not figures:
         name = _name(measure or run)
         raise LabError(f'{name} has to return figures, such as {{"loss": 0.02}}; it returned {str(figures)[:80]!r}.')

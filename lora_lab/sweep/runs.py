@@ -8,7 +8,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from ..display import Page, table
-from ..errors import LabError
+from ..errors import LabError, expect
 
 if TYPE_CHECKING:
     from ..plots import Picture
@@ -79,6 +79,7 @@ class Runs:
 
     def figures(self, figure: str) -> list[float]:
         """Return `figure` of every run, in order; NaN where a run diverged before it had one."""
+        expect(isinstance(figure, str), "figure", figure, "the name of one")
         known = dict.fromkeys(name for row in self.rows for name in row)
         if self.rows and figure not in known and len(self.diverged) < len(self.rows):
             raise LabError(f"These runs have no figure {figure!r}. Use one of: {', '.join(known)}.")
@@ -87,5 +88,6 @@ class Runs:
     def _check(self, names) -> None:
         known = dict.fromkeys(name for row in self.rows for name in row)
         for name in names:
+            expect(isinstance(name, str), "A setting", name, 'names one by one, such as table("loss", "alpha", "lr")')
             if self.rows and name not in known:
                 raise LabError(f"These runs have no setting {name!r}. Use one of: {', '.join(known)}.")

@@ -1,12 +1,13 @@
 """Saved adapters, their settings, and turning one up or down in a model."""
 
 import copy
+import json
 import math
 
 import pytest
 import torch
 from lora_lab import LabError, adapters, pocket
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 
 
@@ -99,6 +100,66 @@ def test_a_config_of_a_stranger_is_read_with_limits(tmp_path, content, words):
     (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(LabError, match=words):
         adapters.adapter_folder(tmp_path)
+
+
+def _edited(**settings):
+    def edit(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return edit
+
+
+def _cut(left):
+    def cut(folder):
+        file = folder / "adapter_model.safetensors"
+        file.write_bytes(file.read_bytes()[:left])
+    return cut
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (_cut(-10), "damaged or incomplete"), (_cut(0), "damaged or incomplete"), (_cut(5), "damaged or incomplete"),
+    (lambda folder: (folder / "adapter_config.json").write_text("{}"), "None for peft_type"),
+    (_edited(peft_type="LORE"), "'LORE' for peft_type"),
+    (_edited(peft_type="IA3"), "says IA3, and the weights beside it are LoRA's"),
+    (_edited(r=4), "says r=4, and .* has rank 8"),
+], ids=str)
+def test_a_file_that_is_damaged_or_does_not_fit_its_config_is_refused(small, tmp_path, spoil, words):
+    adapted(small).save_pretrained(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(LabError, match=words):
+        adapters.adapter_folder(tmp_path)
+
+
+@pytest.mark.parametrize("config", [
+    LoraConfig(r=4, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 3}),
+    LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]),
+    LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, modules_to_save=["lm_head"]),
+    LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[3], bias="all"),
+    IA3Config(target_modules=["q_proj"], feedforward_modules=[]), VeraConfig(r=4, target_modules=["q_proj"]),
+    AdaLoraConfig(init_r=6, total_step=10, target_modules=["q_proj"]),
+    PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+], ids=lambda config: config.peft_type.value)
+@pytest.mark.filterwarnings("ignore")
+def test_what_peft_saves_fits_its_config(small, tmp_path, config):
+    get_peft_model(copy.deepcopy(small[0]), config).save_pretrained(tmp_path)
+    assert adapters.adapter_folder(tmp_path) == str(tmp_path)
+
+
+def test_convolutions_and_experts_fit_their_config(tmp_path):
+    config = LoraConfig(r=4, target_modules=["0"])
+    get_peft_model(torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3)), config).save_pretrained(tmp_path / "convolution")
+    experts = torch.nn.Module()
+    experts.weight = torch.nn.Parameter(torch.zeros(3, 8, 6))
+    config = LoraConfig(r=4, target_parameters=["experts.weight"])
+    get_peft_model(torch.nn.ModuleDict({"experts": experts}), config).save_pretrained(tmp_path / "experts")
+    for kind in ("convolution", "experts"):
+        assert adapters.adapter_folder(tmp_path / kind)
+
+
+def test_a_base_that_is_no_model_is_refused(small, tmp_path):
+    adapted(small).save_pretrained(tmp_path)
+    with pytest.raises(LabError, match="base is 'x'. Give the base, a model"):
+        adapters.adapter_folder(tmp_path, base="x")
 
 
 @pytest.mark.parametrize("folder", ["s3://bucket/adapter", "~nobody-of-that-name/x", "a\0b", 3, None])

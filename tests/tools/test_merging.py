@@ -561,3 +561,55 @@ def test_answers_that_an_engine_served_are_audited(endpoint):
 def test_answers_are_texts_one_for_each_prompt(answers, more, words):
     with pytest.raises(LabError, match=words):
         merging.audit(adapted(r=2), IDS, **dict(tokenizer=pocket.tokenizer(), answers=answers) | more)
+
+
+def _hooked(deployed):
+    def silence(module, inputs, output):
+        return torch.zeros_like(output)
+
+    deployed.model.layers[1].mlp.register_forward_hook(silence)
+
+
+def _other_positions(deployed):
+    deployed.model.rotary_emb.inv_freq.mul_(0.2)
+
+
+def _other_attention(deployed):
+    for layer in deployed.model.layers:
+        layer.self_attn.scaling *= 0.1
+
+
+def _other_activation(deployed):
+    for layer in deployed.model.layers:
+        layer.mlp.act_fn = torch.nn.Tanh()
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (_hooked, "Forward hooks on model.layers.1.mlp: .*silence in the deployed"),
+    (_other_positions, "The buffer model.rotary_emb.inv_freq"),
+    (_other_attention, "compute otherwise, by more than rounding"), (_other_activation, "another activation"),
+])
+def test_equal_weights_that_compute_otherwise_are_not_called_rounding(spoil, words):
+    model = adapted(r=4)
+    merged = copy.deepcopy(model).merge_and_unload()
+    spoil(merged)
+    found = merging.audit(model, IDS, deployed=merged)
+    assert re.search(words, str(found)) and "rounding while computing" not in str(found), str(found)
+    assert (found.verdict == "broken") is (max(found.lost_interval[0], found.interval[0]) > 0.1), str(found)
+    assert found.verdict in ("broken", "look")
+
+
+def test_a_hook_that_changes_nothing_does_not_count():
+    model = adapted(r=4)
+    merged = copy.deepcopy(model).merge_and_unload()
+    merged.enable_input_require_grads()
+    found = merging.audit(model, IDS, deployed=merged)
+    assert found.safe and found.findings == ()
+
+
+def test_a_deployed_model_that_samples_is_named():
+    model = adapted(r=4)
+    merged = copy.deepcopy(model).merge_and_unload()
+    merged.generation_config.do_sample, merged.generation_config.temperature = True, 0.7
+    found = merging.audit(model, IDS, deployed=merged)
+    assert found.safe and "would sample (do_sample=True, temperature 0.7)" in str(found)

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from lora_lab import LabError, pocket, shipping
+from lora_lab import LabError, files, pocket, shipping
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -372,3 +373,23 @@ def test_killed_at_any_step_a_shipped_folder_is_there_whole(tmp_path):
                           env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 40, "steps that it was killed at"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that takes no file, whoever asks")
+def test_a_place_where_no_lock_can_be_made_is_refused_at_once(model):
+    with pytest.raises(LabError, match="Could not save to /proc/x: .*Give a folder that you may write to"):
+        shipping.ship(model, pocket.tokenizer(), "/proc/x", "card", base="a/b")
+
+
+def test_another_that_saves_there_is_waited_for_and_said(model, tmp_path, capsys):
+    said, until = "", time.monotonic() + 60
+    with files.lock(tmp_path / ".it.lock"):
+        arguments = model, pocket.tokenizer(), tmp_path / "it", "card", "a/b"
+        thread = threading.Thread(target=shipping.ship, args=arguments, daemon=True)
+        thread.start()
+        while "waiting for it" not in said and time.monotonic() < until:
+            said += capsys.readouterr().out
+            time.sleep(0.05)
+        assert "waiting for it" in said and not (tmp_path / "it").exists()
+    thread.join(60)
+    assert (tmp_path / "it" / "README.md").read_text() == "card"

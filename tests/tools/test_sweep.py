@@ -412,3 +412,32 @@ def test_a_stored_row_is_believed_only_if_it_is_one(tmp_path, change):
 def test_measure_that_is_no_function_is_refused():
     with pytest.raises(LabError, match="measure is 3"):
         sweep(square, [{}], [0], progress=None, measure=3)
+
+
+def test_a_list_of_settings_for_a_table_is_refused():
+    runs = sweep(lambda lr, seed: {"loss": lr}, {"lr": [0.1, 0.2]}, [0], progress=None)
+    for wrong in (lambda: runs.table("loss", ["lr"]), lambda: runs.table(["loss"], "lr")):
+        with pytest.raises(LabError, match=r"is \['l.*Give"):
+            wrong()
+
+
+def test_an_error_in_a_run_says_in_which():
+    def train(lr, seed):
+        raise KeyError("a column")
+
+    with pytest.raises(KeyError) as caught:
+        sweep(train, {"lr": [0.1]}, [7], progress=None)
+    assert caught.value.__notes__ == ["In the run of lr=0.1, seed=7."]
+
+
+def test_a_lock_that_was_written_over_is_named(tmp_path):
+    def train(lr, seed):
+        return {"loss": lr}
+
+    sweep(train, {"lr": [0.1]}, [0], tmp_path, None)
+    for file in (tmp_path / "locks").iterdir():
+        file.write_text("mine")
+    for file in tmp_path.glob("*.json"):
+        file.unlink()
+    with pytest.raises(LabError, match="is no lock.*remove [0-9a-f]+ there, or give another store"):
+        sweep(train, {"lr": [0.1]}, [0], tmp_path, None)
