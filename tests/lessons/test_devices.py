@@ -175,7 +175,7 @@ def test_tensors_say_where_they_are_made(twin):
 
 
 PLANTS = {  # what puts a tensor on the model's device, and what is left of it
-    "00_first_adapter": [(".to(model.device)", "")],
+    "00_first_adapter": [(".to(fresh.device)", "")],
     "01_low_rank_math": [(".to(base.device)", ""), (", device=base.device", "")],
     "02_config_and_targets": [(".to(base.device)", "")],
     "03_train_in_8bit": [(", device=linear.weight.device", ""),
