@@ -186,7 +186,8 @@ _NOT_REACHED = "On these prompts the adapter does nothing, so they cannot tell. 
 _DISABLED = "The adapter does nothing: it is disabled, and a merge adds it even so. Call model.enable_adapter_layers()."
 _OTHERWISE = (
     "The weights and the config are equal, and the models compute otherwise, by more than rounding: another "
-    "activation, another scaling of attention, patched code or another version of the model's code. Load both in the same way."
+    "activation, another scaling of attention, patched code or another version of the model's code. Load "
+    "both in the same way."
 )
 _UNREAD = "The deployed 4-bit weights are packed for this CPU and not compared. Audit them before the first evaluation."
 _PACKED = (
@@ -203,7 +204,7 @@ def _generation(model, deployed) -> str:
 
 def _sampling(deployed) -> list[str]:
     used = getattr(deployed, "generation_config", None)
-    if not getattr(used, "do_sample", False):
+    if used is None or not used.do_sample:
         return []
     return [f"The verdict is of greedy answers, and the deployed model would sample (do_sample=True, temperature "
             f"{used.temperature}): its answers vary from call to call."]
