@@ -25,7 +25,7 @@
 #
 # **You need** [Lesson 0](00_first_adapter.ipynb) and [Lesson 1](01_low_rank_math.ipynb).
 #
-# **It takes** about three minutes of computing on two CPU cores
+# **It takes** about four minutes of computing on two CPU cores
 # (on a GPU: not recorded).
 
 # %% jupyter={"source_hidden": true}
