@@ -81,7 +81,7 @@ def surface() -> dict:
     recipes.write(recipe, "recipe.yaml")
     lora = ("config", LoraConfig(r=2, target_modules=["q_proj"]))
     m, t, n, lists = ("model", adapted), ("tokenizer", words), ("number", 4), ("list", pairs)
-    asked = question_files.lessons()[0].questions
+    asked = [question for lesson in question_files.lessons() for question in lesson.questions]
     choice = next(q.id for q in asked if type(q).__name__ == "Choice")
     guess = next(q.id for q in asked if type(q).__name__ == "Predict")
     ask = ("list", [commands[0].prompt])

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
 STEPS, BATCH = 60, 8
-LORA = dict(r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
+LORA = dict(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 SCHEDULE = dict(max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=2e-3, warmup_steps=3)
 SAMPLING = dict(train_sampling_strategy="sequential")
 QUIET = dict(

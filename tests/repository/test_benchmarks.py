@@ -14,7 +14,7 @@ def keywords(function):
     call = next(
         node for node in ast.walk(lesson)
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == function
-        and any(k.arg in ("lora_dropout", "learning_rate") for k in node.keywords)
+        and any(k.arg in ("lora_alpha", "learning_rate") for k in node.keywords)
     )
     return {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
 
