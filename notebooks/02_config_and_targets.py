@@ -491,7 +491,7 @@ with warnings.catch_warnings(action="ignore"):
 # %%
 rounding = moved["not at all"]
 table([{"embedding trained": kind, "largest change of a logit": f"{change:.1g}",
-        "merge": "as exact as without the embedding" if change < 10 * rounding else "changes the model"}
+        "merge": "as exact as without the embedding" if change <= 10 * rounding else "changes the model"}
        for kind, change in moved.items()])
 
 # %% [markdown]

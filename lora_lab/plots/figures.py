@@ -54,10 +54,14 @@ def new_axes(height: float, title: str | None = None, width: float = WIDTH, **la
     return figure, axes
 
 
+class _Plain(LogFormatter):
+    def _num_to_string(self, x, *_):
+        return f"{x:g}"
+
+
 def plain_numbers(axis) -> None:
     """Write a logarithmic axis' numbers as 0.01, 0.1, 1 and, where there are few of them, those between."""
-    formatter = LogFormatter(minor_thresholds=(1.5, 0.7))
-    formatter.__class__ = type("Plain", (LogFormatter,), {"_num_to_string": lambda self, x, *_: f"{x:g}"})
+    formatter = _Plain(minor_thresholds=(1.5, 0.7))
     axis.set_major_formatter(formatter)
     axis.set_minor_formatter(formatter)
 
