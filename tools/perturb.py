@@ -155,7 +155,7 @@ def told(output, questions: dict) -> str:
     if "image/png" in data:
         return f"[Picture: {plain}]"
     if plain.startswith("<IPython"):  # an HTML page without a text of its own
-        plain = html.unescape(re.sub(r"<[^>]+>", " ", page))
+        plain = html.unescape(re.sub(r"(?s)<style.*?</style>|<[^>]+>", " ", page))
     return f"```\n{plain.strip()}\n```" if plain.strip() else ""
 
 
