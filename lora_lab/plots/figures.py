@@ -18,6 +18,7 @@ FROZEN, A, B, UPDATE = GREY, BLUE, ORANGE, GREEN
 BEFORE, AFTER, BROKEN = GREY, BLUE, ORANGE
 SERIES = (BLUE, ORANGE, GREEN, PINK, GOLD, GREY)
 DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)))
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 WIDTH = 6.4  # inches; its text is still read on a phone
 # A dark page shows the same picture turned: paper black, colours of the same hue.
 _DARK = ('<style>[data-jp-theme-light="false"] img.lora-lab-picture{filter:invert(1) hue-rotate(180deg)}'
@@ -56,7 +57,9 @@ def new_axes(height: float, title: str | None = None, width: float = WIDTH, **la
 
 class _Plain(LogFormatter):
     def _num_to_string(self, x, *_):
-        return f"{x:g}"
+        factor, _, power = f"{x:g}".partition("e")
+        raised = str(int(power or 0)).translate(_RAISED)
+        return factor if not power else f"10{raised}" if factor == "1" else f"{factor}·10{raised}"
 
 
 def plain_numbers(axis) -> None:

@@ -122,3 +122,11 @@ def test_pairs_add_up_to_their_product():
     assert alt.startswith("It grows. 2 columns of B, 2 by 2, times 2 rows of A, 2 by 3")
     assert alt.endswith("what the sum misses: 89%, 0%.")  # 2 of the root of 5, then nothing
     assert plots.pairs(torch.zeros(2, 1), torch.zeros(1, 3)).png.startswith(b"\x89PNG")
+
+
+def test_a_logarithmic_axis_writes_small_numbers_as_powers():
+    figure, axes = figures.new_axes(2, yscale="log")
+    axes.plot([1, 2, 3], [1, 1e-3, 3e-7])
+    figure.draw_without_rendering()
+    written = [label.get_text() for label in axes.get_yticklabels()]
+    assert "10⁻⁶" in written and "0.01" in written and not any("e-" in text for text in written)
