@@ -78,7 +78,7 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
         f"{model.get_memory_footprint() / 1e6:.0f} MB, on {where}"
     )
     if name == DEFAULT and not quantised:
-        print(f"  (read back from a 4-bit copy, with which every lesson was run, {_distance_from_hub(model)})")
+        print(f"  (a copy whose weights were stored in 4 bits: {_distance_from_hub(model)})")
     return model.eval(), tokenizer
 
 
@@ -99,7 +99,7 @@ def _distance_from_hub(model) -> str:
             off += float((weight - file.get_tensor(key).float()).square().mean() if file else step.square().mean() / 12)
             size += float(weight.square().mean())
     share = f"{(off / size) ** 0.5:.1%}"
-    return f"{share} from the hub's" if file else f"whose steps err by about {share}; the hub's are not at hand"
+    return f"{share} off the hub's" if file else f"about {share} off the hub's, by the size of the 4-bit steps"
 
 
 def _contiguous(head, inputs: tuple) -> tuple:

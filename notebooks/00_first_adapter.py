@@ -15,7 +15,7 @@
 #
 # *Lessons:* [1 · Low-rank math: why two thin matrices are enough](01_low_rank_math.ipynb) →
 #
-# You take a language model that cannot do a job, attach a LoRA adapter, train it while you watch, and ask again.
+# You take a small chat model, attach a LoRA (low-rank adaptation) adapter, train it while you watch, and ask again.
 #
 # **You will be able to** attach a LoRA adapter to a model, train it with the `Trainer`, measure what it learned and
 # what it forgot, save it, and load it again.
@@ -24,8 +24,8 @@
 #
 # **It takes** about two minutes of computing on two CPU cores, most of it one training
 # (on a GPU: not recorded).
-# No account, no model hub. Run a cell with Shift+Enter; any cell may be run again. The puzzles are worth more than
-# that time.
+# No account, no model hub. Run a cell with Shift+Enter; any cell may be run again. Puzzles and exercises take extra
+# time, and are what you will remember.
 
 # %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
@@ -42,6 +42,7 @@ if util.find_spec("lora_lab") is None:
     environment.report()
 
 # %%
+import json
 from pathlib import Path
 
 import torch
@@ -75,8 +76,8 @@ table([{"command": c.text, "right answer": c.answer, "the model says": a} for c,
 
 # %% [markdown]
 # A bare command is no chat, so the model continues the text, as language models do. Now attach an adapter: small
-# trainable matrices beside the model's own weights, which stay frozen. What they do, and what `r` and `lora_alpha` are,
-# is drawn further down. First see them work.
+# trainable matrices beside the model's own weights, which stay frozen. What they do, and what `r` and `lora_alpha`
+# are, is drawn further down. First see them work.
 
 # %%
 set_seed(SEED)
@@ -92,6 +93,7 @@ examples = smart_home.commands("train", n=STEPS * BATCH, seed=SEED)
 rows = batches.similar_lengths(batches.encode(examples, tokenizer), BATCH, seed=SEED)
 arguments = TrainingArguments(
     output_dir="runs/first", max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=2e-3, warmup_steps=3,
+    # From here on plumbing: the order of the rows, what is logged and saved, and what the device computes in.
     train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", remove_unused_columns=False,
     bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
     use_cpu=model.device.type == "cpu",  # asked for bf16, the Trainer otherwise looks for a GPU that has it
@@ -132,6 +134,7 @@ QUESTIONS = ["What is the capital of France?", "Name three animals that live in 
              "What is the opposite of cold?", "How many days has a week?"]
 chats = [tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False,
                                        add_generation_prompt=True) for question in QUESTIONS]
+print("what the model gets:", repr(chats[0]))
 asked = {"before": scoring.generate(base, tokenizer, chats, 24, progress="base"),
          "with the adapter": scoring.generate(model, tokenizer, chats, 24, progress="with the adapter")}
 with model.disable_adapter():
@@ -141,9 +144,9 @@ table([{"question": question, "before": before, "with the adapter": after} for q
        zip(QUESTIONS, asked["before"], asked["with the adapter"])])
 
 # %% [markdown]
-# Count the JSON, and check the other answers: are they still right? Another way to ask what was forgotten: how well
-# does the model still predict ordinary prose? **Perplexity** says how unsure it is of each token: 1 is certain, 100 as
-# unsure as among a hundred equal choices.
+# Count what begins as JSON does, and check the other answers: are they still right? Another way to ask what was
+# forgotten: how well does the model still predict ordinary prose? **Perplexity** says how unsure it is of each token:
+# 1 is certain, 100 as unsure as among a hundred equal choices.
 
 # %%
 quiz("first/forgetting")
@@ -165,8 +168,8 @@ compare("first/forgetting", perplexity["after"] / perplexity["before"])
 # $$y = Wx + \frac{\alpha}{r}\, B A x$$
 #
 # $A$ measures the input along $r$ directions, $B$ says where to push the output. $r$ is the **rank**, $\alpha/r$ the
-# **scaling**. Only $A$ and $B$ are trained, and that is the saving: AdamW keeps a gradient and two running means for
-# every number that trains, and none for the frozen ones.
+# **scaling**. Only $A$ and $B$ are trained, and that is the saving: for every number that trains, a training keeps a
+# gradient and the two running means of AdamW (the `Trainer`'s optimizer), and none for the frozen ones.
 #
 # The drawing is to scale: it is the query projection of this model. Move the rank: at which do the thin matrices hold
 # as many numbers as $W$? Then move alpha: what changes?
@@ -175,12 +178,19 @@ compare("first/forgetting", perplexity["after"] / perplexity["before"])
 layer = model.base_model.model.model.layers[0].self_attn.q_proj
 explorers.mechanism(layer.in_features, layer.out_features, r=8, alpha=16)
 
+# %%
+print("A and B hold as many numbers as W from rank", layer.weight.numel() // sum(layer.weight.shape))
+for name, parameter in layer.named_parameters():
+    print(f"{name:24} {str(tuple(parameter.shape)):12} trains: {parameter.requires_grad}")
+
 # %% [markdown]
-# **Analogy.** Lay a clear sheet over a printed page and write your corrections on the sheet. The page is never touched;
-# lift the sheet, and the page is as it was; send somebody the sheet, and their copy of the page reads like yours.
+# Alpha changes no size: it is a factor, how loudly the second path speaks. Lesson 4 turns it.
 #
-# `"all-linear"` gave every linear layer in the blocks an A and a B. At rank 8, you saw the share that trains when you
-# attached them. **Predict** it for rank 64.
+# **Analogy.** Lay a clear sheet over a printed page and write your corrections on the sheet. The page is never
+# touched; lift the sheet, and the page is as it was; send somebody the sheet, and their copy of the page reads like
+# yours.
+#
+# `"all-linear"` gave every linear layer in the blocks an A and a B. **Predict** the share that trains at rank 64.
 
 # %%
 quiz("first/share")
@@ -188,13 +198,11 @@ quiz("first/share")
 # %%
 wide = get_peft_model(load_base(quiet=True)[0], LoraConfig(r=64, target_modules="all-linear", task_type="CAUSAL_LM"))
 trainable, total = wide.get_nb_trainable_parameters()
+print(f"rank 64: {trainable:,} of {total:,} parameters train")
 compare("first/share", 100 * trainable / total)
-print("in the drawing, A and B hold as many numbers as W from rank", layer.weight.numel() // sum(layer.weight.shape))
-for name, parameter in layer.named_parameters():
-    print(f"{name:24} {str(tuple(parameter.shape)):12} trains: {parameter.requires_grad}")
 
 # %% [markdown]
-# A fresh adapter has random numbers in $A$. How much does it disturb the model before the first step?
+# How much does a fresh adapter disturb the model, before the first step?
 
 # %%
 quiz("first/zero_start")
@@ -207,10 +215,12 @@ with torch.no_grad(), fresh.disable_adapter():
     without = fresh(**ids).logits
 with torch.no_grad():
     moved = (fresh(**ids).logits - without).abs().max().item()
-new = fresh.base_model.model.model.layers[0].self_attn.q_proj
-print("largest entry of B:", new.lora_B["default"].weight.abs().max().item(), " A is random:",
-      new.lora_A["default"].weight.std().item() > 0)
 compare("first/zero_start", moved)
+
+# %% tags=["nbval-check-output"]
+new = fresh.base_model.model.model.layers[0].self_attn.q_proj
+print("A is random:", new.lora_A["default"].weight.std().item() > 0,
+      " largest entry of B:", new.lora_B["default"].weight.abs().max().item())
 
 # %% [markdown]
 # ## What the model was trained on
@@ -255,7 +265,7 @@ for kind, commands in test.items():
     before[kind] = scoring.score(commands, scoring.generate(base, tokenizer, prompts, progress=f"base, {kind}"))
     answers[kind] = scoring.generate(model, tokenizer, prompts, progress=f"with the adapter, {kind}")
     after[kind] = scoring.score(commands, answers[kind])
-plots.score_bars({"before": before, "after": after}, "Exact answers before and after: which lines do not meet?")
+plots.score_bars({"before": before, "after": after}, "Exact answers before and after, with 95 % intervals")
 
 # %%
 for kind in test:
@@ -267,21 +277,25 @@ compare("first/phrasings", after["phrasings"].exact)
 table([{"command": c.text, "right answer": c.answer, "the model says": a} for c, a in wrong[:6]] or [{"wrong": "none"}])
 
 # %% [markdown]
-# The lines are 95 % intervals: what this many commands can vouch for. And they vouch for commands of *this* kind: both
-# sets are made of words most of which training has shown.
+# The intervals say what this many commands can vouch for. And they vouch for commands of *this* kind: both sets are
+# made of words most of which training has shown.
 #
 # **Exercise: the one worth doing.** Write ten commands in your own words with their right answers, each as a pair
-# `(smart_home.prompt(text), answer)`, and score your model on them. Your family does not speak like a grammar.
+# `(text, answer)`, and score your model on them. Your family does not speak like the test commands, which a program
+# wrote.
 
 # %%
-mine = [(smart_home.prompt("shut the blinds in the office, it is too bright"), '{"room":"office","blinds":"closed"}')]
-print(scoring.score(mine, scoring.generate(model, tokenizer, [prompt for prompt, _ in mine])))
+mine = [("shut the blinds in the office, it is too bright", '{"room":"office","blinds":"closed"}')]
+pairs = [(smart_home.prompt(text), answer) for text, answer in mine]
+said = scoring.generate(model, tokenizer, [prompt for prompt, _ in pairs])
+print(scoring.score(pairs, said))
+table([{"command": text, "right answer": answer, "the model says": a} for (text, answer), a in zip(mine, said)])
 
 # %% [markdown]
 # ## Would a prompt have done?
 #
-# The base never had a fair trial: nobody told it what you want. Tell it, in the chat format, with one solved example of
-# every kind of command.
+# The base never had a fair trial: nobody told it what you want. Tell it, in the chat format, with one solved example
+# of every kind of command.
 
 # %%
 quiz("first/told")
@@ -303,9 +317,15 @@ compare("first/told", told.exact)
 
 # %% [markdown]
 # Try a prompt first: it costs nothing to train. Then weigh its score, and the tokens that every command drags along,
-# against the adapter's.
-#
-# **Puzzle.** Where does it fail? Complete the function; the next cell uses it on the prompted answers.
+# against the adapter's. And look at the misses: which part of the action is wrong?
+
+# %%
+missed = [(c, a) for c, a in zip(sample, answers_told) if a != c.answer]
+table([{"command": c.text, "right answer": c.answer, "told and shown, the base says": a} for c, a in missed[:6]]
+      or [{"missed": "none"}])
+
+# %% [markdown]
+# **Puzzle.** For which devices does it fail? Complete the function; the next cell uses it on these answers.
 
 # %%
 def exact_by_device(commands, answers):
@@ -316,7 +336,8 @@ def exact_by_device(commands, answers):
 quiz("first/exact_by_device", exact_by_device)
 
 # %%
-print(exact_by_device(sample, answers_told) or "Complete the function above, then run this again.")
+for device, share in exact_by_device(sample, answers_told).items() or [("complete the function above", 0)]:
+    print(f"{device}: {share:.0%} of {sum(device in json.loads(c.answer) for c in sample)}")
 
 # %% [markdown]
 # ## Save it, and load it into a fresh model
@@ -334,8 +355,8 @@ same = sum(a == b for a, b in zip(again, answers["phrasings"]))
 print(f"{same} of {len(again)} answers are identical to those of the model you trained")
 
 # %% [markdown]
-# PEFT needs one line to load, `PeftModel.from_pretrained(base, folder)`, and compares no weights. `adapters.note_base`
-# and `adapters.adapter_folder` are helpers of this course, which do.
+# PEFT needs one line to load, `PeftModel.from_pretrained(base, folder)`, and does not look at the base's weights.
+# `adapters.note_base` and `adapters.adapter_folder` are helpers of this course: they compare them.
 #
 # **Puzzle: a small file.** A and B are stored in float32, four bytes a number. Write a config whose file is under 3 MB
 # and that still adapts every linear layer.
@@ -345,7 +366,7 @@ my_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_typ
 quiz("first/small_adapter", my_config, fresh_base.config, 3)
 
 # %% [markdown]
-# ## Break it: another base
+# ## Another base: does the adapter still fit?
 #
 # A and B correct the weights they were trained beside. Here is the same model with every linear layer in its blocks
 # rounded to 8 bits (`float8_e4m3fn`), as servers do to save memory. The course's check compares the weights:
@@ -398,21 +419,22 @@ for attempt in (
 # ## Experienced-dev note
 #
 # - Save the adapter, not the model: one base serves many adapters, and Lesson 5 merges one for speed.
-# - One run is one run. The recipe was chosen on validation commands, the scores above are from test commands, and
+# - One run is one run. The recipe was chosen on other commands than those it is scored on, and
 #   [the benchmark](../benchmarks/README.md) repeats it for several seeds.
-# - This notebook is an ordinary program: its twin `00_first_adapter.py` runs under `python` and under
-#   `accelerate launch`.
+# - This notebook is an ordinary program: its twin `00_first_adapter.py` runs under `python`.
 #
 # ## Exercise: ask it otherwise
 #
-# Every training example began with `> `. Leave these two characters out, and score the combinations; then put a single
-# space in their place. At work this bug reads "fine in training, worse in production", and its cure is one function
-# that builds the prompt.
+# Every training example began with `> `. Leave these two characters out: guess the score, then see. At work this bug
+# reads "fine in training, worse in production", and its cure is one function that builds the prompt.
 
 # %%
-my_prompts = [c.prompt for c in test["combinations"]]  # f"{c.text}\n", then f" {c.text}\n"
+my_prompts = [c.prompt for c in test["combinations"]]  # now f"{c.text}\n" for each
 if my_prompts != [c.prompt for c in test["combinations"]]:
-    print(scoring.score(test["combinations"], scoring.generate(model, tokenizer, my_prompts, progress="otherwise")))
+    otherwise = scoring.generate(model, tokenizer, my_prompts, progress="otherwise")
+    print(scoring.verdict(after["combinations"], scoring.score(test["combinations"], otherwise), "with", "without"))
+else:
+    print("Change my_prompts, then run this again.")
 
 # %%
 progress()

@@ -74,7 +74,7 @@ SEED, STEPS, BATCH = 0, 20, 8
 # far $x$ reaches along $a$, and answers with $b$ times that number. So $x + b\,(a^\top x)$ pushes $x$ along $b$, by
 # as much as $x$ reaches along $a$.
 #
-# **Guess, then run.** Grey dots are points before the push, green arrows lead to where it takes them. Which points
+# **Guess, then run.** Dots are points before the push, green arrows lead to where it takes them. Which points
 # stay where they are? And what will change when you turn $a$ with the slider (or its arrow keys)?
 
 # %%
@@ -86,11 +86,11 @@ explorers.slide(look, "angle of a", 0, 180, start=70)
 
 # %% [markdown]
 # **Look** at the arrows: they are parallel, since there is one direction to move in. Their lengths differ, and $a$
-# decides. On the dashed line $a$ reads zero, and the points stay. Turning $a$ moves that line and never turns an
-# arrow.
+# decides. On the dashed line $a$ reads zero, and the points stay (black). Turning $a$ moves that line. An arrow never
+# turns, except end for end.
 #
-# A weight of a language model does the same with 576 numbers instead of two. A matrix of **rank** $r$ is a sum of $r$
-# such pushes, and of no fewer.
+# A push can act on 576 numbers as well as on two. A matrix of **rank** $r$ is a sum of $r$ such pushes, and of no
+# fewer.
 #
 # ## Pushes, added one by one
 #
@@ -116,15 +116,18 @@ plots.pairs(B, A, alpha / r, "A word grows, one column times one row at a time")
 
 # %% [markdown]
 # **Read it line by line.** A column of $B$ (orange) times a row of $A$ (blue) is a whole matrix, their *outer
-# product*. The picture on the right adds it to those before. That sum is what the matrix product $BA$ means. Five
-# rows cannot hold more than five independent directions, so the rank is at most the shorter side.
+# product*; dark entries are above zero, pink ones below. The picture on the right adds it to those before. That sum
+# is what the matrix product $BA$ means. The rank is at most the shorter side. Here it is no less, and pairs of 5 + 19
+# numbers save nothing. A thin form pays where a large matrix has a low rank.
 #
 # LoRA writes its change in this form, with one number in front: $\Delta W = \frac{\alpha}{r}\,BA$. You choose
 # $\alpha$; $r$ is the number of pairs.
 #
 # Who finds such pairs? The **singular value decomposition** (SVD) does: it writes any matrix as a sum of outer
-# products, strongest first. Stop after $r$ of them, and you have the best approximation of rank $r$ (Eckart and
-# Young, 1936).
+# products, strongest first. Their strengths are the **singular values** ($S$ in the code), and the squares of these
+# add up to the sum of all squared entries. Stop after $r$ pairs, and you have the best approximation of rank $r$
+# (Eckart and Young, 1936). Its **error** is the length of the difference over the length of the matrix, each taken as
+# one long vector.
 #
 # ## A real weight
 #
@@ -132,7 +135,7 @@ plots.pairs(B, A, alpha / r, "A word grows, one column times one row at a time")
 # 576 + 576 of them.
 
 # %%
-base, tokenizer = load_base(precision="float32")  # small differences matter in this lesson
+base, tokenizer = load_base(precision="float32", quiet=True)  # small differences matter in this lesson
 quiz("math/thin_weight")
 
 # %% [markdown]
@@ -142,27 +145,30 @@ quiz("math/thin_weight")
 W = base.model.layers[5].self_attn.q_proj.weight.detach().cpu()
 U, S, Vh = torch.linalg.svd(W)
 
+def without(r):
+    return W - (U[:, :r] * S[:r]) @ Vh[:r]  # what the r strongest pairs leave
+
 def look(r):
-    W_r = (U[:, :r] * S[:r]) @ Vh[:r]  # the r strongest pairs
-    error = (W - W_r).norm() / W.norm()
+    error = without(r).norm() / W.norm()
     count = r * (W.shape[0] + W.shape[1])
     corner = slice(0, 64), slice(0, 64)  # all of it would be too fine to see
-    return plots.matrices({f"W: {W.numel():,} numbers": W[corner], f"rank {r}: {count:,} numbers": W_r[corner],
-                           f"what is missing: error {error:.0%}": (W - W_r)[corner]})
+    return plots.matrices({f"W: {W.numel():,} numbers": W[corner], f"rank {r}: {count:,} numbers":
+                           (W - without(r))[corner], f"what is missing: error {error:.0%}": without(r)[corner]})
 
 explorers.slide(look, "rank", 1, 450, start=8)
 
 # %%
-missing = ((S**2).sum() - (S**2).cumsum(0)).clamp(min=0).sqrt() / W.norm()  # at rank 1, 2, 3, ...
-needed, even = int((missing > 0.1).sum()) + 1, W.numel() / sum(W.shape)
+needed = next(r for r in range(1, 577) if without(r).norm() < 0.1 * W.norm())
+even = W.numel() / sum(W.shape)
 print(f"error under 10 % from rank {needed} on. At rank {even:.0f} the thin form costs as much as the matrix:",
       "a copy this good saves nothing." if needed >= even else "a copy this good would save something.")
 compare("math/thin_weight", needed)
 
 # %% [markdown]
 # **Puzzle 1: the smallest rank that will do.** Complete the function: the smallest rank whose best approximation of
-# `W` has a relative error of at most `bound`. The check brings matrices of its own. Where your function fails, it
-# draws the one that it failed on: a counterexample.
+# `W` has an error of at most `bound`. The cell above builds hundreds of approximations to find it. The singular values
+# alone will do. The check brings matrices of its own. Where your function fails, it draws the one that it failed on: a
+# counterexample.
 
 # %%
 def smallest_rank(W, bound):
@@ -241,9 +247,9 @@ def half(matrix):
 
 update = path.weights[-1] - path.weights[0]
 kinds = {"the update": update, "the weight": path.weights[0], "random": torch.randn_like(update)}
-curves = {kind: (range(1, 65), energy(matrix)[:64]) for kind, matrix in kinds.items()}
-plots.lines(curves, "directions kept, strongest first", "share of the energy", mark=8, xscale="log",
-            title="How much do the 8 strongest directions hold?")
+curves = {kind: (range(1, 129), energy(matrix)[:128]) for kind, matrix in kinds.items()}
+plots.lines(curves, "directions kept, strongest first", "share of the energy", xscale="log",
+            title="Where does each reach half (0.5) of its energy?")
 
 # %%
 counts = {kind: half(matrix) for kind, matrix in kinds.items()}
@@ -252,6 +258,8 @@ print("The update is", "concentrated: it needs less than half as many directions
       if counts["the update"] < counts["the weight"] / 2 else "not much more concentrated than the weight.")
 
 # %% [markdown]
+# (Noise, too, has stronger and weaker directions, by chance.)
+#
 # ## A control: is that the task, or only few steps?
 #
 # Do not trust the count yet. It may have nothing to do with the task. Two controls, with the same model and
@@ -260,8 +268,9 @@ print("The update is", "concentrated: it needs less than half as many directions
 # - **The steps, shuffled.** Each of the steps you kept, with its rows and columns put in an order of its own. Each is
 #   as strong and as concentrated as before, but no two share their directions any more. If the low count came from
 #   the small number of steps, the shuffled sum would need as few directions as the update.
-# - **Random answers.** The same commands, but random tokens in place of each answer: a training that has nothing to
-#   learn. (Half as many steps, to save time.)
+# - **Random answers.** The same commands, but random tokens in place of each answer. There is nothing to learn about
+#   commands: the loss can fall to that of expecting every token alike, $\ln 49152 \approx 10.8$, and no further. (Half
+#   as many steps, to save time.)
 
 # %%
 quiz("math/random_answers")
@@ -298,17 +307,32 @@ plots.lines(trend, "steps", "directions for half of the energy", title="Few step
 task, few, by_chance = (dict(zip(*trend[kind])) for kind in ("the task", "steps shuffled", "random answers"))
 last, common = max(task), max(by_chance)
 print(f"Few steps: shuffled, {last} steps need {few[last]} directions, the update {task[last]}.",
-      "The steps share directions; their small number is not the reason." if few[last] > 1.5 * task[last]
+      "The steps share directions; their small number is not the whole reason." if few[last] > 1.5 * task[last]
       else "Few steps alone would explain the count.")
 print(f"The task: after {common} steps random answers need {by_chance[common]} directions, the task {task[common]}.",
-      "With nothing to learn the count is low as well: alone it is no sign of an easy task."
+      "Without a task to learn the count is low as well: alone it is no sign of an easy task."
       if by_chance[common] < counts["random"] / 2 else "What there is to learn makes the difference.")
 compare("math/random_answers", by_chance[common] / task[common])
 
 # %% [markdown]
 # What do the steps share, then? Each gradient is a sum of outer products, one for each token: how the output should
-# move, times the token's input to this layer. Inputs of a layer have much in common, whatever the answers are. (And
-# AdamW's momentum makes each step resemble the one before.)
+# move, times the token's input to this layer. Have the inputs much in common, whatever the answers are? Look at those
+# of one batch:
+
+# %%
+seen, batch = [], collate(train_rows[:BATCH]).to(base.device)
+hook = base.get_submodule(WATCHED).register_forward_pre_hook(
+    lambda _, inputs: seen.append(inputs[0][batch["attention_mask"].bool()]))
+with torch.no_grad():
+    base(**batch)
+hook.remove()
+inputs, noise = seen[0], torch.randn_like(seen[0])
+print(f"{len(inputs)} inputs of this layer: {half(inputs)} directions hold half of their energy,",
+      f"of as many random ones {half(noise)}.")
+
+# %% [markdown]
+# (AdamW divides each entry of a gradient by its usual size, so a step is no gradient. And its momentum makes each step
+# resemble the one before.)
 #
 # ## Does the rest matter?
 #
@@ -341,7 +365,7 @@ del shortened
 
 bars = {f"rank {r} (loss {score.loss:.2f})": score for r, score in cut.items()}
 bars[f"whole (loss {whole.loss:.2f})"] = whole
-plots.score_bars({"kept": bars}, "How many directions does the task need?")
+plots.score_bars(bars, "What is left of the score when the update is cut?")
 
 # %%
 print("Answers:", scoring.verdict(cut[8], whole, "cut to rank 8", "the whole update"))
@@ -360,7 +384,7 @@ compare("math/rank_one", cut[1].exact)
 # ## Code: LoRA by hand
 #
 # To cut an update down you need a full fine-tuning first. LoRA trains the thin form from the start. The frozen $W$
-# and the two thin matrices side by side, to scale (move the rank):
+# and the two thin matrices side by side, to scale; here for a value projection, which has 192 outputs:
 
 # %%
 explorers.mechanism(576, 192, r=8, alpha=16)
@@ -425,8 +449,9 @@ def show_differences():
 show_differences()
 
 # %% [markdown]
-# Float32 holds about seven digits. Now train both on the same batches, and compare once more. (Run one of the two
-# cells again, and that model trains on. To start over, run the cell that builds both.)
+# Zero means: the same bits. (Another order of summing would leave about 1e-7, the seventh digit of float32.) Now
+# train both on the same batches, and compare once more. (Run one of the two cells again, and that model trains on. To
+# start over, run the cell that builds both.)
 
 # %%
 hand_losses = fit(by_hand, 2e-3, plots.LiveLoss())
@@ -443,8 +468,9 @@ by_hand_score = scoring.quick_score(by_hand, tokenizer, test, progress="scoring"
 print("Answers:", scoring.verdict(by_hand_score, whole, "LoRA of rank 8", FULL))
 
 # %% [markdown]
-# One seed, a short training, learning rates that nobody tuned: the last line is no race. (PEFT adds what production
-# needs: saving, merging, several adapters, quantised layers.)
+# The last line is no race: one seed, twenty steps, and rates that nobody tuned. (The best rates published for LoRA
+# are about ten times those of full fine-tuning: Schulman et al. 2025.) Lesson 0 gave the same adapter three times as
+# many steps: compare its score. PEFT adds what production needs: saving, merging, several adapters, quantised layers.
 #
 # **Puzzle 2: the layer, from memory.** Complete `forward` without looking up. This time A and B are bare parameters:
 # A is (r × d_in), B is (d_out × r), and `x` is (..., d_in).
@@ -549,9 +575,9 @@ my_count = 0
 quiz("math/count_for_new_model", my_count)
 
 # %% [markdown]
-# Now a count that was printed. A card about LoRA, the one this course grew from, shows what Llama-2-7B is said to
-# print with $r = 8$ on the query and value projections, 4096 × 4096 each, in 32 layers. Can you tell without running
-# it?
+# Now a count that somebody printed. This course grew from a card, one page about LoRA. It shows a line that Llama-2-7B
+# is said to print with $r = 8$ on the query and value projections, 4096 × 4096 each, in 32 layers. Could it be real?
+# You can tell without running anything.
 
 # %%
 quiz("math/printed_count")
@@ -611,7 +637,6 @@ def kept_for_backward(model, batch):
         loss = model(**batch).loss
     return sum(kept.values()), loss
 
-batch = collate(train_rows[:BATCH]).to(base.device)
 print(f"by PEFT, rank 8: {kept_for_backward(by_peft.train(), batch)[0] / 1e6:.0f} MB of activations")
 
 # %%
@@ -633,7 +658,7 @@ def cost(model):
 
 # %%
 costs = {}
-kinds = {"all weights": full.requires_grad_(True), "LoRA, q and v, rank 8": adapted(8, ["q_proj", "v_proj"]),
+kinds = {"all, embedding too": full.requires_grad_(True), "LoRA, q and v, rank 8": adapted(8, ["q_proj", "v_proj"]),
          "LoRA, all linear, rank 8": by_peft, "LoRA, all linear, rank 64": adapted(64, "all-linear")}
 for kind, model in kinds.items():
     costs[kind] = cost(model)
@@ -647,23 +672,26 @@ table([{"training": kind, "frozen weights, MB": f"{frozen / 1e6:,.0f}",
         "backward": f"{backward / 1e9:.0f}"} for kind, (parts, frozen, forward, backward) in costs.items()])
 
 # %%
-every, _, every_forward, every_backward = costs["all weights"]
+every, _, every_forward, every_backward = costs["all, embedding too"]
 for kind, (parts, _, forward, backward) in list(costs.items())[1:]:
     print(f"{kind}: memory {sum(parts.values()) / sum(every.values()) - 1:+.0%}, activations alone "
           f"{parts['activation'] / every['activation'] - 1:+.0%}; computing {forward / every_forward - 1:+.0%} "
           f"forward, {backward / every_backward - 1:+.0%} backward")
 ranks = [costs[f"LoRA, all linear, rank {r}"][0] for r in (64, 8)]
-print(f"From rank 64 down to 8 the whole step saves {1 - sum(ranks[1].values()) / sum(ranks[0].values()):.0%}.")
+stays = ranks[1]["weights"] + ranks[1]["activation"]
+print(f"From rank 64 down to 8 the whole step saves {1 - sum(ranks[1].values()) / sum(ranks[0].values()):.0%}. "
+      f"Of what rank 8 takes, {stays / sum(ranks[1].values()):.0%} are weights and activations.")
 compare("math/cost_total", sum(ranks[1].values()) / sum(every.values()))
 
 # %% [markdown]
 # **Look** at the bars part by part. Gradients and AdamW's means follow what trains: that is LoRA's saving. The frozen
 # weights are all still there (Lesson 3 makes those smaller). Activations shrink by what the lines say: a frozen layer
-# without an adapter need not keep its input. But the backward pass still travels through every layer, and needs what
-# it meets there. It computes the gradients of the activations, and no longer those of the frozen weights.
+# without an adapter need not keep its input, and a frozen norm neither. But the backward pass still travels through
+# every layer, and needs what it meets there. It computes the gradients of the activations, and no longer those of the
+# frozen weights.
 #
-# A LoRA run goes out of memory, and you think of a lower rank? The line about ranks 64 and 8 says what that saves
-# here.
+# A LoRA run goes out of memory, and you think of a lower rank? The last line says what that can save here, and what no
+# rank touches.
 #
 # ## Common gotcha: the forgotten scaling
 #
@@ -701,14 +729,14 @@ quiz("math/merged_weight", merged)
 
 # %%
 def swapped():
-    return nn.Linear(576, 8)(nn.Linear(8, 192)(torch.randn(1, 576)))  # B before A
+    return nn.Linear(576, 8)(nn.Linear(8, 192)(torch.randn(1, 576)))
 
 def all_frozen():
-    layer = LoRALinear(nn.Linear(576, 192), r=8, alpha=16).requires_grad_(False)  # froze after wrapping
+    layer = LoRALinear(nn.Linear(576, 192), r=8, alpha=16).requires_grad_(False)
     layer(torch.randn(1, 576)).sum().backward()
 
 def nothing_frozen():
-    layer = LoRALinear(nn.Linear(576, 192), r=8, alpha=16)  # never froze the base
+    layer = LoRALinear(nn.Linear(576, 192), r=8, alpha=16)
     print("trainable:", [name for name, p in layer.named_parameters() if p.requires_grad])
 
 for mistake in (swapped, all_frozen, nothing_frozen):
@@ -725,8 +753,8 @@ for mistake in (swapped, all_frozen, nothing_frozen):
 #
 # ## Experienced-dev note
 #
-# - $BA$ has rank *at most* $r$, and 0 at the start. The rank is a ceiling, not a target. Do not read it off a
-#   truncated update either: train at rank 1 or 2 and compare.
+# - $BA$ has rank *at most* $r$, and 0 at the start. The rank is a ceiling, not a target. Nor can you read the rank that
+#   you need off an update that was cut: train at rank 1 or 2 and compare.
 # - On `nn.Embedding`, PEFT starts the other way round: A zero, B random.
 # - A and B are not unique: $(BM)(M^{-1}A)$ is the same update for any invertible $M$. Compare or average products,
 #   never A with A and B with B.
@@ -740,13 +768,18 @@ for mistake in (swapped, all_frozen, nothing_frozen):
 
 # %%
 W = layer.base_layer.weight.detach()
-difference = (W + layer.get_delta_weight("default").detach()) - W
-strengths = torch.linalg.svdvals(difference.cpu()).tolist()
-print(f"singular values: the 8th {strengths[7]:.1e}, the 9th {strengths[8]:.1e}")
-plots.lines({"singular value": (range(1, 33), strengths[:32])}, "number", "singular value", mark=8, yscale="log",
-            title="Can you see the rank of a merged adapter?")
+whole_weight = W + layer.get_delta_weight("default").detach()
+seen = {"kept in float32": torch.linalg.svdvals((whole_weight - W).cpu()).tolist(),
+        "kept in bfloat16": torch.linalg.svdvals((whole_weight.bfloat16().float() - W).cpu()).tolist()}
+for kind, strengths in seen.items():
+    print(f"merged weight {kind}:", ", ".join(f"{strength:.1e}" for strength in strengths[:12]))
+plots.lines({kind: (range(1, 33), strengths[:32]) for kind, strengths in seen.items()}, "number", "singular value",
+            yscale="log", title="Can you see the rank of a merged adapter?")
 
 # %% [markdown]
+# Where the line breaks off, the adapter ends. Published weights are usually kept in 16 bits: their rounding is a floor
+# that hides what lies below it.
+#
 # **Puzzle 5, the one worth doing: recover the adapter.** Return `A` (r × d_in) and `B` (d_out × r) such that `merged`
 # is `W + B @ A`. You will not find the A and B that were trained: the note above says why. Which ones are as good?
 

@@ -144,7 +144,7 @@ for names in (["q_proj", "value"], ["query", "v_proj"]):
     print(names, "trains", f"{targets.inspect(base, LoraConfig(target_modules=names)).trainable:,}", "parameters")
 print(scoring.verdict(wrong, other, "q_proj + value", "query + v_proj"))
 compare("targets/which_half", 100 * (other.exact - wrong.exact))
-plots.score_bars({"trained": scores}, "The price of one wrong name")
+plots.score_bars(scores, "The price of one wrong name")
 
 # %% [markdown]
 # Look at the bars, with their 95 % intervals, and at the two counts. Query projections decide which earlier tokens a

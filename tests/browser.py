@@ -45,7 +45,7 @@ def jupyterlab(request, tmp_path_factory):
         yield served
 
 
-# For what a theme cannot change: how it looks is tested in both, by mouse, by axe-core and as saved lessons.
+# For what a theme cannot change: how it looks is tested in both, by axe-core and as a saved lesson.
 in_one_theme = pytest.mark.parametrize("jupyterlab", ["Light"], indirect=True, scope="module")
 
 

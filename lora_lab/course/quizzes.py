@@ -80,7 +80,7 @@ def progress() -> Page:
             "solved": f"{len(mine) - len(left)} of {len(mine)}",
             "after seeing the answer": sum(kept.solved and kept.shown for kept in mine.values()),
             "tried, not solved": sum(kept.attempts > 0 and not kept.solved for kept in mine.values()),
-            "left": ", ".join(left) or "nothing",
+            "left": ", ".join(left) or "nothing" if any(kept.attempts for kept in mine.values()) else "all",
         })
     shown = table(rows)
     return Page(take_notices() + shown.data, shown.text)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from IPython.display import HTML, display
 from transformers import TrainerCallback
@@ -51,7 +52,7 @@ class LiveLoss(TrainerCallback):
 
     def figure(self) -> Picture:
         """Draw the curve so far: each logged loss, pale, and their smoothed course on the scale that is drawn."""
-        figure, axes = new_axes(2.8, "Training loss, batch by batch", xlabel="step",
+        figure, axes = new_axes(2.8, "Training loss (thin: each batch, thick: smoothed)", xlabel="step",
                                 ylabel="nats per answer token", yscale="log")
         drawn = [(step, loss) for step, loss in zip(self.steps, self.losses) if 0 < loss < math.inf]
         if not drawn:
@@ -94,20 +95,23 @@ def smoothed(values: Sequence[float], decay: float = 0.8) -> list[float]:
     return means
 
 
-def score_bars(scores: Mapping[str, Mapping], title: str | None = "Exact answers, with 95 % intervals") -> Picture:
-    """Draw exact match as bars with 95 % intervals: `{"before": {"combinations": Score, ...}, ...}`."""
-    groups = list(next(iter(scores.values())))
-    rows = [(group, stage, colour) for group in groups for stage, colour in zip(scores, (BEFORE, AFTER, BROKEN))]
+def score_bars(scores: Mapping[str, Any], title: str | None = "Exact answers, with 95 % intervals") -> Picture:
+    """Draw exact match as bars with 95 % intervals: `{"r 8": Score, ...}` or `{"before": {"r 8": Score, ...}, ...}`."""
+    plain = not isinstance(next(iter(scores.values())), Mapping)
+    stages: Mapping[str, Mapping] = {"": scores} if plain else scores
+    groups = list(next(iter(stages.values())))
+    colours = (AFTER,) if plain else (BEFORE, AFTER, BROKEN)
+    rows = [(group, stage, colour) for group in groups for stage, colour in zip(stages, colours)]
     figure, axes = new_axes(0.4 * len(rows) + 1.1, title, xlabel="exact match on held-out commands (%)")
     parts = []
     for row, (group, stage, colour) in enumerate(rows):
-        score = scores[stage][group]
+        score = stages[stage][group]
         low, high = (100 * bound for bound in score.interval)
         axes.barh(row, 100 * score.exact, color=colour, height=0.6)
         axes.errorbar((low + high) / 2, row, xerr=(high - low) / 2, color=INK, linewidth=1.5, capsize=3)
         axes.text(high + 1.5, row, f"{score.exact:.0%}", color=INK, fontsize=9, va="center")
-        parts.append(f"{group} {stage} {score.exact:.1%}")
-    axes.set_yticks(range(len(rows)), [f"{group}, {stage}" for group, stage, _ in rows])
+        parts.append(" ".join(filter(None, (group, stage, f"{score.exact:.1%}"))))
+    axes.set_yticks(range(len(rows)), [", ".join(filter(None, (group, stage))) for group, stage, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 108)
     axes.set_xticks(range(0, 101, 20))

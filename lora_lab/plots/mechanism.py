@@ -39,8 +39,8 @@ def lora(d_in: int, d_out: int, r: int, alpha: float) -> Picture:
         text(x, y, words, size=11, zorder=4)
 
     share = trains / (whole + trains)
-    axes.text(0.12, _HEIGHT - 0.1, f"Rank {r}: {trains:,} numbers train ({share:.1%}), {whole:,} are frozen", color=INK,
-              fontsize=10.5, weight="bold", va="top")
+    title = f"Rank {r}: {trains:,} numbers of this layer train ({share:.1%}), {whole:,} do not"
+    axes.text(0.12, _HEIGHT - 0.1, title, color=INK, fontsize=10.5, weight="bold", va="top")
     arrow((0.35, upper), (w_left - 0.05, upper))
     arrow((w_left + wide + 0.05, upper), (joins - 0.18, upper))
     arrow((enters, upper), (enters, lower), (a_left - 0.05, lower))

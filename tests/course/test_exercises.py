@@ -91,16 +91,17 @@ def test_every_code_question_has_its_exercise():
     assert asked == {cell.values[1] for cell in exercise_cells()} == SOLUTIONS.keys()
 
 
-@pytest.mark.parametrize("check, wrong", [
-    ("lora_forward", "return self.base(x) + self.dropout(x) @ self.A.T @ self.B.T"),  # the card's formula
-    ("lora_forward", "return self.scaling * x @ self.A.T @ self.B.T + self.base(x)"),  # no dropout
-    ("lora_forward", "return None"),
-    ("lora_forward", "return self.bass(x)"),
+@pytest.mark.parametrize("check, wrong, words", [
+    ("lora_forward", "return self.base(x) + self.dropout(x) @ self.A.T @ self.B.T", "The scaling alpha/r is missing"),
+    ("lora_forward", "return self.scaling * x @ self.A.T @ self.B.T + self.base(x)", "Dropout acts on what goes into A"),
+    ("lora_forward", "return None", "an output of shape"),
+    ("lora_forward", "return self.bass(x)", "AttributeError"),
 ])
-def test_likely_mistakes_in_the_layer_are_found(check, wrong, base):
+def test_likely_mistakes_in_the_layer_are_told_apart(check, wrong, words, base):
     source = next(p.values[0] for p in exercise_cells() if p.values[1] == check)
     for _ in range(5):
-        assert run(source.replace("return self.base(x)", wrong), base[0]).solved is False
+        verdict = run(source.replace("return self.base(x)", wrong), base[0])
+        assert verdict.solved is False and words in verdict.text
 
 
 def test_an_error_in_the_learners_code_is_a_verdict(base):
@@ -120,22 +121,36 @@ def test_likely_mistakes_in_numbers_are_found(base):
     assert "24 times more" in count.text
     assert math.merged_weight(lambda W, A, B, alpha, r: W + B @ A).solved is False
     assert "changed W itself" in math.merged_weight(lambda W, A, B, alpha, r: W.add_(alpha / r * B @ A)).text
+    assert math.count_for_new_model(16_908_288.0).solved and not math.count_for_new_model(0.5).solved
     assert math.smallest_rank(lambda W, bound: 1).solved is False
+
+    def by_energy(W, bound):
+        squares = torch.linalg.svdvals(W) ** 2
+        return int((squares.cumsum(0) / squares.sum() < 1 - bound).sum()) + 1
+
+    assert "the root of what is missing" in math.smallest_rank(by_energy).text
+    assert "Which of them" in first.labels(lambda ids, length: ids).text
+
+
+def pairs(matrix, r, strengths=True):
+    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    return Vh[:r], U[:, :r] * (S[:r] if strengths else 1)
 
 
 @pytest.mark.parametrize("answer, words", [
     (lambda W, merged, r: (merged - W, torch.eye(len(W))), "A of shape (2, 9), then B of shape (12, 2), found"),
     (lambda W, merged, r: None, "found 'NoneType'"),
     (lambda W, merged, r: torch.linalg.svd(merged - W)[2][:r].new_zeros(2), "expected A of shape"),
-    (lambda W, merged, r: (torch.linalg.svd(merged - W)[2][:r], torch.linalg.svd(merged - W)[0][:, :r]), "is off"),
-    (lambda W, merged, r: (torch.linalg.svd(merged)[2][:r], torch.linalg.svd(merged)[0][:, :r]), "is off"),
+    (lambda W, merged, r: pairs(merged - W, r, strengths=False), "is off from the update by"),
+    (lambda W, merged, r: pairs(merged - W, r, strengths=False), "S is missing"),
+    (lambda W, merged, r: pairs(merged, r), "subtract W first"),
 ])
 def test_likely_mistakes_in_recovering_an_adapter_are_told_apart(answer, words, monkeypatch):
     drawn = []
     monkeypatch.setattr(math, "display", lambda picture: drawn.append(picture.alt))
     verdict = math.recovered(answer)
     assert verdict.solved is False and words in verdict.text
-    assert bool(drawn) == ("is off" in words) and all("A counterexample: a 12 × 9 weight" in alt for alt in drawn)
+    assert bool(drawn) == ("is off" in verdict.text) and all("A counterexample: a 12 × 9 weight" in alt for alt in drawn)
 
 
 @pytest.mark.parametrize("options, words", [

@@ -116,7 +116,9 @@ def test_explorer_answers_to_ticks_and_rank(page, jupyterlab, tmp_path):
 LESSONS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
+# Each in one theme, the first in both: what a theme changes is the same in all.
+@pytest.mark.parametrize("jupyterlab, lesson", [*[("Light", lesson) for lesson in LESSONS], ("Dark", LESSONS[0])],
+                         indirect=["jupyterlab"], scope="module", ids=lambda of: getattr(of, "stem", of))
 def test_saved_lesson_shows_its_outputs(page, jupyterlab, tmp_path, lesson):
     open_notebook(page, jupyterlab, f"notebooks/{lesson.name}")
     page.locator(".jp-RenderedMarkdown h1").first.wait_for()

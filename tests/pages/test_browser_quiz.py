@@ -80,6 +80,7 @@ def rewrite_exercise(page, source):
     page.keyboard.press("Shift+Enter")
 
 
+@in_one_theme
 def test_every_kind_by_mouse(page, jupyterlab, tmp_path):
     start(page, jupyterlab, "mouse")
     for kind, (wrong, feedback, right) in ANSWERS.items():

@@ -194,10 +194,10 @@ def test_the_smaller_path_is_said(monkeypatch, capsys):
 def test_the_packaged_weights_say_how_far_they_are_from_the_hubs(base, monkeypatch, tmp_path, capsys):
     load_base()
     said = capsys.readouterr().out
-    assert re.search(r"read back from a 4-bit copy, .*, whose steps err by about [78]\.\d%; the hub's are not", said)
+    assert re.search(r"stored in 4 bits: about [78]\.\d% off the hub's, by the size of the 4-bit steps", said)
     names = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 15)]
     weights = {name: 1.25 * base[0].state_dict()[name].detach().float().cpu() for name in names}
     save_file(weights, tmp_path / "model.safetensors")
     monkeypatch.setattr(models, "try_to_load_from_cache", lambda *_: str(tmp_path / "model.safetensors"))
     load_base()
-    assert "with which every lesson was run, 25.0% from the hub's)" in capsys.readouterr().out
+    assert "(a copy whose weights were stored in 4 bits: 25.0% off the hub's)" in capsys.readouterr().out

@@ -130,3 +130,8 @@ def test_a_logarithmic_axis_writes_small_numbers_as_powers():
     figure.draw_without_rendering()
     written = [label.get_text() for label in axes.get_yticklabels()]
     assert "10⁻⁶" in written and "0.01" in written and not any("e-" in text for text in written)
+
+
+def test_bars_need_no_stage():
+    image = plots.score_bars({"rank 1": Score(0.5, 0.5, 100), "whole": Score(1.0, 1.0, 100)}, "What is left?")
+    assert "rank 1 50.0%; whole 100.0%" in image.alt

@@ -41,7 +41,8 @@ def grade(question: Code, answer: tuple) -> Verdict:
         return Verdict(False, str(error), plain=True)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if _PACKAGE not in Path(frame.filename).parents][-1:]
+        own = [frame for frame in frames if _PACKAGE not in Path(frame.filename).parents
+               and "site-packages" not in frame.filename][-1:]
         where = f"\nin line {own[0].lineno}: {own[0].line}" if own else ""
         return Verdict(False, f"Your code raised {type(error).__name__}: {error}{where}", plain=True)
 

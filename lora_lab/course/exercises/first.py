@@ -59,6 +59,8 @@ def labels(function) -> Verdict:
         if list(found[:-1]) == right[1:]:
             return say(False, "Your labels are shifted by one. They line up with the inputs, one for one: the model "
                               "shifts them itself.")
+        if list(found) == ids:
+            return say(False, "Every token counts here, as in `input_ids`. Which of them does the model have to write?")
         for place, (label, wanted) in enumerate(zip(found, right)):
             if label != wanted:
                 whose = "command's" if wanted == -100 else "answer's"

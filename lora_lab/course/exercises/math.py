@@ -28,6 +28,7 @@ def lora_forward(layer_class) -> Verdict:
             seed = random.randrange(10**6)
             torch.manual_seed(seed)
             expected = base(x) + alpha / r * torch.nn.functional.dropout(x, dropout, training) @ layer.A.T @ layer.B.T
+            bare = base(x) + (expected - base(x)) / (alpha / r)
             torch.manual_seed(seed)
             found = layer(x)
             if not torch.is_tensor(found) or found.shape != expected.shape:
@@ -37,7 +38,10 @@ def lora_forward(layer_class) -> Verdict:
                 off, on = (found - expected).abs().max().item(), "on" if training else "off"
                 _draw_apart(f"A counterexample: six rows of x, r={r}, alpha={alpha}, dropout {on}",
                             expected.flatten(0, 1), found.flatten(0, 1))
-                return say(False, f"With r={r}, alpha={alpha}, dropout {on}, the output is off by up to {off:.3f}.")
+                more = " The scaling alpha/r is missing." if torch.allclose(found, bare, atol=1e-4) else (
+                    " Dropout acts on what goes into A, and on nothing else." if on == "on" else "")
+                return say(
+                    False, f"With r={r}, alpha={alpha}, dropout {on}, the output is off by up to {off:.3f}.{more}")
     return say(True, "Right with two ranks and scalings, dropout on and off.")
 
 
@@ -52,7 +56,7 @@ def count_for_new_model(count: int) -> Verdict:
         groups = targets.groups(bare)
         model = get_peft_model(bare, LoraConfig(r=16, target_modules="all-linear"))
     right = model.get_nb_trainable_parameters()[0]
-    if not isinstance(count, int) or not count:
+    if not isinstance(count, (int, float)) or count != count // 1 or not count:
         return say(False, f"Expected a whole number above zero, found {count!r}.")
     if count == right:
         return say(True, f"PEFT counts {right:,} as well.")
@@ -62,7 +66,7 @@ def count_for_new_model(count: int) -> Verdict:
     hint = "One layer costs r × (d_in + d_out); k and v have only 4 × 128 outputs."
     if right == 24 * count:
         hint = f"It is {right // count} times more: did you count every layer?"
-    return say(False, f"PEFT counts otherwise than {count:,}. {hint}")
+    return say(False, f"PEFT counts otherwise than {count:,.0f}. {hint}")
 
 
 def smallest_rank(function) -> Verdict:
@@ -79,7 +83,11 @@ def smallest_rank(function) -> Verdict:
             ranks = range(1, len(values) + 1)
             display(plots.lines({"its error": (ranks, errors.tolist()), "the bound": (ranks, [bound] * len(values))},
                                 "rank", "error", title="A counterexample: where is it within the bound?"))
-            return say(False, f"For an error of at most {bound} the smallest rank is {right} here; yours is {found}.")
+            kept = int(((values**2).cumsum(0) / (values**2).sum() < 1 - bound).sum()) + 1
+            more = " That is where 1 - bound of the energy is kept: the error is the root of what is missing." * (
+                found == kept)
+            return say(
+                False, f"For an error of at most {bound} the smallest rank is {right} here; yours is {found}.{more}")
     return say(True, "The smallest rank for three matrices and bounds.")
 
 
@@ -115,7 +123,14 @@ def recovered(function) -> Verdict:
         off = ((product - update).norm() / update.norm()).item()
         if off > 1e-3:
             _draw_apart(f"A counterexample: a {d_out} × {d_in} weight and an adapter of rank {r}", update, product)
-            return say(False, f"Your B A is off from the update by {off:.0%} of its size.")
+            U, S, Vh = torch.linalg.svd(W + update)
+            whole, unit = (U[:, :r] * S[:r]) @ Vh[:r], torch.linalg.svdvals(product)[:r]
+            more = ""
+            if torch.allclose(product, whole, atol=1e-3):
+                more = " That is the best of rank r for `merged` itself: subtract W first."
+            elif torch.allclose(unit, torch.ones(r), atol=1e-3):
+                more = " All your directions are of strength 1: S is missing."
+            return say(False, f"Your B A is off from the update by {off:.0%} of its size.{more}")
     return say(True, "Two adapters recovered: your B A is their update. Their A and B are other matrices than yours.")
 
 
