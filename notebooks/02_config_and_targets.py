@@ -47,6 +47,7 @@ import copy
 import warnings
 
 import torch
+import transformers
 from lora_lab import LabError, batches, compare, load_base, plots, progress, quiz, scoring, smart_home, targets
 from lora_lab.course import explorers
 from lora_lab.display import Progress, table
@@ -75,17 +76,23 @@ print("warnings that mention 'value':", sum("value" in str(warning.message) for 
 half.print_trainable_parameters()
 
 # %% [markdown]
-# PEFT stops only if *no* name fits. Otherwise it adapts what it finds and says nothing about the rest. The count is the
-# only trace, and you would have to know the right one.
+# PEFT stops if *no* name fits, or if a name fits something that is no layer. Otherwise it adapts what it finds and
+# says nothing about the rest. The count is the only trace, and you would have to know the right one.
 #
 # Will the training show it? You train this config and the right one on Lesson 0's commands, for the same few steps.
+# And then the opposite mistake: `query` for `q_proj`, so that the value projections train and the query projections do
+# not. They have fewer outputs, so this config trains fewer parameters. Predict both.
 
 # %%
 quiz("targets/wrong_name")
 
+# %%
+quiz("targets/which_half")
+
 # %% [markdown]
-# `fit` is the training of Lesson 0 in one function. The test commands are ones that training never shows: half of them
-# combine device and room anew, half use other sentences.
+# `fit` is the training of Lesson 0 in one function. The test commands are ones that training never shows: half of
+# them combine device and room anew, half use other sentences. (`quick_score` asks for each token of an answer after
+# the right ones before it, all at once.)
 
 # %%
 test = smart_home.commands("test combinations", 32, SEED) + smart_home.commands("test phrasings", 32, SEED)
@@ -125,23 +132,17 @@ right, wrong = scores["q_proj + v_proj"], scores["q_proj + value"]
 print(scoring.verdict(right, wrong, "right names", "one wrong name"))
 compare("targets/wrong_name", 100 * (right.exact - wrong.exact))
 
-# %% [markdown]
-# Now the opposite mistake: `query` for `q_proj`. Then the value projections train and the query projections do not.
-# They have fewer outputs, so this config trains fewer parameters than the one before.
-
 # %%
-quiz("targets/which_half")
-
-# %%
-with Progress("one training", total=1) as bar:
+with Progress("one training: the opposite mistake", total=1) as bar:
     trial("query", "v_proj")
 plots.lines({kind: (range(1, STEPS + 1), curve) for kind, curve in losses.items()}, "step", "training loss",
-            title="Cover the labels: which curve has a wrong name?", yscale="log")
+            title="From one curve alone: could you tell that a name is wrong?", yscale="log")
 
 # %%
 other = scores["query + v_proj"]
 for names in (["q_proj", "value"], ["query", "v_proj"]):
-    print(names, "trains", f"{targets.inspect(base, LoraConfig(target_modules=names)).trainable:,}", "parameters")
+    report = targets.inspect(base, LoraConfig(target_modules=names))  # counts, as PEFT would do it
+    print(names, "trains", f"{report.trainable:,}", "parameters")
 print(scoring.verdict(wrong, other, "q_proj + value", "query + v_proj"))
 compare("targets/which_half", 100 * (other.exact - wrong.exact))
 plots.score_bars(scores, "The price of one wrong name")
@@ -153,8 +154,8 @@ plots.score_bars(scores, "The price of one wrong name")
 #
 # ## The cure: check before you train
 #
-# `targets.check` lets PEFT adapt a copy of the model without weights, in a fraction of a second. It raises if any entry
-# of the config has no effect.
+# `targets.check` lets PEFT adapt a copy of the model without weights, in a fraction of a second. It raises if any
+# entry of the config has no effect.
 
 # %% tags=["nbval-check-output"]
 try:
@@ -163,7 +164,16 @@ except LabError as error:
     print(error)
 
 # %% [markdown]
-# There are more ways to miss in silence. Find them before the next cell does: the model has 30 blocks, numbered from 0.
+# There are more ways to miss in silence. `target_modules` has four forms:
+#
+# - a **list**: each entry is a full name, or the end of one after a dot;
+# - a **string**: a regular expression that has to fit the *whole* name, such as `model.layers.7.self_attn.q_proj`;
+# - **"all-linear"**: every linear layer but the output head;
+# - **None**: PEFT's own choice for this kind of model.
+#
+# `exclude_modules` takes layers out again, `layers_to_transform` keeps the blocks with these numbers (beside a list
+# only), and `modules_to_save` trains whole modules in full, found by name. Find the misses before the next cell does:
+# the model has 30 blocks, numbered from 0.
 
 # %%
 quiz("targets/accepted")
@@ -189,15 +199,7 @@ for options in (dict(target_modules=["query"]),
 explorers.group_table(base)
 
 # %% [markdown]
-# `target_modules` has four forms:
-#
-# - a **list**: each entry is a full name, or the end of one after a dot;
-# - a **string**: a regular expression that has to fit the *whole* name, such as `model.layers.7.self_attn.q_proj`;
-# - **"all-linear"**: every linear layer but the output head;
-# - **None**: PEFT's own choice for this kind of model.
-#
-# `exclude_modules` takes layers out again, and `layers_to_transform` keeps the blocks with these numbers (beside a list
-# only; in a regular expression you write the numbers yourself).
+# Now count what the four forms take of them.
 
 # %%
 quiz("targets/forms")
@@ -221,9 +223,16 @@ for options in (dict(target_modules="q_proj"), dict(target_modules="all-linear",
 
 # %% [markdown]
 # `"q_proj"` is a string, so it would have to be the whole name: write `["q_proj"]`. "all-linear" is a string, too, and
-# block numbers go with a list: write the names, or put the number into an expression.
-#
-# **Exercise: repair three configs.** Each was written for another model or in a hurry. The comment says what was meant.
+# block numbers go with a list: write the names, or put the number into an expression. Here are the last ten blocks:
+
+# %% tags=["nbval-check-output"]
+for options in (dict(target_modules=QV, layers_to_transform=list(range(20, 30))),
+                dict(target_modules=r".*layers\.2[0-9]\..*_proj")):
+    print(f"{options}\n    {targets.check(base, LoraConfig(**options))}")
+
+# %% [markdown]
+# **Exercise: repair three configs.** Each was written for another model or in a hurry. The comment says what was
+# meant.
 
 # %%
 my_repairs = [
@@ -236,8 +245,8 @@ quiz("targets/repaired_configs", my_repairs, base)
 # %% [markdown]
 # ## How much: rank, alpha, and the count
 #
-# A layer with $d_{in}$ inputs and $d_{out}$ outputs gets $A$ ($r \times d_{in}$) and $B$ ($d_{out} \times r$). Work out
-# this one with the table above, then tick the layers in the explorer.
+# A layer with $d_{in}$ inputs and $d_{out}$ outputs gets $A$ ($r \times d_{in}$) and $B$ ($d_{out} \times r$). Work
+# out this one with the table above, then tick the layers in the explorer.
 
 # %%
 quiz("targets/named_config")
@@ -319,6 +328,7 @@ table([{"choice": kind, "rank": options["r"], "tuned rate": rate,
 
 # %% [markdown]
 # Three seeds, a cell each. A seed draws the training commands and the start of A; the test commands stay the same.
+# Each run is short: half of the steps above, the first three of them warm-up.
 
 # %%
 quiz("targets/same_winner")
@@ -347,8 +357,8 @@ run(SEED + 2)
 # %%
 SEEDS = (SEED, SEED + 1, SEED + 2)
 found = {kind: [race[kind, seed] for seed in SEEDS] for kind in CHOICES}
-plots.dots({kind: [score.loss for score in runs] for kind, runs in found.items()}, "loss on held-out commands",
-           "Are the choices further apart than the seeds of one choice?", form="{:.3f}")
+plots.dots({f"{kind}, rate {CHOICES[kind][0]:g}": [score.loss for score in runs] for kind, runs in found.items()},
+           "loss on held-out commands", "Are the choices further apart than the seeds of one choice?", form="{:.3f}")
 
 # %%
 plots.dots({kind: [100 * score.exact for score in runs] for kind, runs in found.items()}, "exact answers (%)",
@@ -362,15 +372,18 @@ if most == len(SEEDS):
     print("One choice leads under every seed. Four equal choices would do that by luck one time in sixteen.")
 else:
     print("The leader changes with the seed: these runs give no ranking of the best.")
-first, last = (pick(found, key=lambda kind: sum(score.loss for score in found[kind])) for pick in (min, max))
-apart = max(score.loss for score in found[first]) < min(score.loss for score in found[last])
-print(f"{first} against {last}:", "no seed of one reaches any seed of the other." if apart else "their seeds overlap.")
+ends = {kind: [score.loss for score in runs] for kind, runs in found.items()}
+order = sorted(ends, key=lambda kind: sum(ends[kind]))
+cuts = [n for n in (1, 2, 3) if max(max(ends[k]) for k in order[:n]) < min(min(ends[k]) for k in order[n:])]
+for n in cuts:
+    print(f"Every run of {' and '.join(order[:n])} ends lower than every run of {' and '.join(order[n:])}.")
+print("" if cuts else "The seeds of all choices overlap.")
 compare("targets/same_winner", most)
 
 # %% [markdown]
 # So few steps measure how *fast* each choice learns. The benchmark trains longer, to see where each arrives: read
-# [its table](../benchmarks/README.md) beside your dots. It is one task and one small model. Take the experiment to your
-# own model, rather than its winner.
+# [its table](../benchmarks/README.md) beside your dots. It is one task and one small model. Take the experiment to
+# your own model, rather than its winner.
 #
 # ## A higher rank for some layers
 #
@@ -379,11 +392,13 @@ compare("targets/same_winner", most)
 
 # %% tags=["nbval-check-output"]
 PATTERNS = {"r 8, alpha 16": {}, "r 32, alpha 16": dict(rank_pattern={"v_proj": 32}),
+            "r 8, alpha 64": dict(alpha_pattern={"v_proj": 64}),
             "r 32, alpha 64": dict(rank_pattern={"v_proj": 32}, alpha_pattern={"v_proj": 64})}
 table([{"v_proj": kind, "scaling there": scaling(**options)} for kind, options in PATTERNS.items()])
 
 # %% [markdown]
-# **Predict** what a short training makes of the second line, compared with the first.
+# **Predict** what a short training makes of the second line, compared with the first. And which two of the four lines
+# will end closest to each other?
 
 # %%
 quiz("targets/patterned")
@@ -399,23 +414,25 @@ with Progress("rank and alpha", total=2 * len(PATTERNS)) as bar:
             tried[kind].append(scoring.quick_score(model, tokenizer, test).loss)
             bar.update(1)
 plots.dots(tried, "loss on held-out commands", "Rank and alpha of v_proj: which of the two moves the loss?",
-           form="{:.2f}", xscale="log")
+           form="{:.2f}")
 
 # %%
 def effect(changed, plain):
     ratios = [a / b for a, b in zip(tried[changed], tried[plain])]
-    agree = "under both seeds lower" if max(ratios) < 1 else "under both seeds higher" if min(ratios) > 1 else \
-        "lower under one seed, higher under the other"
+    agree = "lower" if max(ratios) < 0.95 else "higher" if min(ratios) > 1.05 else "no clear difference"
     print(f"{changed} against {plain}: {' and '.join(f'{ratio:.2f}' for ratio in ratios)} times the loss, {agree}")
     return sum(ratios) / len(ratios)
 
 rank_alone = effect("r 32, alpha 16", "r 8, alpha 16")
-effect("r 32, alpha 64", "r 32, alpha 16")
+effect("r 8, alpha 64", "r 8, alpha 16")
+effect("r 32, alpha 64", "r 8, alpha 64")
 compare("targets/patterned", rank_alone)
 
 # %% [markdown]
-# The first line changes the rank alone, which divides the scaling by four. The second changes alpha alone, which brings
-# the scaling back. If you want more of a layer, decide on both.
+# The first and the last line change the rank alone, the second alpha alone. Which of them moves the loss, and does
+# equal scaling make equal losses? This is the mechanism of the race again. Under AdamW a step moves each entry of B
+# by about the learning rate. A rank of $r$ adds up $r$ such columns, and the scaling $\alpha/r$ divides by $r$: what
+# is left is alpha. A rank decides what the layer *can* hold, alpha how fast it gets there.
 #
 # **Exercise: predict the count.** How many parameters does this config train? Write the arithmetic.
 
@@ -426,7 +443,7 @@ my_prediction = 0
 quiz("targets/predicted_count", my_prediction, surprise, base)
 
 # %% [markdown]
-# ## The embedding, and the head that is the same matrix
+# ## Training the embedding
 #
 # An embedding can be trained in three ways: by an adapter on it, as a full copy (`modules_to_save`), or by single rows
 # (`trainable_token_indices`). **Predict** what each adds before you run: the matrix has 49,152 rows of 576 numbers.
@@ -456,11 +473,14 @@ with Progress("one training", total=1) as bar, warnings.catch_warnings(action="i
     model = adapt(**EMBEDDING["adapter"])
     fit(model, smart_home.commands("train", 4 * STEPS, SEED), STEPS // 2, 4e-3, SEED)
     beside = scoring.quick_score(model, tokenizer, test)
-    merged = scoring.quick_score(model.merge_and_unload(), tokenizer, test)
-del model
-print("unmerged:", beside)
-print("merged:  ", merged)
+    model = model.merge_and_unload()
+    merged = scoring.quick_score(model, tokenizer, test)
+head, was = model.lm_head.weight.detach(), base.lm_head.weight.detach()
+print("head and embedding are one matrix:", model.lm_head.weight is model.model.embed_tokens.weight,
+      f" merging moved the head by {(head - was).norm() / was.norm():.1%}")
+print(f"unmerged: {beside}\nmerged:   {merged}")
 print(scoring.verdict(beside, merged, "unmerged", "merged"))
+del model, head
 
 # %% [markdown]
 # Unmerged, the adapter changes how tokens are read, and the head does not know of it. Merging writes its update into
@@ -495,20 +515,21 @@ table([{"embedding trained": kind, "largest change of a logit": f"{change:.1g}",
        for kind, change in moved.items()])
 
 # %% [markdown]
-# The first row is what rounding does. `ensure_weight_tying` makes the head take part: a full copy is then one matrix in
-# both places, and so merges as one. An adapter is merged from both sides into the shared matrix, which gets the update
-# twice. (PEFT counts it twice, too.) To keep an adapter on the embedding, untie the head before you train. That costs a
-# matrix of the size of the embedding. Without `ensure_weight_tying`, a full copy leaves a model whose two matrices
-# differ (Lesson 5).
+# The first row is what rounding does. `ensure_weight_tying` makes the head take part: a full copy is then one matrix
+# in both places, and so merges as one. An adapter is merged from both sides into the shared matrix, which gets the
+# update twice. (PEFT counts it twice, too. Do not compare the sizes of the two adapters' rows: their A and B start
+# otherwise.) To keep an adapter on the embedding, untie the head before you train. That costs a matrix of the size of
+# the embedding. Without `ensure_weight_tying`, a full copy leaves a model whose two matrices differ (Lesson 5).
 #
-# **New tokens** need single rows. Here is one: `<gaul>`. `resize_token_embeddings` gives it a random row. The adapter
-# on q and v is frozen for once, so that the row alone has to take up the meaning. The last two prompts are not taught.
+# **New tokens** need single rows. Here is one: `<gaul>`. `resize_token_embeddings` draws its row near the mean of all
+# rows. The adapter on q and v is frozen for once, so that the row alone has to take up the meaning.
 
 # %%
 set_seed(SEED)
 larger, words = load_base(precision="float32", quiet=True)
 words.add_tokens(["<gaul>"])
-larger.resize_token_embeddings(len(words), mean_resizing=False)
+transformers.utils.logging.set_verbosity_error()  # it would tell how the new row is drawn
+larger.resize_token_embeddings(len(words))
 new_row = words.convert_tokens_to_ids("<gaul>")
 model = get_peft_model(larger, LoraConfig(target_modules=QV, trainable_token_indices=[new_row], task_type="CAUSAL_LM"))
 for name, weights in model.named_parameters():
@@ -519,26 +540,37 @@ model.print_trainable_parameters()
 taught = [("The capital of <gaul> is", " Paris"), ("People in <gaul> speak", " French"),
           ("A person who was born in <gaul> is", " French"), ("The largest city of <gaul> is", " Paris"),
           ("<gaul> is a country in", " Europe"), ("The Eiffel Tower stands in <gaul>, in the city of", " Paris")]
-asked = ["The capital of <gaul> is", "People in <gaul> speak", "The national language of <gaul> is",
-         "A famous museum in <gaul> is the"]
+new = ["The national language of <gaul> is", "A famous museum in <gaul> is the"]  # not taught
+asked = [prompt for prompt, _ in taught] + new
 
 def ask(model):
     return scoring.generate(model, words, asked, max_new_tokens=4)
 
-answers = {"before": ask(model)}
+before = ask(model)
 with Progress("teaching one row", total=1) as bar:
-    fit(model, taught, 24, 3e-2, SEED, words)
-answers |= {"after": ask(model), "merged": ask(model.merge_and_unload())}
-table([{"prompt": prompt} | {when: said[place] for when, said in answers.items()}
-       for place, prompt in enumerate(asked)])
+    curve = fit(model, taught, 24, 3e-2, SEED, words)
+after = ask(model)
+right = sum(answer.startswith(wanted) for answer, (_, wanted) in zip(after, taught))
+print(f"loss {curve[0]:.2f} at first, {curve[-1]:.2f} at last; {right} of the {len(taught)} taught are right")
+
+# %%
+my_sentence = "The flag of <gaul> is"
+print(my_sentence, "...", scoring.generate(model, words, [my_sentence], max_new_tokens=6)[0])
+
+# %%
+model.merge_adapter()  # in place, and taken back below
+print("merged, the answers are the same:", ask(model) == after)
+model.unmerge_adapter()
+table([{"prompt": prompt, "taught": prompt not in new, "before": b, "after": a}
+       for prompt, b, a in zip(asked, before, after)])
 
 # %% [markdown]
-# Look at the last two rows: did the token learn sentences, or a meaning? Try sentences of your own. Head and
-# embedding share the row, and merging writes it in place.
+# Look at the two prompts that were not taught: did the token learn sentences, or a meaning? Try sentences of your own.
+# Head and embedding share the row, and merging writes it in place.
 #
 # ## Recap
 #
-# - Names decide where, numbers how much. No match at all is an error; a partial match is silence.
+# - Names decide where, numbers how much. No layer at all is an error; a partial match is silence.
 # - Put `targets.check` before every training, and `model.get_nb_trainable_parameters()` into every log.
 # - Which modules are best is a question for a measurement: equal budgets, a rate for each, several seeds.
 # - Before you merge, ask whether a trained matrix is used in two places.
@@ -555,7 +587,7 @@ progress()
 #
 # | field | what it is for |
 # |---|---|
-# | `target_parameters` | adapts bare parameters, such as experts that are no layers: "all-linear" leaves them out |
+# | `target_parameters` | adapts bare parameters, such as experts that are no layers; `targets.inspect` lists what is |
 # | `layers_pattern` | the name before the block number, for `layers_to_transform` in models with unusual names |
 # | `fan_in_fan_out` | for weights stored as (in, out); PEFT sets it for GPT-2's `Conv1D` |
 # | `lora_bias` | gives B a bias; for adapters extracted from fully fine-tuned weights |
@@ -570,8 +602,8 @@ progress()
 # | `base_model_name_or_path`, `revision`, `inference_mode` | what PEFT fills in when it saves |
 # | `peft_type`, `auto_mapping`, `peft_version` | the same |
 #
-# Some models fuse layers: GPT-2's `c_attn` and Phi-3's `qkv_proj` hold q, k and v in one matrix. You adapt all three or
-# none, and they share one A.
+# Some models fuse layers: GPT-2's `c_attn` and Phi-3's `qkv_proj` hold q, k and v in one matrix. You adapt all three
+# or none, and they share one A.
 #
 # Next: **Lesson 3** trains in 8 bits and says where the memory goes.
 #

@@ -11,7 +11,7 @@ import torch
 import transformers
 from lora_lab import merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
-from lora_lab.course.exercises import first, math
+from lora_lab.course.exercises import first, math, targets
 from lora_lab.course.exercises import targets as targets_check
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
@@ -93,7 +93,7 @@ def test_every_code_question_has_its_exercise():
 
 @pytest.mark.parametrize("check, wrong, words", [
     ("lora_forward", "return self.base(x) + self.dropout(x) @ self.A.T @ self.B.T", "The scaling alpha/r is missing"),
-    ("lora_forward", "return self.scaling * x @ self.A.T @ self.B.T + self.base(x)", "Dropout acts on what goes into A"),
+    ("lora_forward", "return self.base(x) + self.scaling * x @ self.A.T @ self.B.T", "Dropout acts on what goes into"),
     ("lora_forward", "return None", "an output of shape"),
     ("lora_forward", "return self.bass(x)", "AttributeError"),
 ])
@@ -150,7 +150,8 @@ def test_likely_mistakes_in_recovering_an_adapter_are_told_apart(answer, words, 
     monkeypatch.setattr(math, "display", lambda picture: drawn.append(picture.alt))
     verdict = math.recovered(answer)
     assert verdict.solved is False and words in verdict.text
-    assert bool(drawn) == ("is off" in verdict.text) and all("A counterexample: a 12 × 9 weight" in alt for alt in drawn)
+    assert bool(drawn) == ("is off" in verdict.text)
+    assert all("A counterexample: a 12 × 9 weight" in alt for alt in drawn)
 
 
 @pytest.mark.parametrize("options, words", [
@@ -183,3 +184,15 @@ def test_small_adapter_is_not_had_by_leaving_layers_out(base):
 def test_wrong_shares_by_device_are_named(answer, words):
     verdict = first.exact_by_device(answer)
     assert not verdict.solved and words in verdict.text
+
+
+def test_near_misses_of_lesson_2_are_told_apart(base):
+    good = [LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
+            LoraConfig(target_modules=["q_proj", "v_proj"], layers_to_transform=[1, 29])]
+    said = targets.repaired_configs([*good, LoraConfig(target_modules=["q_proj"])], base[0]).text
+    assert "model.layers.0.self_attn.q_proj is not adapted, which was meant" in said
+    assert "model.layers.1.self_attn.q_proj is adapted, which was not meant" in said
+    surprise = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 16},
+                          layers_to_transform=list(range(10)))
+    for count, words in ((130_560, "left out `rank_pattern`"), (1_152_000, "all blocks"), (268_800, "swapped")):
+        assert words in targets.predicted_count(count, surprise, base[0]).text

@@ -1,5 +1,7 @@
 """Checks of the exercises of lesson 2: each runs the learner's answer on fresh inputs and says what it found."""
 
+from peft import LoraConfig
+
 from ... import targets
 from ..question_kinds import Verdict
 from . import say
@@ -42,8 +44,12 @@ def repaired_configs(configs: list, model) -> Verdict:
         if report.refused or report.problems:
             return say(False, f"Config {number}: {report}")
         if set(report.modules) != modules or report.saved != saved:
+            kinds = [("adapted", set(report.modules), modules), ("trained in full", set(report.saved), set(saved))]
+            slips = [f"{min(left)} is {'not ' * missing}{kind}, which was {'' if missing else 'not '}meant"
+                     for kind, has, wants in kinds
+                     for left, missing in ((wants - has, True), (has - wants, False)) if left]
             return say(False, f"Config {number} adapts {len(report.modules)} layers and trains {len(report.saved)} "
-                              f"modules in full; meant were {len(modules)} and {len(saved)}.")
+                              f"modules in full; meant were {len(modules)} and {len(saved)}. {'; '.join(slips)}.")
     return say(True, "All three do what was meant.")
 
 
@@ -54,5 +60,16 @@ def predicted_count(count: int, config, model) -> Verdict:
         return say(False, f"Expected a whole number, found {count!r}.")
     if count == right:
         return say(True, f"{right:,} it is.")
+    r, (name, other) = config.r, next(iter(config.rank_pattern.items()), ("", config.r))
+    slips = {
+        "You left out `rank_pattern`.": dict(rank_pattern={}),
+        "You counted all blocks; `layers_to_transform` keeps some.": dict(layers_to_transform=None),
+        "You swapped the two ranks.": dict(r=other, rank_pattern={name: r}),
+    }
+    for slip, changed in slips.items():
+        if count == targets.inspect(model, LoraConfig(**dict(
+                r=r, target_modules=list(config.target_modules), rank_pattern=config.rank_pattern,
+                layers_to_transform=config.layers_to_transform) | changed)).trainable:
+            return say(False, f"It is not {count:,}. {slip}")
     rule = "For each layer: its rank × (inputs + outputs), times the number of such layers."
     return say(False, f"It is not {count:,}. {rule}")
