@@ -11,7 +11,7 @@ import torch
 import transformers
 from lora_lab import merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
-from lora_lab.course.exercises import first, math, targets
+from lora_lab.course.exercises import first, math
 from lora_lab.course.exercises import targets as targets_check
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
@@ -189,10 +189,10 @@ def test_wrong_shares_by_device_are_named(answer, words):
 def test_near_misses_of_lesson_2_are_told_apart(base):
     good = [LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
             LoraConfig(target_modules=["q_proj", "v_proj"], layers_to_transform=[1, 29])]
-    said = targets.repaired_configs([*good, LoraConfig(target_modules=["q_proj"])], base[0]).text
+    said = targets_check.repaired_configs([*good, LoraConfig(target_modules=["q_proj"])], base[0]).text
     assert "model.layers.0.self_attn.q_proj is not adapted, which was meant" in said
     assert "model.layers.1.self_attn.q_proj is adapted, which was not meant" in said
     surprise = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 16},
                           layers_to_transform=list(range(10)))
     for count, words in ((130_560, "left out `rank_pattern`"), (1_152_000, "all blocks"), (268_800, "swapped")):
-        assert words in targets.predicted_count(count, surprise, base[0]).text
+        assert words in targets_check.predicted_count(count, surprise, base[0]).text
