@@ -336,8 +336,10 @@ def exact_by_device(commands, answers):
 quiz("first/exact_by_device", exact_by_device)
 
 # %%
-for device, share in exact_by_device(sample, answers_told).items() or [("complete the function above", 0)]:
+for device, share in exact_by_device(sample, answers_told).items():
     print(f"{device}: {share:.0%} of {sum(device in json.loads(c.answer) for c in sample)}")
+if not exact_by_device(sample, answers_told):
+    print("Complete the function above, then run this again.")
 
 # %% [markdown]
 # ## Save it, and load it into a fresh model

@@ -377,7 +377,8 @@ order = sorted(ends, key=lambda kind: sum(ends[kind]))
 cuts = [n for n in (1, 2, 3) if max(max(ends[k]) for k in order[:n]) < min(min(ends[k]) for k in order[n:])]
 for n in cuts:
     print(f"Every run of {' and '.join(order[:n])} ends lower than every run of {' and '.join(order[n:])}.")
-print("" if cuts else "The seeds of all choices overlap.")
+if not cuts:
+    print("No line through the dots has all runs of some choices on one side, and those of the others beyond it.")
 compare("targets/same_winner", most)
 
 # %% [markdown]
