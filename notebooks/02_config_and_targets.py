@@ -18,10 +18,10 @@
 #
 # A `LoraConfig` says which layers get an adapter and how large it is. Names in it may match nothing, and the training
 # still runs. Here you make that mistake, measure what it costs, and learn to see it before you train. Then you change
-# the other fields one by one and watch what each does.
+# the fields that matter in practice and watch what each does.
 #
-# **You will be able to** write a config for any model and any budget, say how many parameters it trains before it
-# trains, and choose modules by measurement.
+# **You will be able to** write a config for a model whose layers you can list, say how many parameters it trains
+# before it trains, and choose modules by measurement.
 #
 # **You need** [Lesson 0](00_first_adapter.ipynb) and [Lesson 1](01_low_rank_math.ipynb).
 #
@@ -57,16 +57,17 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 SEED, STEPS = 0, 14
 base, tokenizer = load_base(precision="float32")
 
-def adapt(precision="float32", **options):  # copied, since PEFT adds to the lists that it is given
+def adapt(precision="float32", **options):  # None is what suits this machine
     defaults = dict(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    config = LoraConfig(**copy.deepcopy(defaults | options))
+    config = LoraConfig(**copy.deepcopy(defaults | options))  # PEFT adds to the lists that it is given
     return get_peft_model(load_base(precision=precision, quiet=True)[0], config)
 
 # %% [markdown]
 # ## The silent miss
 #
-# You copy a config from a tutorial. It was written for a model that calls its value projections `value`. SmolLM2 calls
-# them `v_proj`. So one of the two names fits here and the other does not. This is everything that PEFT says about it:
+# You copy a config from a tutorial. It was written for a model that calls its value projections `value`. SmolLM2
+# calls them `v_proj`. So one of the two names fits here and the other does not. This is everything that PEFT says
+# about the second name:
 
 # %% tags=["nbval-check-output"]
 with warnings.catch_warnings(record=True) as said:
@@ -77,11 +78,11 @@ half.print_trainable_parameters()
 
 # %% [markdown]
 # PEFT stops if *no* name fits, or if a name fits something that is no layer. Otherwise it adapts what it finds and
-# says nothing about the rest. The count is the only trace, and you would have to know the right one.
+# says nothing about the rest. The count is the only trace that it prints, and you would have to know the right one.
 #
 # Will the training show it? You train this config and the right one on Lesson 0's commands, for the same few steps.
 # And then the opposite mistake: `query` for `q_proj`, so that the value projections train and the query projections do
-# not. They have fewer outputs, so this config trains fewer parameters. Predict both.
+# not. The value projections have fewer outputs, so this config trains fewer parameters. Predict both.
 
 # %%
 quiz("targets/wrong_name")
@@ -91,8 +92,8 @@ quiz("targets/which_half")
 
 # %% [markdown]
 # `fit` is the training of Lesson 0 in one function. The test commands are ones that training never shows: half of
-# them combine device and room anew, half use other sentences. (`quick_score` asks for each token of an answer after
-# the right ones before it, all at once.)
+# them combine device and room anew, half use other sentences. (`quick_score` shows the model each answer's right
+# tokens so far: the answer is exact if its own first choice is right at every place.)
 
 # %%
 test = smart_home.commands("test combinations", 32, SEED) + smart_home.commands("test phrasings", 32, SEED)
@@ -155,7 +156,8 @@ plots.score_bars(scores, "The price of one wrong name")
 # ## The cure: check before you train
 #
 # `targets.check` lets PEFT adapt a copy of the model without weights, in a fraction of a second. It raises if any
-# entry of the config has no effect.
+# entry of the config has no effect (`targets.inspect` reports the same and does not raise). Without the course,
+# `model.targeted_module_names` lists what PEFT adapted.
 
 # %% tags=["nbval-check-output"]
 try:
@@ -172,8 +174,8 @@ except LabError as error:
 # - **None**: PEFT's own choice for this kind of model.
 #
 # `exclude_modules` takes layers out again, `layers_to_transform` keeps the blocks with these numbers (beside a list
-# only), and `modules_to_save` trains whole modules in full, found by name. Find the misses before the next cell does:
-# the model has 30 blocks, numbered from 0.
+# only), and `modules_to_save` trains whole modules in full: all whose names end in these letters, after a dot or not.
+# Find the misses before the next cell does: the model has 30 blocks, numbered from 0.
 
 # %%
 quiz("targets/accepted")
@@ -183,6 +185,7 @@ for options in (dict(target_modules=["query"]),
                 dict(target_modules=["q_proj"], layers_to_transform=[29, 30]),
                 dict(target_modules=["q_proj"], modules_to_save=["score"]),
                 dict(target_modules=["self_attn"]),
+                dict(target_modules=["self_attn.q_proj", "v_proj"]),
                 dict(target_modules="all-linear", exclude_modules=["o_proj", "gate"]),
                 dict(target_modules=r".*\.(q|v|key)_proj")):
     report = targets.inspect(base, LoraConfig(**options))
@@ -222,8 +225,9 @@ for options in (dict(target_modules="q_proj"), dict(target_modules="all-linear",
         print(f"{options}\n    {type(error).__name__}: {str(error)[:75]}")
 
 # %% [markdown]
-# `"q_proj"` is a string, so it would have to be the whole name: write `["q_proj"]`. "all-linear" is a string, too, and
-# block numbers go with a list: write the names, or put the number into an expression. Here are the last ten blocks:
+# `"q_proj"` is a string, so it would have to be the whole name: write `["q_proj"]`. "all-linear" is a string, too,
+# and block numbers go with a list: write the names, or put the number into an expression. Here are the last ten
+# blocks, q and v by a list, all linear layers by an expression:
 
 # %% tags=["nbval-check-output"]
 for options in (dict(target_modules=QV, layers_to_transform=list(range(20, 30))),
@@ -255,8 +259,8 @@ quiz("targets/named_config")
 explorers.explore(base)
 
 # %% [markdown]
-# `lora_alpha` sets the **scaling** of the update, alpha/r; with `use_rslora` it is alpha/√r (Kalajdzievski 2023).
-# **Predict.** You raise r from 8 to 64 and leave alpha at 16. What happens to each scaling?
+# `lora_alpha` sets the **scaling** of the update, alpha/r; with `use_rslora` it is alpha/√r (Kalajdzievski 2023;
+# Lesson 4 tries it). **Predict.** You raise r from 8 to 64 and leave alpha at 16. What happens to each scaling?
 
 # %% tags=["nbval-check-output"]
 def scaling(**options):
@@ -279,7 +283,7 @@ table([{"r": r, "trainable": f"{targets.check(base, LoraConfig(r=r, target_modul
 # - `use_dora` adds a trainable length for each output (Liu et al. 2024), and takes more memory and time.
 #
 # A share of trainable parameters needs a total. In 4 bits (nf4, Lesson 3), two weights of a linear layer share a byte,
-# and the tensor that holds them says it has half as many entries. Embedding and norms stay as they are.
+# and the tensor that holds them says it has half as many entries.
 
 # %%
 quiz("targets/four_bits")
@@ -291,7 +295,8 @@ get_peft_model(four, LoraConfig(target_modules=QV)).print_trainable_parameters()
 del four
 
 # %% [markdown]
-# `print_trainable_parameters` knows of the packing and counts weights. A sum over `numel()` counts what is stored.
+# `print_trainable_parameters` knows of the packing and counts weights. A sum over `numel()` counts the entries of
+# tensors.
 #
 # **Exercise: a config for a budget.** At most one million trainable parameters, on the three MLP layers of the upper
 # half of the model only (blocks 15 to 29), with the highest rank that allows, and scaling 2.
@@ -358,7 +363,8 @@ run(SEED + 2)
 SEEDS = (SEED, SEED + 1, SEED + 2)
 found = {kind: [race[kind, seed] for seed in SEEDS] for kind in CHOICES}
 plots.dots({f"{kind}, rate {CHOICES[kind][0]:g}": [score.loss for score in runs] for kind, runs in found.items()},
-           "loss on held-out commands", "Are the choices further apart than the seeds of one choice?", form="{:.3f}")
+           "loss on held-out commands (lower is better)", "Are the choices further apart than their seeds?",
+           form="{:.3f}")
 
 # %%
 plots.dots({kind: [100 * score.exact for score in runs] for kind, runs in found.items()}, "exact answers (%)",
@@ -374,17 +380,18 @@ else:
     print("The leader changes with the seed: these runs give no ranking of the best.")
 ends = {kind: [score.loss for score in runs] for kind, runs in found.items()}
 order = sorted(ends, key=lambda kind: sum(ends[kind]))
-cuts = [n for n in (1, 2, 3) if max(max(ends[k]) for k in order[:n]) < min(min(ends[k]) for k in order[n:])]
-for n in cuts:
-    print(f"Every run of {' and '.join(order[:n])} ends lower than every run of {' and '.join(order[n:])}.")
-if not cuts:
-    print("No line through the dots has all runs of some choices on one side, and those of the others beyond it.")
+behind = {kind: [other for other in order if max(ends[kind]) < min(ends[other])] for kind in order}
+for kind in filter(behind.get, order):
+    print(f"Every run of {kind} ends lower than every run of {' and of '.join(behind[kind])}.")
+if not any(behind.values()):
+    print("The seeds of all choices overlap.")
 compare("targets/same_winner", most)
 
 # %% [markdown]
-# So few steps measure how *fast* each choice learns. The benchmark trains longer, to see where each arrives: read
-# [its table](../benchmarks/README.md) beside your dots. It is one task and one small model. Take the experiment to
-# your own model, rather than its winner.
+# So few steps measure how *fast* each choice learns. And two of the choices run at twice the rate: in so few steps
+# that alone could put them ahead. The benchmark trains longer, to see where each arrives: read [its
+# table](../benchmarks/README.md) beside your dots. It is one task and one small model. Take the experiment to your
+# own model, rather than its winner.
 #
 # ## A higher rank for some layers
 #
@@ -398,8 +405,8 @@ PATTERNS = {"r 8, alpha 16": {}, "r 32, alpha 16": dict(rank_pattern={"v_proj": 
 table([{"v_proj": kind, "scaling there": scaling(**options)} for kind, options in PATTERNS.items()])
 
 # %% [markdown]
-# **Predict** what a short training makes of the second line, compared with the first. And which two of the four lines
-# will end closest to each other?
+# **Predict** what a short training makes of the second line, compared with the first. And which lines will end in
+# pairs: those of equal rank, of equal alpha, or of equal scaling?
 
 # %%
 quiz("targets/patterned")
@@ -462,37 +469,35 @@ table([{"embedding trained": kind, "parameters": f"{count:,}", "added": f"{count
        for kind, count in counts.items()])
 
 # %% [markdown]
-# In SmolLM2 embedding and output head are **tied**: one matrix that is used in two places. Train an adapter on the
-# embedding, then merge it.
+# (With `ensure_weight_tying` PEFT counts the A and B that the two places share twice.) In SmolLM2 embedding and
+# output head are **tied**: one matrix that is used in two places. Train an adapter on the embedding, then merge it.
 
 # %%
 quiz("targets/tied")
 
 # %%
 set_seed(SEED)
+ids = tokenizer("The ferry leaves the old harbour at", return_tensors="pt").to(base.device)
 with Progress("one training", total=1) as bar, warnings.catch_warnings(action="ignore"):
     model = adapt(**EMBEDDING["adapter"])
     fit(model, smart_home.commands("train", 4 * STEPS, SEED), STEPS // 2, 4e-3, SEED)
-    beside = scoring.quick_score(model, tokenizer, test)
-    model = model.merge_and_unload()
-    merged = scoring.quick_score(model, tokenizer, test)
+    with torch.no_grad():
+        beside, logits = scoring.quick_score(model, tokenizer, test), model.eval()(**ids).logits
+        model = model.merge_and_unload()
+        merged, now = scoring.quick_score(model, tokenizer, test), model(**ids).logits
 head, was = model.lm_head.weight.detach(), base.lm_head.weight.detach()
-print("head and embedding are one matrix:", model.lm_head.weight is model.model.embed_tokens.weight,
-      f" merging moved the head by {(head - was).norm() / was.norm():.1%}")
-print(f"unmerged: {beside}\nmerged:   {merged}")
-print(scoring.verdict(beside, merged, "unmerged", "merged"))
-del model, head
+print("head and embedding are one matrix:", model.lm_head.weight is model.model.embed_tokens.weight)
+print(f"merging moved the head by {(head - was).norm() / was.norm():.1%}, a logit by up to "
+      f"{(now - logits).abs().max().item():.2g}\nunmerged: {beside}\nmerged:   {merged}")
 
 # %% [markdown]
 # Unmerged, the adapter changes how tokens are read, and the head does not know of it. Merging writes its update into
-# the one matrix, and so into the head. PEFT warns about it (the cell hides that).
+# the one matrix, and so into the head. PEFT warns about it.
 #
 # Which of the other ways survive a merge? Give what trains in each a small push, as a training would, and compare the
 # logits before and after.
 
 # %%
-ids = tokenizer("The ferry leaves the old harbour at", return_tensors="pt").to(base.device)
-
 @torch.no_grad()
 def moved_by_merging(model):
     for weights in [weights for weights in model.parameters() if weights.requires_grad]:
@@ -518,7 +523,7 @@ table([{"embedding trained": kind, "largest change of a logit": f"{change:.1g}",
 # %% [markdown]
 # The first row is what rounding does. `ensure_weight_tying` makes the head take part: a full copy is then one matrix
 # in both places, and so merges as one. An adapter is merged from both sides into the shared matrix, which gets the
-# update twice. (PEFT counts it twice, too. Do not compare the sizes of the two adapters' rows: their A and B start
+# update twice. (Do not compare the sizes of the two adapters' rows: their A and B start
 # otherwise.) To keep an adapter on the embedding, untie the head before you train. That costs a matrix of the size of
 # the embedding. Without `ensure_weight_tying`, a full copy leaves a model whose two matrices differ (Lesson 5).
 #
@@ -541,7 +546,8 @@ model.print_trainable_parameters()
 taught = [("The capital of <gaul> is", " Paris"), ("People in <gaul> speak", " French"),
           ("A person who was born in <gaul> is", " French"), ("The largest city of <gaul> is", " Paris"),
           ("<gaul> is a country in", " Europe"), ("The Eiffel Tower stands in <gaul>, in the city of", " Paris")]
-new = ["The national language of <gaul> is", "A famous museum in <gaul> is the"]  # not taught
+new = ["The national language of <gaul> is", "A famous museum in <gaul> is the",  # not taught
+       "The president of <gaul> lives in", "The flag of <gaul> is", "In winter, <gaul> is"]
 asked = [prompt for prompt, _ in taught] + new
 
 def ask(model):
@@ -551,23 +557,24 @@ before = ask(model)
 with Progress("teaching one row", total=1) as bar:
     curve = fit(model, taught, 24, 3e-2, SEED, words)
 after = ask(model)
-right = sum(answer.startswith(wanted) for answer, (_, wanted) in zip(after, taught))
-print(f"loss {curve[0]:.2f} at first, {curve[-1]:.2f} at last; {right} of the {len(taught)} taught are right")
+right = [sum(answer.startswith(wanted) for answer, (_, wanted) in zip(said, taught)) for said in (before, after)]
+print(f"loss {curve[0]:.2f} at first, {curve[-1]:.2f} at last; of the {len(taught)} taught, right before: {right[0]}, "
+      f"after: {right[1]}")
 
 # %%
-my_sentence = "The flag of <gaul> is"
+my_sentence = "The food in <gaul> is"
 print(my_sentence, "...", scoring.generate(model, words, [my_sentence], max_new_tokens=6)[0])
 
 # %%
 model.merge_adapter()  # in place, and taken back below
 print("merged, the answers are the same:", ask(model) == after)
 model.unmerge_adapter()
-table([{"prompt": prompt, "taught": prompt not in new, "before": b, "after": a}
+table([{"prompt": prompt, "taught": prompt not in new, "before": b.strip(), "after": a.strip()}
        for prompt, b, a in zip(asked, before, after)])
 
 # %% [markdown]
-# Look at the two prompts that were not taught: did the token learn sentences, or a meaning? Try sentences of your own.
-# Head and embedding share the row, and merging writes it in place.
+# Look at the prompts that were not taught: did the token learn sentences, or a meaning? Five prompts decide little;
+# try sentences of your own. Head and embedding share the row, and merging writes it in place.
 #
 # ## Recap
 #
@@ -588,12 +595,12 @@ progress()
 #
 # | field | what it is for |
 # |---|---|
-# | `target_parameters` | adapts bare parameters, such as experts that are no layers; `targets.inspect` lists what is |
+# | `target_parameters` | adapts bare parameters, such as experts that are no layers; `targets.inspect` lists them |
 # | `layers_pattern` | the name before the block number, for `layers_to_transform` in models with unusual names |
 # | `fan_in_fan_out` | for weights stored as (in, out); PEFT sets it for GPT-2's `Conv1D` |
 # | `lora_bias` | gives B a bias; for adapters extracted from fully fine-tuned weights |
 # | `layer_replication` | stacks copies of layers, each with its own adapter, into a deeper model |
-# | `loftq_config`, `eva_config`, `corda_config`, `lora_ga_config` | details of the starts of those names |
+# | `loftq_config`, `eva_config`, `corda_config`, `lora_ga_config` | settings of the initialisations of those names |
 # | `use_qalora`, `qalora_group_size` | quantisation-aware LoRA, for GPTQ weights only |
 # | `alora_invocation_tokens` | Activated LoRA: the adapter acts only after these tokens, and cannot be merged |
 # | `velora_config`, `kasa_config`, `monteclora_config` | research variants of the layer |

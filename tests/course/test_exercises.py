@@ -194,5 +194,6 @@ def test_near_misses_of_lesson_2_are_told_apart(base):
     assert "model.layers.1.self_attn.q_proj is adapted, which was not meant" in said
     surprise = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 16},
                           layers_to_transform=list(range(10)))
-    for count, words in ((130_560, "left out `rank_pattern`"), (1_152_000, "all blocks"), (268_800, "swapped")):
+    for count, words in ((130_560, "left out `rank_pattern`"), (1_152_000, "all blocks"), (268_800, "swapped"),
+                         (38_400, "one block")):
         assert words in targets_check.predicted_count(count, surprise, base[0]).text

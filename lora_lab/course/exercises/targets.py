@@ -64,6 +64,7 @@ def predicted_count(count: int, config, model) -> Verdict:
     slips = {
         "You left out `rank_pattern`.": dict(rank_pattern={}),
         "You counted all blocks; `layers_to_transform` keeps some.": dict(layers_to_transform=None),
+        "That is one block.": dict(layers_to_transform=(config.layers_to_transform or [0])[:1]),
         "You swapped the two ranks.": dict(r=other, rank_pattern={name: r}),
     }
     for slip, changed in slips.items():
