@@ -268,9 +268,9 @@ print("The update is", "concentrated: it needs less than half as many directions
 # - **The steps, shuffled.** Each of the steps you kept, with its rows and columns put in an order of its own. Each is
 #   as strong and as concentrated as before, but no two share their directions any more. If the low count came from
 #   the small number of steps, the shuffled sum would need as few directions as the update.
-# - **Random answers.** The same commands, but random tokens in place of each answer. There is nothing to learn about
-#   commands: the loss can fall to that of expecting every token alike, $\ln 49152 \approx 10.8$, and no further. (Half
-#   as many steps, to save time.)
+# - **Random answers.** The same commands, but random tokens in place of each answer. All that is left to learn is that
+#   every token is as likely as any other, a loss of $\ln 49152 \approx 10.8$ a token, and where the end comes. (Half as
+#   many steps, to save time.)
 
 # %%
 quiz("math/random_answers")
