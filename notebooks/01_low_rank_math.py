@@ -468,9 +468,9 @@ by_hand_score = scoring.quick_score(by_hand, tokenizer, test, progress="scoring"
 print("Answers:", scoring.verdict(by_hand_score, whole, "LoRA of rank 8", FULL))
 
 # %% [markdown]
-# The last line is no race: one seed, twenty steps, and rates that nobody tuned. (The best rates published for LoRA
-# are about ten times those of full fine-tuning: Schulman et al. 2025.) Lesson 0 gave the same adapter three times as
-# many steps: compare its score. PEFT adds what production needs: saving, merging, several adapters, quantised layers.
+# The last line is no race: one seed, few steps, and rates that nobody tuned. (The best rates published for LoRA are
+# about ten times those of full fine-tuning: Schulman et al. 2025.) Lesson 0 gave the same adapter more steps: compare
+# its score. PEFT adds what production needs: saving, merging, several adapters, quantised layers.
 #
 # **Puzzle 2: the layer, from memory.** Complete `forward` without looking up. This time A and B are bare parameters:
 # A is (r × d_in), B is (d_out × r), and `x` is (..., d_in).
