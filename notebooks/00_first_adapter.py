@@ -397,7 +397,7 @@ for attempt in (
 #
 # ## Experienced-dev note
 #
-# - Save the adapter, not the model: one base serves many adapters, and Lesson 5 merges one for speed.
+# - Save the adapter, not the model: one base serves many adapters, and Lesson 6 merges one for speed.
 # - One run is one run. The recipe was chosen on validation commands, the scores above are from test commands, and
 #   [the benchmark](../benchmarks/README.md) repeats it for several seeds.
 # - This notebook is an ordinary program: its twin `00_first_adapter.py` runs under `python` and under
@@ -424,8 +424,8 @@ progress()
 # - The adapter is a small file for one base. Switch it off, and the base is as it was.
 # - Measure on held-out data, with an interval, and measure what was forgotten.
 #
-# Next: **Lesson 1** shows why a low rank is enough, **2** which layers to name, **3** the same training in 8 bits and
-# where the memory goes, **4** what alpha does, **5** how to merge and ship.
+# Next: **Lesson 1** shows why a low rank is enough, **2** which layers to name, **3** the same training in 8 bits,
+# **4** where the memory goes, **5** what alpha does, **6** how to merge and ship.
 #
 # LoRA was introduced in Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models* (2021), section 4.1.
 #

@@ -499,7 +499,7 @@ table([{"embedding trained": kind, "largest change of a logit": f"{change:.1g}",
 # both places, and so merges as one. An adapter is merged from both sides into the shared matrix, which gets the update
 # twice. (PEFT counts it twice, too.) To keep an adapter on the embedding, untie the head before you train. That costs a
 # matrix of the size of the embedding. Without `ensure_weight_tying`, a full copy leaves a model whose two matrices
-# differ (Lesson 5).
+# differ (Lesson 6).
 #
 # **New tokens** need single rows. Here is one: `<gaul>`. `resize_token_embeddings` gives it a random row. The adapter
 # on q and v is frozen for once, so that the row alone has to take up the meaning. The last two prompts are not taught.
@@ -573,7 +573,7 @@ progress()
 # Some models fuse layers: GPT-2's `c_attn` and Phi-3's `qkv_proj` hold q, k and v in one matrix. You adapt all three or
 # none, and they share one A.
 #
-# Next: **Lesson 3** trains in 8 bits and says where the memory goes.
+# Next: **Lesson 3** trains in 8 bits.
 #
 # Sources: Hu et al., *LoRA* (2021), section 7.1; Dettmers et al., *QLoRA* (2023), section 4; Schulman et al., *LoRA
 # Without Regret* (Thinking Machines, 2025); Kalajdzievski, *A Rank Stabilization Scaling Factor for Fine-Tuning with
