@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 5 · The alpha experiments
 #
-# *Lessons:* ← [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) ·
+# *Lessons:* ← [4 · Where the memory goes](04_memory.ipynb) ·
 # [6 · Merging and shipping](06_merge_and_ship.ipynb) →
 #
 # `lora_alpha` is one number in a config, and the least understood. You turn it on a trained adapter and watch what
@@ -815,5 +815,5 @@ quiz("alpha/loud", loud)
 # with LoRA* (2023), section 3; Hayou et al., *LoRA+* (2024), section 3; Schulman et al., *LoRA Without Regret*
 # (2025); Biderman et al., *LoRA Learns Less and Forgets Less* (2024)
 #
-# *Lessons:* ← [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) ·
+# *Lessons:* ← [4 · Where the memory goes](04_memory.ipynb) ·
 # [6 · Merging and shipping](06_merge_and_ship.ipynb) →

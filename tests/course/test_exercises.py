@@ -12,6 +12,7 @@ import transformers
 from lora_lab import merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
 from lora_lab.course.exercises import first, math
+from lora_lab.course.exercises import memory as memory_check
 from lora_lab.course.exercises import targets as targets_check
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
@@ -168,3 +169,44 @@ def test_small_adapter_is_not_had_by_leaving_layers_out(base):
 def test_wrong_shares_by_device_are_named(answer, words):
     verdict = first.exact_by_device(answer)
     assert not verdict.solved and words in verdict.text
+
+
+def _pieces(head, hidden, labels, size, reduction="sum"):
+    return [nn.functional.cross_entropy(head(some), right, reduction=reduction)
+            for some, right in zip(hidden.split(size), labels.split(size))]
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda *given: torch.stack(_pieces(*given, reduction="mean")).mean(), "labels count, in pieces of"),
+    (lambda head, hidden, labels, size: sum(_pieces(head, hidden, labels, size)) / len(labels), "labels count"),
+    (lambda head, hidden, labels, size: nn.functional.cross_entropy(head(hidden), labels), "the head got"),
+    (lambda *given: sum(_pieces(*given)).detach(), "lost its gradient"), (lambda *given: None, "found NoneType"),
+])
+def test_likely_mistakes_in_a_loss_in_pieces_are_told_apart(answer, words):
+    verdict = memory_check.mean_loss(answer)
+    assert verdict.solved is False and words in verdict.text
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(precision="bfloat16", batch_size=4, seq_len=2048, checkpointing="reentrant"), "It needs"),
+    (dict(precision="int8", batch_size=4, seq_len=2048, checkpointing="reentrant"), "It needs"),
+    (dict(precision="nf4", batch_size=8, seq_len=1024, checkpointing="reentrant"), "in rows of 1,024"),
+    (dict(precision="nf4", batch_size=4, seq_len=2048, prepared=False), "Leave out prepared"),
+])
+def test_near_misses_of_the_settings_that_fit_are_told_apart(settings, words):
+    verdict = memory_check.fits_gpu(settings, 16)
+    assert verdict.solved is False and words in verdict.text
+
+
+def _prepared(model, config, **options):
+    return get_peft_model(prepare_model_for_kbit_training(model, **options), config)
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda model, config: prepare_model_for_kbit_training(get_peft_model(model, config)), "Nothing trains"),
+    (lambda *given: _prepared(*given, use_gradient_checkpointing=False), "no block is checkpointed"),
+    (lambda *given: _prepared(*given, gradient_checkpointing_kwargs={"use_reentrant": False}), "inputs of 8-bit"),
+])
+def test_likely_mistakes_in_preparing_are_told_apart(answer, words):
+    verdict = memory_check.ready(answer)
+    assert verdict.solved is False and words in verdict.text

@@ -1,15 +1,17 @@
 """What the lessons claim about their own code, on a model small enough to check in seconds."""
 
 import copy
+import tomllib
 from pathlib import Path
 
 import jupytext
 import pytest
 import torch
+from lora_lab import memory, scoring
 from lora_lab.scoring import Score
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import set_seed
+from transformers import LlamaConfig, Qwen2Config, set_seed
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 
@@ -94,3 +96,49 @@ def train(model, batches):
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+@pytest.mark.parametrize("rounds, said", [
+    ([1.0, 2.0, 2.1, 2.2], "slower in every round"), ([9.0, 0.5, 0.5, 0.5], "faster in every round"),
+    ([1.0, 1.0, 1.1, 1.3], "the rounds overlap"),
+])
+def test_the_race_of_bits_says_what_its_rounds_allow(rounds, said, capsys):
+    taken = {"bfloat16": [5.0, 1.0, 1.1, 1.2], "int8": rounds, "nf4": rounds}
+    names = dict(taken=taken, rates={kind: 1.0 for kind in taken}, OWN="bfloat16", compare=lambda *_: None)
+    exec(cell("03_train_in_8bit", "slowest, fastest"), names)
+    assert capsys.readouterr().out.count(said) == 2
+
+
+@pytest.mark.parametrize("loss, said", [(0.5, "more than the seed does"), (0.21, "no more than the seed does")])
+def test_rounded_bases_are_measured_by_the_seed(loss, said, capsys):
+    scores = {kind: Score(0.9, None, 100, value) for kind, value in
+              {"float32": 0.2, "bfloat16": 0.2, "bfloat16, other seed": 0.3, "int8": loss, "nf4": loss}.items()}
+    names = dict(scores=scores, OWN="bfloat16", compare=lambda *_: None, scoring=scoring)
+    exec(cell("03_train_in_8bit", "for kind in scores:"), names)
+    printed = capsys.readouterr().out
+    assert printed.count(said) == 2 and printed.count("cannot tell the two apart") == 4
+
+
+def test_published_peaks_of_the_lesson_are_the_benchmarks():
+    """Figures and settings as they stand in benchmarks/published_peaks.toml."""
+    table = tomllib.loads((FOLDER.parent / "benchmarks/published_peaks.toml").read_text())
+    def lora(r, targets=None, **more):
+        return dict(r=r, **({"targets": targets} if targets else {}), **more)
+
+    names = dict(LlamaConfig=LlamaConfig, Qwen2Config=Qwen2Config, llama=LlamaConfig(), lora=lora)
+    exec(cell("04_memory", "wide = dict"), names)
+    for gb, config, adapter, options in names["PEAKS"].values():
+        [peak] = [peak for peak in table["peaks"] if peak["plan"] == adapter | options]
+        assert peak["gb"] == gb
+        sizes = table["models"][peak["model"]]["config"]
+        assert all(getattr(config, key) == value for key, value in sizes.items() if "tie" not in key
+                   and key != "max_position_embeddings")
+
+
+@pytest.mark.parametrize("gaps, said", [((0.1, -0.3), ["1 of 2 plans are short", "second, -30%"]),
+                                        ((0.2, 0.1), ["0 of 2 plans are short", "first, +20%"])])
+def test_the_gap_of_the_plans_is_computed(gaps, said, capsys):
+    names = dict(gaps=dict(zip(("first", "second"), gaps)), memory=memory, compare=lambda *_: None)
+    exec(cell("04_memory", "worst = max(gaps"), names)
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in said)

@@ -58,6 +58,14 @@ def test_memory_bars_say_the_largest_part_and_mark_the_limit():
     assert picture.alt.endswith("A line marks 16 GB.")
 
 
+def test_memory_bars_carry_what_was_found_elsewhere():
+    plain, marked = (plots.memory({"a": {"weights_bytes": 7e9}, "b": {"weights_bytes": 9e9}}, marks=marks)
+                     for marks in (None, {"b": 10.5}))
+    assert "b 9.00 GB, most of it weights, a diamond at 10.5 GB" in marked.alt and "a 7.00 GB, most of it weights;" in \
+        marked.alt
+    assert marked.png != plain.png and "diamond" not in plain.alt
+
+
 def contrast(colour, paper):
     """The ratio of WCAG 2.2, section 1.4.3."""
     def luminance(rgb):
