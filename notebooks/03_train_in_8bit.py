@@ -54,15 +54,7 @@ import transformers
 from lora_lab import batches, cache, compare, load_base, memory, models, plots, progress, quiz, scoring, smart_home
 from lora_lab.display import Progress, table
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    LlamaConfig,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Trainer, TrainingArguments
 
 SEED, STEPS, BATCH = 0, 24, 8
 transformers.utils.logging.disable_progress_bar()
@@ -365,7 +357,7 @@ def lora(r=8):
 
 model = get_peft_model(eight, lora())
 model.print_trainable_parameters()
-prepare_model_for_kbit_training(model)
+prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 model.print_trainable_parameters()
 eight = model.unload()  # the base alone again
 
@@ -417,19 +409,29 @@ quiz("eight/answers")
 train_rows = batches.encode(smart_home.commands("train", n=STEPS * BATCH, seed=SEED), tokenizer)
 collate = batches.AnswerCollator(tokenizer)
 
-def fit(model, half, seed):
+class Tick(transformers.TrainerCallback):
+    def __init__(self, bar):
+        self.bar = bar
+
+    def on_step_end(self, *_, **__):
+        self.bar.update(1)
+
+print(f"{len(train_rows)} commands; the first: {tokenizer.decode(train_rows[0]['input_ids'])!r}")
+
+# %%
+def fit(model, half, seed, bar):
     arguments = TrainingArguments(
         output_dir="runs/eight", max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=2e-3, warmup_steps=3,
         train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", disable_tqdm=True,
         remove_unused_columns=False, seed=seed, dataloader_pin_memory=torch.cuda.is_available(),
         bf16=half and HALF == torch.bfloat16, fp16=half and HALF == torch.float16, use_cpu=model.device.type == "cpu")
     rows = batches.similar_lengths(train_rows, BATCH, seed)
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
-    trainer.remove_callback(PrinterCallback)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Tick(bar)])
+    trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
-print(f"{len(train_rows)} commands, {STEPS} steps of {BATCH}")
+print(f"{STEPS} steps of {BATCH} commands")
 
 # %%
 test = smart_home.commands("test combinations", 50, SEED) + smart_home.commands("test phrasings", 50, SEED)
@@ -439,10 +441,10 @@ losses, scores = {}, {}
 
 def trial(kind, label=None, seed=SEED):
     label = label or kind
-    set_seed(seed)
+    transformers.set_seed(seed)
     model = get_peft_model(bases[kind], lora())
-    with Progress(f"training on {label}", total=1):
-        losses[label] = fit(model, SIXTEEN and kind != "float32", seed)
+    with Progress(f"training on {label}", total=STEPS) as bar:
+        losses[label] = fit(model, SIXTEEN and kind != "float32", seed, bar)
     scores[label] = scoring.quick_score(model, tokenizer, test, progress=f"scoring {label}")
     model.save_pretrained(f"adapters/eight/{label}", save_embedding_layers=False)
     bases[kind] = model.unload()

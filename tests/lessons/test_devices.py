@@ -162,7 +162,7 @@ def test_timers_wait_for_the_gpu(twin):
 
 CPU_ALONE = {  # tensors that meet no model
     "01_low_rank_math": ["torch.zeros(tensor.shape, dtype=dtype)", "torch.randn(1, 576)", "torch.tensor([[float(mark"],
-    "07_past_one_gpu": ["torch.randn(6400)"],
+    "03_train_in_8bit": ["torch.arange(len(row))"], "07_past_one_gpu": ["torch.randn(6400)"],
 }
 
 
@@ -178,7 +178,7 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
     "00_first_adapter": [(".to(fresh.device)", "")],
     "01_low_rank_math": [(".to(base.device)", ""), (", device=base.device", "")],
     "02_config_and_targets": [(".to(base.device)", "")],
-    "03_train_in_8bit": [(", device=layer.weight.device", ""), ("**batch.to(racer.device)", "**batch")],
+    "03_train_in_8bit": [(", device=layer.weight.device", "")],
     "04_memory": [(", device=model.device)\n    labels", ")\n    labels"), ("256, device=base.device", "256"),
                   ("128), device=base.device", "128)")],
     "05_alpha_scaling": [("with adapters.", "with trained(torch.ones(1, 4, dtype=torch.long)) and adapters.")],
