@@ -253,6 +253,7 @@ for rows in (2, 4, 8, 16, 32):
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         print(f"{rows} rows: {type(error).__name__}: {str(error).splitlines()[0][-115:]}")
         break
+else: print("and no error: this system does not hold a process to such a limit")
 model.zero_grad()
 for some in ids[:rows].split(2): step(some)
 print(f"{rows} rows, two at a time: fit")'''
