@@ -248,21 +248,23 @@ for kind, threshold in (("int8, no threshold", 0.0), ("int8, threshold 6", 6.0))
     for name in linear:
         eight.get_submodule(name).state.threshold = threshold
     perplexity[kind] = scoring.perplexity(eight, tokenizer)
+own, _ = load_base(quiet=True)  # the precision that the rest of the 8-bit model has on this machine
+perplexity[f"{str(own.dtype).removeprefix('torch.')}, nothing in 8 bits"] = scoring.perplexity(own, tokenizer)
 rise = {kind: 100 * (value / perplexity["float32"] - 1) for kind, value in perplexity.items()}
 table([{"what is rounded": kind, "perplexity": f"{perplexity[kind]:.2f}", "above float32": f"{rise[kind]:+.1f} %"}
        for kind in perplexity])
 
 # %%
-alone, inputs, helped = (rise[kind] for kind in list(rise)[1:])
+alone, inputs, helped, own = (rise[kind] for kind in list(rise)[1:])
 print(f"Weights alone: {alone:+.1f} %. With the inputs: {inputs:+.1f} %.",
-      "The inputs cost more than the weights." if inputs > 2 * abs(alone) else "The inputs cost little here.")
+      "The inputs cost more than the weights." if inputs - own > 2 * abs(alone) else "The inputs cost little here.")
 print(f"With the threshold: {helped:+.1f} %.", "It takes part of that back." if helped < inputs - 0.2 else
       "It does not show in this text.")
 compare("eight/inputs", inputs)
 
 # %% [markdown]
-# One text and one small model. In larger models the giants weigh more: without the threshold, the authors found models
-# of 6.7 billion parameters and more to fail (Dettmers et al. 2022, section 3).
+# One text and one small model. In larger models the giants weigh more: at about 6.7 billion parameters the authors
+# found them in every layer (Dettmers et al. 2022, section 4).
 #
 # ## Four bits
 #
@@ -437,6 +439,11 @@ print(f"{STEPS} steps of {BATCH} commands")
 test = smart_home.commands("test combinations", 50, SEED) + smart_home.commands("test phrasings", 50, SEED)
 bases = {"float32": base, "int8": prepare_model_for_kbit_training(eight, use_gradient_checkpointing=False),
          "nf4": prepare_model_for_kbit_training(four, use_gradient_checkpointing=False)}
+for model in (eight, four):  # as load_base does: without it, transformers multiplies by the head in a slow way
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+print(f"{len(test)} test commands; bases: {', '.join(bases)}")
+
+# %%
 losses, scores = {}, {}
 
 def trial(kind, label=None, seed=SEED):
@@ -455,6 +462,8 @@ trial("float32")
 # %%
 if SIXTEEN:
     bases[OWN] = load_base(precision=OWN, quiet=True)[0]
+    for kind in ("int8", "nf4"):  # the same kind of attention for all three
+        bases[kind].set_attn_implementation(bases[OWN].config._attn_implementation)
     trial(OWN)
 trial(OWN, f"{OWN}, other seed", SEED + 1)
 
@@ -698,8 +707,8 @@ progress()
 # %% [markdown]
 # Next: **Lesson 4** counts every byte of a training step.
 #
-# Sources: Dettmers et al., *LLM.int8()* (2022), sections 2 and 3; Dettmers et al., *QLoRA* (2023), section 3; Hu et
-# al., *LoRA* (2021), section 4.2.
+# Sources: Dettmers et al., *LLM.int8()* (2022), sections 2 to 4; Dettmers et al., *QLoRA* (2023), section 3; Hu et al.,
+# *LoRA* (2021), section 4.2.
 #
 # *Lessons:* ← [2 · LoraConfig and target modules: saying where and how much](02_config_and_targets.ipynb) ·
 # [4 · Where the memory goes](04_memory.ipynb) →
