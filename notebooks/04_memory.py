@@ -200,8 +200,9 @@ table([{"published by": name, "published, GB": PEAKS[name][0], "planned, GB": f"
 worst = max(gaps, key=lambda name: abs(gaps[name]))
 short = sum(gap < 0 for gap in gaps.values())
 print(f"{short} of {len(gaps)} plans are short of the published peak. Furthest off: {worst}, {gaps[worst]:+.0%}.")
-print(f"So fits() keeps {memory.RESERVE['16-bit']:.0%} of a GPU free for a 16-bit base, "
-      f"{memory.RESERVE['4-bit']:.0%} for one in 4 bits.")
+kept = {options["precision"]: found[name].reserve for name, (*_, options) in PEAKS.items()}
+print("So fits() keeps part of a GPU free:",
+      ", ".join(f"{share:.0%} for a base in {kind}" for kind, share in kept.items()))
 compare("memory/planner_gap", 100 * abs(gaps[worst]))
 
 # %% [markdown]

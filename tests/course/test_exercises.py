@@ -11,7 +11,7 @@ import torch
 import transformers
 from lora_lab import merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
-from lora_lab.course.exercises import first, math
+from lora_lab.course.exercises import eight, first, math
 from lora_lab.course.exercises import memory as memory_check
 from lora_lab.course.exercises import targets as targets_check
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -209,4 +209,22 @@ def _prepared(model, config, **options):
 ])
 def test_likely_mistakes_in_preparing_are_told_apart(answer, words):
     verdict = memory_check.ready(answer)
+    assert verdict.solved is False and words in verdict.text
+
+
+def _absmax(weights, block, marks=127, dtype=torch.int8):
+    blocks = weights.reshape(-1, block)
+    scales = blocks.abs().amax(1) / marks
+    return (blocks / scales[:, None]).round().to(dtype).reshape(weights.shape), scales
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda weights, block: _absmax(weights, weights.shape[1]), "scales; yours are"),
+    (lambda weights, block: _absmax(weights, block, marks=128), "steps away"),
+    (lambda weights, block: _absmax(weights, block, dtype=torch.float32), "Expected int8 codes"),
+    (lambda weights, block: (_absmax(weights, block)[0].reshape(-1, block), _absmax(weights, block)[1]), "of shape"),
+    (lambda weights, block: _absmax(weights, block)[0], "Expected codes and scales"),
+])
+def test_likely_mistakes_in_absmax_are_told_apart(answer, words):
+    verdict = eight.absmax(answer)
     assert verdict.solved is False and words in verdict.text

@@ -138,7 +138,9 @@ def test_published_peaks_of_the_lesson_are_the_benchmarks():
 @pytest.mark.parametrize("gaps, said", [((0.1, -0.3), ["1 of 2 plans are short", "second, -30%"]),
                                         ((0.2, 0.1), ["0 of 2 plans are short", "first, +20%"])])
 def test_the_gap_of_the_plans_is_computed(gaps, said, capsys):
-    names = dict(gaps=dict(zip(("first", "second"), gaps)), memory=memory, compare=lambda *_: None)
+    plan = memory.Plan(*range(7), reserve=0.15)
+    names = dict(gaps=dict(zip(("first", "second"), gaps)), found={"first": plan}, compare=lambda *_: None,
+                 PEAKS={"first": (9, None, None, {"precision": "nf4"})})
     exec(cell("04_memory", "worst = max(gaps"), names)
     printed = capsys.readouterr().out
-    assert all(words in printed for words in said)
+    assert all(words in printed for words in [*said, "15% for a base in nf4"])
