@@ -494,8 +494,8 @@ print("held-out loss: " + ", ".join(f"{kind} {score.loss:.3f}" for kind, score i
 spread = abs(scores[OWN].loss - scores[f"{OWN}, other seed"].loss)
 for kind in ("int8", "nf4"):
     away = scores[kind].loss - scores[OWN].loss
-    print(f"{kind} is {away:+.3f} from {OWN}, another seed {spread:.3f}:", "more than the seed does." if
-          abs(away) > spread else "no more than the seed does.")
+    print(f"{kind} is {away:+.3f} from {OWN}, the one other seed {spread:.3f}:", "further away than the seed."
+          if abs(away) > spread else "no further away than the seed.")
 compare("eight/answers", 100 * (scores["int8"].exact - scores[OWN].exact))
 
 # %% [markdown]
@@ -570,9 +570,9 @@ table([{"base": kind, "tokens per second": f"{rate:.0f}", f"of {OWN}'s": f"{rate
 slowest, fastest = max(taken[OWN][1:]), min(taken[OWN][1:])
 for kind in ("int8", "nf4"):
     rounds = taken[kind][1:]
-    print(f"{kind} has {rates[kind] / rates[OWN]:.0%} of the speed of {OWN}:",
+    print(f"{kind}: {rates[kind] / rates[OWN]:.0%} of the speed of {OWN};",
           "slower in every round." if min(rounds) > slowest else "faster in every round." if max(rounds) < fastest
-          else "but the rounds overlap, so no difference is shown.")
+          else "but its rounds overlap with those, so this race does not settle it.")
 compare("eight/race", 100 * rates["int8"] / rates[OWN])
 
 # %% [markdown]

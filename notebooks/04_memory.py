@@ -252,7 +252,7 @@ for rows in (2, 4, 8, 16, 32):
         step(ids[:rows])
         print(rows, "rows fit")
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        print(f"{rows} rows: {type(error).__name__}: {str(error).splitlines()[0][-115:]}")
+        print(f"{rows} rows: {type(error).__name__}: {str(error).splitlines()[0].split(" == 0. ")[-1][:110]}")
         break
 else: print("and no error: this system does not hold a process to such a limit")
 model.zero_grad()
@@ -537,11 +537,11 @@ quiz("memory/fits_gpu", my_settings, 16)
 
 # %%
 script = '''
-from lora_lab import batches, load_base, smart_home
+from lora_lab import batches, cache, load_base, smart_home
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 def make_trainer(folder, r=8, alpha=16):
-    base, tokenizer = load_base(precision="float32", quiet=True)
+    base, tokenizer = load_base(str(cache.model_folder()), "float32", quiet=True)  # PEFT would ask the hub about a name
     set_seed(0)  # A is drawn at random, and before the Trainer seeds anything
     model = get_peft_model(base, LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"))
     rows = batches.encode(smart_home.commands("train", n=24, seed=0), tokenizer)

@@ -100,7 +100,7 @@ def train(model, batches):
 
 @pytest.mark.parametrize("rounds, said", [
     ([1.0, 2.0, 2.1, 2.2], "slower in every round"), ([9.0, 0.5, 0.5, 0.5], "faster in every round"),
-    ([1.0, 1.0, 1.1, 1.3], "the rounds overlap"),
+    ([1.0, 1.0, 1.1, 1.3], "rounds overlap with those"),
 ])
 def test_the_race_of_bits_says_what_its_rounds_allow(rounds, said, capsys):
     taken = {"bfloat16": [5.0, 1.0, 1.1, 1.2], "int8": rounds, "nf4": rounds}
@@ -109,7 +109,7 @@ def test_the_race_of_bits_says_what_its_rounds_allow(rounds, said, capsys):
     assert capsys.readouterr().out.count(said) == 2
 
 
-@pytest.mark.parametrize("loss, said", [(0.5, "more than the seed does"), (0.21, "no more than the seed does")])
+@pytest.mark.parametrize("loss, said", [(0.5, "0.100: further away than the seed"), (0.21, "no further away than the seed")])
 def test_rounded_bases_are_measured_by_the_seed(loss, said, capsys):
     scores = {kind: Score(0.9, None, 100, value) for kind, value in
               {"float32": 0.2, "bfloat16": 0.2, "bfloat16, other seed": 0.3, "int8": loss, "nf4": loss}.items()}
