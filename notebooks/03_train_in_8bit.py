@@ -135,8 +135,8 @@ print("restored", [f"{w:+.4f}" for w in (codes[:6] * scale).tolist()])
 
 # %%
 residual = row - codes * scale
-entries, half_step = range(len(row)), [scale.item() / 2] * len(row)
-plots.lines({"weight minus restored": (entries, residual.tolist()), "half a step": (entries, half_step),
+entries, half_step = range(96), [scale.item() / 2] * 96  # all 576 would be too dense to see
+plots.lines({"weight minus restored": (entries, residual[:96].tolist()), "half a step": (entries, half_step),
              "-half a step": (entries, [-h for h in half_step])}, "entry of the row", "what rounding leaves",
             title="Rounding to 255 marks: does any entry leave the lines?")
 
@@ -174,7 +174,8 @@ compare("eight/giant", 100 * zeros)
 
 # %%
 left = {"one scale for the row": absmax_residual(spoilt, 576), "one for every 64 entries": absmax_residual(spoilt, 64)}
-plots.lines({name: (entries, residual.tolist()) for name, residual in left.items()}, "entry of the row",
+shown = range(192, 384)  # three blocks of 64, the giant in the middle one
+plots.lines({name: (shown, residual[192:384].tolist()) for name, residual in left.items()}, "entry of the row",
             "what rounding leaves", title="One giant at entry 300: whom does it hurt?")
 
 # %% [markdown]
@@ -512,16 +513,15 @@ compare("eight/answers", 100 * (scores["int8"].exact - scores[OWN].exact))
 quiz("eight/served")
 
 # %%
-served = {f"trained and served on {kind}": scores[kind] for kind in ("float32", "int8")}
+served = {f"on {kind}": {f"{kind}'s adapter": scores[kind]} for kind in ("float32", "int8")}
 for trained_on, served_on in (("float32", "int8"), ("int8", "float32")):
     model = PeftModel.from_pretrained(bases[served_on], f"adapters/eight/{trained_on}")
-    label = f"trained on {trained_on}, served on {served_on}"
-    served[label] = scoring.quick_score(model, tokenizer, test, progress=label)
+    served[f"on {served_on}"][f"{trained_on}'s adapter"] = scoring.quick_score(model, tokenizer, test, "scoring")
     bases[served_on] = model.unload()
-plots.score_bars({"base": served}, "Two adapters on two bases: is one at home?")
+plots.score_bars(served, "Is an adapter at home on its own base?")
 
 # %%
-home, away = served["trained and served on int8"], served["trained on int8, served on float32"]
+home, away = served["on int8"]["int8's adapter"], served["on float32"]["int8's adapter"]
 print(scoring.verdict(home, away, "on its own 8-bit base", "on exact weights"))
 print(f"held-out loss: {home.loss:.3f} at home, {away.loss:.3f} on exact weights")
 compare("eight/served", 100 * (away.exact - home.exact))

@@ -37,11 +37,11 @@ def memory(parts_of: dict[str, dict[str, int]], limit_gb: float | None = None, t
         axes.text(end + 0.01 * furthest, row, text, color=INK, fontsize=8, va="center")
     if limit_gb is not None:
         axes.axvline(limit_gb, color=INK, linestyle="--", linewidth=1.5)
-        axes.text(limit_gb, -0.62, f"{limit_gb:g} GB", color=INK, fontsize=8, ha="center", va="bottom")
+        axes.text(limit_gb, -0.5, f" {limit_gb:g} GB", color=INK, fontsize=8, ha="left", va="bottom")
     axes.set_xlim(0, (1.3 if marks else 1.1) * furthest)
     axes.xaxis.set_major_locator(MaxNLocator(7))
     axes.set_yticks(range(len(parts_of)), parts_of)
-    axes.set_ylim(len(starts) - 0.5, -0.7)
+    axes.set_ylim(len(starts) - 0.5, -0.7 if limit_gb is None else -1.0)  # room for its name
     figure.legend(frameon=False, labelcolor=INK, ncols=7, fontsize=7.5, loc="outside upper left", columnspacing=1)
     figure.set_layout_engine("constrained")
     most = {label: max(parts, key=parts.__getitem__).removesuffix("_bytes") for label, parts in parts_of.items()}
