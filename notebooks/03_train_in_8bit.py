@@ -649,8 +649,9 @@ for wrong, right in REPAIRS.items():
 # - **AttributeError**: a config is a set of options. The parameters are the model's.
 #
 # Three things run and are still wrong for training: nothing was prepared, nothing pads, and `device_map="auto"` may
-# spread a model over GPU and CPU, which is for inference. And the counts that the card prints cannot come out of any
-# model of these sizes: Lesson 1 found that. Its total is not that of 4 bits either, as you saw above.
+# spread a model over GPU and CPU, which is for inference. And the counts that the card prints, 4,194,816 of
+# 3,251,449,856, come out of no model of these sizes. Lesson 1 found that for the first. The second is not the count in
+# 4 bits either, as you saw above.
 #
 # ## Error recovery
 #
