@@ -209,7 +209,8 @@ perplexity = {"float32": scoring.perplexity(base, tokenizer)}
 for hook in hooks:
     hook.remove()
 PLACES = {"q_proj": "self_attn", "o_proj": "self_attn", "up_proj": "mlp", "down_proj": "mlp"}
-plots.lines({kind: (range(30), [peaks[f"model.layers.{i}.{place}.{kind}"].max().item() for i in range(30)])
+depth = range(base.config.num_hidden_layers)
+plots.lines({kind: (depth, [peaks[f"model.layers.{i}.{place}.{kind}"].max().item() for i in depth])
              for kind, place in PLACES.items()}, "block", "largest input", yscale="log",
             title="In which layers are there giants?")
 
