@@ -504,7 +504,7 @@ RUNGS = {"start: bf16, r 64, 4 × 2,048": (64, "bfloat16", four), "rank 64 → 8
          "base in 4 bits": (8, "nf4", one | dict(checkpointing="reentrant", prepared=True))}
 plans = {label: memory.plan(llama, lora(r), precision, **options) for label, (r, precision, options) in RUNGS.items()}
 plots.memory({label: planned.parts() for label, planned in plans.items()}, GPU_GB,
-             "Each rung on top of the last: which of them gets below the line?")
+             "Which rung gets below the line?")
 
 # %% tags=["nbval-check-output"]
 before = None

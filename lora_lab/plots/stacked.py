@@ -34,7 +34,8 @@ def memory(parts_of: dict[str, dict[str, int]], limit_gb: float | None = None, t
         if name in marks:
             axes.plot(marks[name], row, "D", color=INK, markeredgecolor=PAPER, markersize=7, zorder=3, clip_on=False)
             text, end = f"{total:.1f}, found {marks[name]:g}", max(total, marks[name] + 0.02 * furthest)
-        axes.text(end + 0.01 * furthest, row, text, color=INK, fontsize=8, va="center")
+        axes.text(end + 0.01 * furthest, row, text, color=INK, fontsize=8, va="center", zorder=4,
+                  bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5})  # where the limit's line runs through
     if limit_gb is not None:
         axes.axvline(limit_gb, color=INK, linestyle="--", linewidth=1.5)
         axes.text(limit_gb, -0.5, f" {limit_gb:g} GB", color=INK, fontsize=8, ha="left", va="bottom")
