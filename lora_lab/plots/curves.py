@@ -115,13 +115,18 @@ def score_bars(scores: Mapping[str, Mapping], title: str | None = "Exact answers
 
 
 def lines(series: dict[str, tuple], xlabel: str, ylabel: str, mark: float | None = None, title: str | None = None,
-          **scales) -> Picture:
-    """Draw curves `{name: (xs, ys)}`, named at its end; `scales` such as `xscale="log"`, `mark` an upright line."""
+          seeds: Mapping[str, tuple] | None = None, **scales) -> Picture:
+    """Draw curves `{name: (xs, ys)}`, named at its end; `scales` such as `xscale="log"`, `mark` an upright line.
+
+    `seeds` are dots beside a curve, in its colour, one for each seed: `{name: (xs, ys)}`.
+    """
     figure, axes = new_axes(3.1, title, xlabel=xlabel, ylabel=ylabel, **scales)
     parts, ends = [], []
     for place, (name, (xs, ys)) in enumerate(series.items()):
         colour, dash = SERIES[place % len(SERIES)], DASHES[place % len(DASHES)]
         axes.plot(xs, ys, color=colour, linestyle=dash, linewidth=2, marker="o" if len(xs) < 3 else None)
+        if seeds and name in seeds:
+            axes.plot(*seeds[name], "o", color=colour, alpha=0.55, markersize=4)
         last = max((at for at, y in enumerate(ys) if math.isfinite(y)), default=None)
         if last is not None:
             ends.append((xs[last], ys[last], name, colour))

@@ -1,10 +1,11 @@
-"""What a sweep found: rows, means with their spread, a table or a heat map."""
+"""What a sweep found: rows, means with their spread or their interval, a table or a heat map."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import statistics
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..display import Page, table
@@ -12,6 +13,24 @@ from ..errors import LabError, expect
 
 if TYPE_CHECKING:
     from ..plots import Picture
+
+# 97.5 % points of Student's t with 1, 2, 3, ... degrees of freedom; the last one is taken, with care, for all beyond.
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """Return the mean of independent values, one a seed, and the half width of its 95 % interval (Student 1908).
+
+    n values leave n - 1 degrees of freedom. Of fewer than two values, or with one that is not finite, the half width
+    is NaN. Raises LabError.
+    """
+    values = list(values) if isinstance(values, Iterable) else [values]
+    expect(bool(values) and all(isinstance(value, (int, float)) for value in values), "values", values,
+           "at least one number")
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return (statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan), math.nan
+    return statistics.fmean(values), T[min(len(values) - 1, len(T)) - 1] * statistics.stdev(values) / len(values) ** 0.5
 
 
 class Runs:

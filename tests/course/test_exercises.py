@@ -11,7 +11,7 @@ import torch
 import transformers
 from lora_lab import merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
-from lora_lab.course.exercises import first, math
+from lora_lab.course.exercises import alpha, first, math
 from lora_lab.course.exercises import targets as targets_check
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
@@ -159,6 +159,58 @@ def test_small_adapter_is_not_had_by_leaving_layers_out(base):
     assert verdict(r=2, target_modules="all-linear").solved
     assert "9.77 MB" in verdict(r=8, target_modules="all-linear").text
     assert not verdict(r=8, target_modules=["q_proj"]).solved
+
+
+def turn_config(model, folder, factor, pattern=False, back=False):
+    config = model.peft_config["default"]
+    before = config.lora_alpha, config.alpha_pattern
+    config.lora_alpha *= factor
+    if pattern:
+        config.alpha_pattern = {name: factor * value for name, value in config.alpha_pattern.items()}
+    model.save_pretrained(folder)
+    if back:
+        config.lora_alpha, config.alpha_pattern = before
+
+
+def turn_layers(model, folder, factor):
+    for layer in model.modules():
+        if hasattr(layer, "scale_layer"):
+            layer.scale_layer(factor)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("save, words", [
+    (lambda model, folder, factor: None, "Nothing is saved"), (turn_layers, "at 1 times what it added"),
+    (lambda *given: turn_config(*given, back=True), "alpha_pattern"),
+    (lambda *given: turn_config(*given, pattern=True), "the live model is not as it was: the config's lora_alpha"),
+    (lambda model, folder, factor: turn_config(model, folder, factor**2, True, True), "v_proj loads at"),
+])
+def test_likely_mistakes_in_saving_a_turned_adapter_are_told_apart(save, words):
+    verdict = alpha.save_turned(save)
+    assert verdict.solved is False and words in verdict.text
+
+
+@pytest.mark.parametrize("rate_for, words", [
+    (lambda lr, k, optimizer: lr / k, "AdamW, k = "), (lambda lr, k, optimizer: lr / k**0.5, "SGD, k = "),
+    (lambda lr, k, optimizer: lr / (k**2 if optimizer == "SGD" else k), "SGD, k = "),
+    (lambda lr, k, optimizer: None, "found None"), (lambda lr, k, optimizer: -lr, "found -0.2"),
+])
+def test_likely_mistakes_in_the_other_law_are_told_apart(rate_for, words):
+    verdict = alpha.stretched(rate_for)
+    assert verdict.solved is False and words in verdict.text
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(r=16, lora_alpha=32, use_rslora=True), "have 8 with rsLoRA"), (dict(r=16, lora_alpha=32), "use_rslora=True"),
+    (dict(r=16, lora_alpha=2, use_rslora=True), "have 0.5"), (dict(r=64, lora_alpha=16, use_rslora=True), "to stay"),
+    (dict(r=16, lora_alpha=8, use_rslora=True, alpha_pattern={"q_proj": 16}), "have 2, 4"),
+    (None, "Expected a LoraConfig"),
+])
+def test_likely_mistakes_in_a_config_with_rslora_are_told_apart(options, words):
+    tuned = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    given = None if options is None else LoraConfig(target_modules="all-linear", **options)
+    verdict = alpha.same_scaling(tuned, given)
+    assert verdict.solved is False and words in verdict.text
 
 
 @pytest.mark.parametrize("answer, words", [

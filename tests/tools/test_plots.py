@@ -7,6 +7,7 @@ from lora_lab.display import table
 from lora_lab.plots import figures
 from lora_lab.plots.curves import smoothed
 from lora_lab.scoring import Score
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from transformers import TrainerControl, TrainerState
 
@@ -42,6 +43,14 @@ def test_curves_say_where_they_begin_and_end():
     image = plots.lines({"<A>": ([1, 2], [0.5, 0.25]), "B": ([1, 2], [1, 4])}, "step", "loss", mark=1, yscale="log")
     assert image.png.startswith(b"\x89PNG")
     assert "<A> from 0.5 at 1 to 0.25 at 2" in image.alt and "<A>" not in image._repr_mimebundle_()["text/html"]
+
+
+def test_seeds_are_dots_in_the_colour_of_their_curve(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda self, *args, **options: drawn.append((args, options)))
+    plots.lines({"a": ((1, 2, 3), (1, 2, 3)), "b": ((1, 2, 3), (3, 2, 1))}, "x", "y", seeds={"b": ((1, 1), (3, 4))})
+    curve, dots = drawn[-2:]
+    assert dots[0] == ((1, 1), (3, 4), "o") and dots[1]["color"] == curve[1]["color"] and len(drawn) == 3
 
 
 def test_matrices_are_named():
