@@ -53,7 +53,7 @@ import numpy as np
 import torch
 from lora_lab import adapters, batches, compare, load_base, models, plots, pocket, progress, quiz, scoring, smart_home
 from lora_lab.course import explorers
-from lora_lab.display import table
+from lora_lab.display import Progress, table
 from lora_lab.sweep import Runs, interval, sweep
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
@@ -73,7 +73,7 @@ tokenizer = load_base()[1]
 # one.
 
 # %%
-def fit(alpha=16, learning_rate=2e-3, steps=24):
+def trainer_for(alpha, learning_rate, steps, *callbacks):
     set_seed(SEED)
     config = LoraConfig(r=8, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(load_base(quiet=True)[0], config)
@@ -84,16 +84,17 @@ def fit(alpha=16, learning_rate=2e-3, steps=24):
         remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), seed=SEED,
         bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16, use_cpu=model.device.type == "cpu")
     return Trainer(model, arguments, batches.AnswerCollator(tokenizer), batches.similar_lengths(rows, 8, SEED),
-                   callbacks=[plots.LiveLoss()])
+                   callbacks=[*callbacks])
 
-print("where the Trainer clips gradients by default:", TrainingArguments("runs").max_grad_norm, " (0: nowhere)")
+commands = smart_home.commands("test combinations", n=42, seed=SEED)  # each kind of action three times
+print(f"{len(commands)} held-out commands, such as: {commands[0].text!r}")
 
 # %%
 if Path("adapters/first/adapter_model.safetensors").exists():
     trained = PeftModel.from_pretrained(load_base(quiet=True)[0], adapters.adapter_folder("adapters/first"))
     print("loaded your adapter of Lesson 0")
 else:
-    trainer = fit()
+    trainer = trainer_for(16, 2e-3, STEPS, plots.LiveLoss())
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trained = trainer.model.eval()
@@ -108,7 +109,6 @@ quiz("alpha/doubled_score")
 
 # %%
 FACTORS = (0, 0.5, 1, 1.5, 2, 3, 4)
-commands = smart_home.commands("test combinations", n=42, seed=SEED)  # each kind of action three times
 
 dial, prose = {}, {}
 for factor in FACTORS:
@@ -174,8 +174,8 @@ print(f"base: {scoring.quick_score(small, words, held_out).exact:.0%} of the dia
 
 # %%
 @functools.cache
-def data_of(seed, steps, commands=lesson):
-    return list(itertools.islice(pocket.stream(list(commands), batch_size=8, seed=seed), steps))
+def data_of(seed, steps, commands=lesson, size=8):
+    return list(itertools.islice(pocket.stream(list(commands), size, seed), steps))
 
 def adapted(alpha=16, seed=SEED):
     torch.manual_seed(seed)
@@ -192,7 +192,9 @@ def follow(model, data, lr, optimizer="AdamW", clip=None, watch=lambda step: Non
         model.train()(**batch).loss.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(weights, clip)
-        steps.step(), falling.step(), steps.zero_grad()
+        steps.step()
+        steps.zero_grad()
+        falling.step()
         watch(number)
     return model.eval()
 
@@ -308,8 +310,8 @@ plots.lines(curves, "factor on the scaling", "held-out loss", mark=1, yscale="lo
 
 # %%
 def plus_minus(values, form="{:.2f}", times=1):
-    middle, half = interval([times * value for value in values])
-    return f"{form.format(middle)} ± {form.format(half)}"
+    known = [times * value for value in values if math.isfinite(value)]  # a seed may have no best rate on a grid
+    return "{0} ± {0}".format(form).format(*interval(known)) if len(known) > 1 else "unknown"
 
 rows = []
 for length in LENGTHS:
@@ -455,7 +457,7 @@ quiz("alpha/bend")
 # returns the loss of each and how far A has moved. First see that it is the training you know:
 
 # %%
-HELD_OUT = next(pocket.stream(held_out, len(held_out)))
+HELD_OUT = next(pocket.stream(held_out, batch_size=len(held_out)))
 ADAPTER = dict(r=8, target_modules="all-linear")
 by_peft = measure(follow(adapted(), data_of(SEED, STEPS), 0.01))["loss"]
 copies = pocket.side_by_side(small, LoraConfig(lora_alpha=16, **ADAPTER), [0.02, 0.01], data_of(SEED, STEPS), HELD_OUT,
@@ -464,25 +466,26 @@ print(f"loss by PEFT {by_peft:.5f}, side by side {copies[1]['loss']:.5f}:",
       "the same." if math.isclose(by_peft, copies[1]["loss"], rel_tol=1e-3) else "not the same.")
 
 # %%
-RATES = {"AdamW": [2.0**k for k in range(-14, 0)], "SGD": [2.0**k for k in range(-14, 4)]}
-ALPHAS = {"AdamW": (1, 8, 64, 512, 4096), "SGD": (1, 4, 16, 64, 256)}
-
-def at_all_rates(optimizer, alpha, seed, r=8, rslora=False):
+def at_all_rates(optimizer, alpha, low, high, seed, r=8, rslora=False):
     config = LoraConfig(r=r, lora_alpha=alpha, use_rslora=rslora, target_modules="all-linear")
-    copies = pocket.side_by_side(small, config, RATES[optimizer], data_of(seed, STEPS), HELD_OUT, optimizer, seed)
-    return {f"{figure} at {lr}": copy[figure] for lr, copy in zip(RATES[optimizer], copies) for figure in copy}
+    rates, data = [2.0**k for k in range(low, high + 1)], data_of(seed, STEPS, size=4)
+    copies = pocket.side_by_side(small, config, rates, data, HELD_OUT, optimizer, seed)
+    return {f"{figure} {lr}": ended[figure] for lr, ended in zip(rates, copies) for figure in ended}
 
 def one_by_one(runs):  # a row for each rate
-    return Runs([{name: row[name] for name in ("optimizer", "alpha", "r", "rslora", "seed") if name in row}
-                 | {"lr": lr, "loss": row[f"loss at {lr}"], "moved": row[f"moved at {lr}"],
-                    "status": "ok" if math.isfinite(row[f"loss at {lr}"]) else "diverged"}
-                 for row in runs.rows for lr in RATES[row["optimizer"]]])
+    return Runs([{name: value for name, value in row.items() if not name.startswith(("loss", "moved"))}
+                 | {"lr": float(name.split()[1]), "loss": loss, "moved": row[name.replace("loss", "moved")],
+                    "status": "ok" if math.isfinite(loss) else "diverged"}
+                 for row in runs.rows for name, loss in row.items() if name.startswith("loss")])
 
-print({name: len(RATES[name]) * len(ALPHAS[name]) * len(SEEDS) for name in RATES}, "trainings")
+GRID = {"AdamW": dict(alpha=(1 / 16, 1, 16, 256, 4096), low=[-14], high=[0]),
+        "SGD": dict(alpha=(1, 4, 16, 64, 256), low=[-14], high=[4])}
+for optimizer, grid in GRID.items():
+    print(f"{optimizer}: the rates 2^{grid['low'][0]} to 2^{grid['high'][0]} for each of the alphas {grid['alpha']}")
 
 # %%
-adam = one_by_one(sweep(at_all_rates, {"optimizer": ["AdamW"], "alpha": ALPHAS["AdamW"]}, SEEDS, "runs/alpha/ridge",
-                        "AdamW", None, CORES))
+adam = one_by_one(sweep(at_all_rates, {"optimizer": ["AdamW"]} | GRID["AdamW"], SEEDS, "runs/alpha/ridge", "AdamW",
+                        None, CORES))
 adam.heat("loss", "lr", "alpha")
 
 # %% [markdown]
@@ -504,24 +507,28 @@ def ridge(runs, setting):
     return {value: [bottom(runs.where(seed=seed, **{setting: value})) for seed in SEEDS]
             for value in runs.values(setting)}
 
-print("alpha 64, the best rate of each seed:", [f"{lr:.2g}" for lr in ridge(adam, "alpha")[64]])
+def middle(rates):
+    return math.exp(np.mean(np.log(rates)))  # the geometric mean
+
+print("alpha 16, the best rate of each seed:", [f"{lr:.2g}" for lr in ridge(adam, "alpha")[16]])
 
 # %%
-untrained = scoring.quick_score(small, words, held_out).loss
+def at_the_best(runs, figure, alpha):
+    best = middle(ridge(runs, "alpha")[alpha])
+    near = min(runs.values("lr"), key=lambda lr: abs(math.log(lr / best)))
+    return runs.mean(figure, alpha=alpha, lr=near)
 
-def told(runs):
-    rows = []
+def optima(runs):
+    untrained, rows = scoring.quick_score(small, words, held_out).loss, []
     for alpha, best in ridge(runs, "alpha").items():
-        one = runs.where(alpha=alpha)
-        lost = [lr for lr in one.values("lr") if lr > max(best) and not one.mean("loss", lr=lr) < untrained]
-        nearest = min(one.values("lr"), key=lambda lr: abs(math.log(lr / np.mean(best)))) if max(best) > 0 else math.nan
-        rows.append({"alpha": alpha, "best rate": " to ".join(f"{lr:.2g}" for lr in (min(best), max(best))),
-                     "no better than untrained from": f"{lost[0]:.2g}" if lost else "nowhere here",
-                     "that is": f"{lost[0] / np.mean(best):.0f} times the best" if lost else "",
-                     "A has moved, at the best rate": f"{one.mean('moved', lr=nearest):.2g} times its size"})
+        loss = {lr: runs.mean("loss", alpha=alpha, lr=lr) for lr in runs.values("lr")}
+        lost = [lr for lr in loss if lr > max(best) and not loss[lr] < untrained]
+        rows.append({"alpha": alpha, "best rate, seed by seed": " ".join(f"{rate:.2g}" for rate in best),
+                     "no better than untrained from": f"{lost[0]:.2g}" if lost else "nowhere on the grid",
+                     "A has moved at the best (times its size)": f"{at_the_best(runs, 'moved', alpha):.2g}"})
     return table(rows)
 
-told(adam)
+optima(adam)
 
 # %% [markdown]
 # Now both laws as lines. The law of an A that forgot its start is drawn through the measurement at the smallest alpha;
@@ -530,9 +537,6 @@ told(adam)
 # %%
 LAWS = {"AdamW": {"A forgot its start: -1/2": -0.5, "A stands still: -1": -1},
         "SGD": {"A forgot its start: -1": -1, "A stands still: -2": -2}}
-
-def middle(values):
-    return math.exp(np.mean(np.log(values)))  # the geometric mean
 
 def draw(optimizer, best):
     alphas, curve = list(best), [middle(rates) for rates in best.values()]
@@ -558,42 +562,45 @@ def judged(optimizer, best):
     for (low, high), slopes in segments(best).items():
         mean, half = interval(slopes)
         holds = [f"{law:g}" for law in (far, still) if abs(mean - law) <= half]
-        rows.append({"from alpha": low, "to": high, "slope": plus_minus(slopes), "laws in the interval":
-                     " and ".join(holds) or ("none: between them" if still < mean < far else "none")})
+        between = "none, it lies between them" if still < mean < far else "none"
+        rows.append({"from alpha": low, "to": high, "slope": plus_minus(slopes),
+                     "laws within the interval": " and ".join(holds) or between})
     return table(rows)
 
 judged("AdamW", ridge(adam, "alpha"))
 
 # %%
-def bend(best):
-    slopes = list(segments(best).values())
-    return interval([last - first for first, last in zip(slopes[0], slopes[-1])])
-
-def bend_told(optimizer, best):
-    change, half = bend(best)
+def bend(optimizer, runs):
+    best = ridge(runs, "alpha")
+    slopes, ends = list(segments(best).values()), (min(best), max(best))
+    changes = [last - first for first, last in zip(slopes[0], slopes[-1]) if math.isfinite(last - first)]
+    change, half = interval(changes or [math.nan])
     print(f"{optimizer}: from the first segment to the last the slope changes by {change:+.2f} ± {half:.2f}.",
           "The ridge bends downwards: no single power of alpha describes it." if change + half < 0 else
-          "It bends the other way." if change - half > 0 else "These seeds do not show a bend.")
+          "It bends upwards." if change - half > 0 else "These seeds show no bend.")
+    near, far = (at_the_best(runs, "moved", alpha) for alpha in ends)
+    print(f"At the best rate A moves by {near:.2g} times its size with alpha {ends[0]}, by {far:.2g} with {ends[1]}:",
+          "it stands still" if far < near / 3 else "it moves" if near < far / 3 else "it moves about as far",
+          "where alpha is large.")
 
-adam_slopes = list(segments(ridge(adam, "alpha")).values())
-bend_told("AdamW", ridge(adam, "alpha"))
-compare("alpha/bend", np.mean(adam_slopes[-1]))
+bend("AdamW", adam)
+compare("alpha/bend", np.mean(list(segments(ridge(adam, "alpha")).values())[-1]))
 
 # %% [markdown]
-# The last column of the table above says why. With a small alpha the best rate is large, and A goes far from its start:
-# its start stops to matter, and the second law takes over. With a large alpha the best rate is small, A hardly moves,
-# and the first law holds. In between lies the bend. The same must be seen under SGD, with the other pair of powers:
+# Why would a ridge bend? Where the best rate is large, A goes far from its start, and the start stops to matter: the
+# second law is near. Where the best rate is small, A stays near its start: the first law is near. Compare the printed
+# distances with the table of optima. The argument is the same for SGD, with its own pair of powers.
 
 # %%
-sgd = one_by_one(sweep(at_all_rates, {"optimizer": ["SGD"], "alpha": ALPHAS["SGD"]}, SEEDS, "runs/alpha/ridge", "SGD",
-                       None, CORES))
-told(sgd)
+sgd = one_by_one(sweep(at_all_rates, {"optimizer": ["SGD"]} | GRID["SGD"], SEEDS, "runs/alpha/ridge", "SGD", None,
+                       CORES))
+optima(sgd)
 
 # %%
 draw("SGD", ridge(sgd, "alpha"))
 
 # %%
-bend_told("SGD", ridge(sgd, "alpha"))
+bend("SGD", sgd)
 judged("SGD", ridge(sgd, "alpha"))
 
 # %% [markdown]
@@ -608,16 +615,18 @@ judged("SGD", ridge(sgd, "alpha"))
 # one.
 
 # %%
-followed, moved = {}, {}
-for name, alpha, lr in (("alpha 16", 16, 2e-3), ("256, rate / 16", 256, 2e-3 / 16), ("256, rate / 4", 256, 2e-3 / 4)):
-    trainer = fit(alpha, lr, steps=6)
-    start = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if "lora_A" in n}
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    ends = dict(trainer.model.named_parameters())
-    apart = sum((ends[n].detach() - A).square().sum() for n, A in start.items())
-    moved[name] = math.sqrt(apart / sum(A.square().sum() for A in start.values()))
-    followed[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+followed, travelled = {}, {}
+with Progress("three trainings", total=3) as bar:
+    for name, alpha, divided in (("alpha 16", 16, 1), ("256, rate / 16", 256, 16), ("256, rate / 4", 256, 4)):
+        trainer = trainer_for(alpha, 2e-3 / divided, 6)
+        trainer.remove_callback(PrinterCallback)
+        start = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if "lora_A" in n}
+        trainer.train()
+        ends = dict(trainer.model.named_parameters())
+        apart = sum((ends[n].detach() - A).square().sum().item() for n, A in start.items())
+        travelled[name] = math.sqrt(apart / sum(A.square().sum().item() for A in start.values()))
+        followed[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        bar.update(1)
 del trainer
 
 # %%
@@ -630,7 +639,7 @@ def off(name):
 
 one, root = off("256, rate / 16"), off("256, rate / 4")
 print(f"mean distance from alpha 16: {one:.1%} with the rate / 16, {root:.1%} with the rate / 4")
-print(f"A has moved by {moved['alpha 16']:.0%} of its size with alpha 16:", "the law of the A that stands still is"
+print(f"A has moved by {travelled['alpha 16']:.0%} of its size with alpha 16:", "the law of the A that stands still is"
       if one < root else "the law of the A that forgot its start is", "the nearer one here.")
 
 # %% [markdown]
@@ -681,7 +690,8 @@ KINDS = {"AdamW, alpha/r": ("AdamW", False, 0), "AdamW, alpha/√r": ("AdamW", T
          "SGD, alpha/r": ("SGD", False, 1)}  # what one step says of the slope comes last
 by_rank = {}
 for kind, (optimizer, rslora, _) in KINDS.items():
-    grid = {"optimizer": [optimizer], "alpha": [16], "r": RANKS, "rslora": [rslora]}
+    low, high = (-9, -3) if optimizer == "AdamW" else (-7, 3)
+    grid = {"optimizer": [optimizer], "alpha": [16], "low": [low], "high": [high], "r": RANKS, "rslora": [rslora]}
     by_rank[kind] = one_by_one(sweep(at_all_rates, grid, SEEDS, "runs/alpha/ranks", kind, None, CORES))
 
 # %%

@@ -1,12 +1,17 @@
 """What the lessons claim about their own code, on a model small enough to check in seconds."""
 
 import copy
+import itertools
+import math
 from pathlib import Path
 
 import jupytext
+import numpy as np
 import pytest
 import torch
+from lora_lab import scoring
 from lora_lab.scoring import Score
+from lora_lab.sweep import interval
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import set_seed
@@ -94,3 +99,64 @@ def train(model, batches):
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+ALPHA = "05_alpha_scaling"
+
+
+def printed(starts, names, capsys):
+    names = dict(math=math, np=np, itertools=itertools, interval=interval, scoring=scoring,
+                 compare=lambda *_: None, table=lambda rows: rows) | names
+    for start in [starts] if isinstance(starts, str) else starts:
+        exec(cell(ALPHA, start), names)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("exact, prose, said", [
+    ((1, 1, 0.9, 0.2), (10, 10, 30, 90), ["left from factor 2 on", "doubled from factor 1.5 on", "Prose breaks first"]),
+    ((1, 1, 0.2, 0.2), (10, 10, 12, 14), ["left from factor 1.5 on", "at none of these", "The answers break first"]),
+    ((1, 1, 1, 1), (10, 10, 10, 10), ["left at none of these", "both break at the same", "cannot tell the two apart"]),
+])
+def test_the_dial_is_told_from_its_own_curve(exact, prose, said, capsys):
+    factors = (0, 1, 1.5, 2)
+    names = dict(FACTORS=factors, prose=dict(zip(factors, prose)),
+                 dial={factor: Score(share, None, 42, 1.0) for factor, share in zip(factors, exact)})
+    out = printed("def first(broken)", names, capsys)
+    assert all(words in out for words in said)
+
+
+@pytest.mark.parametrize("ends, said", [((-0.5, -1), "bends downwards"), ((-1, -0.5), "bends upwards"),
+                                        ((-0.8, -0.8), "show no bend")])
+def test_a_ridge_bends_only_if_the_seeds_say_so(ends, said, capsys):
+    noise = (0.01, -0.02, 0.0, 0.02, -0.01)
+    best = {1: [1.0] * 5, 10: [10 ** (ends[0] + off) for off in noise]}
+    best[100] = [rate * 10 ** (ends[1] - off) for rate, off in zip(best[10], noise)]
+    names = dict(SEEDS=range(5), LAWS={"AdamW": {"a": -0.5, "b": -1}}, adam=best, ridge=lambda runs, setting: runs,
+                 plus_minus=lambda slopes: f"{np.mean(slopes):.2f}", at_the_best=lambda runs, figure, alpha: 1 / alpha)
+    out = printed(["def segments", "def bend("], names, capsys)
+    assert said in out and "it stands still where alpha is large" in out
+
+
+@pytest.mark.parametrize("lora, full, said", [
+    ((0.5, 0.6, 0.5, 0.6, 0.5), (0.1, 0.2, 0.1, 0.1, 0.2), "LoRA forgets less here"),
+    ((0.1, 0.2, 0.1, 0.1, 0.2), (0.5, 0.6, 0.5, 0.6, 0.5), "LoRA forgets more here"),
+    ((0.1, 0.5, 0.1, 0.5, 0.2), (0.4, 0.2, 0.3, 0.2, 0.1), "cannot tell them apart"),
+])
+def test_what_is_forgotten_is_told_either_way(lora, full, said, capsys):
+    kept = {("LoRA", 1): lora, ("LoRA", 2): (math.nan, 1, 1, 1, 1), ("full", 3): full, ("full", 4): (0.0,) * 5}
+    out = printed("def usable", dict(kept=kept, METHODS={"LoRA": (1, 2), "full": (3, 4)}), capsys)
+    assert said in out and "LoRA 1, full 3" in out
+
+
+@pytest.mark.parametrize("doubled, said", [((0.1, 0.2, 0.1, 0.2, 0.1), "behind"), ((1, 1, 1, 1, 0.9), "ahead"),
+                                           ((0.4, 0.6, 0.5, 0.5, 0.6), "not told apart")])
+def test_the_doubled_adapter_is_compared_with_its_control(doubled, said, capsys):
+    runs = {"doubled": [doubled], "control": [(0.5, 0.5, 0.6, 0.5, 0.5)]}
+    assert said in printed("for more, doubled, control", dict(MORE=(8,), runs=runs), capsys)
+
+
+@pytest.mark.parametrize("moved, curve, said", [(0.1, 1.01, "stands still is the nearer"),
+                                                (3, 1.8, "forgot its start is the nearer")])
+def test_the_nearer_law_is_told_from_the_curves(moved, curve, said, capsys):
+    followed = {"alpha 16": [4, 2], "256, rate / 16": [4, 2 * curve], "256, rate / 4": [4, 2 * 1.3]}
+    assert said in printed("def off(name)", dict(followed=followed, travelled={"alpha 16": moved}), capsys)
