@@ -87,14 +87,17 @@ class Runs:
             })
         return table(rows)
 
-    def heat(self, figure: str, x: str, y: str) -> Picture:
-        """Draw the mean of `figure` by two settings as a heat map: crosses where runs diverged, gaps where none ran."""
+    def heat(self, figure: str, x: str, y: str, title: str | None = None) -> Picture:
+        """Draw the mean of `figure` by two settings as a heat map: crosses where runs diverged, gaps where none ran.
+
+        The title is `figure` unless one is given.
+        """
         from .. import plots  # here, so that a sweep needs nothing that draws
 
         xs, ys = self.values(x), self.values(y)
         cells = [[self.where(**{x: a, y: b}) for a in xs] for b in ys]
         means = [[runs.mean(figure) if runs.rows else None for runs in row] for row in cells]
-        return plots.heat(means, xs, ys, x, y, figure)
+        return plots.heat(means, xs, ys, x, y, title or figure)
 
     def figures(self, figure: str) -> list[float]:
         """Return `figure` of every run, in order; NaN where a run diverged before it had one."""
