@@ -138,14 +138,14 @@ def test_a_ridge_bends_only_if_the_seeds_say_so(ends, said, capsys):
 
 
 @pytest.mark.parametrize("lora, full, said", [
-    ((0.5, 0.6, 0.5, 0.6, 0.5), (0.1, 0.2, 0.1, 0.1, 0.2), "LoRA forgets less here"),
-    ((0.1, 0.2, 0.1, 0.1, 0.2), (0.5, 0.6, 0.5, 0.6, 0.5), "LoRA forgets more here"),
-    ((0.1, 0.5, 0.1, 0.5, 0.2), (0.4, 0.2, 0.3, 0.2, 0.1), "cannot tell them apart"),
+    ((50, 60, 50, 60, 50), (10, 20, 10, 10, 20), "LoRA forgets less here"),
+    ((10, 20, 10, 10, 20), (50, 60, 50, 60, 50), "LoRA forgets more here"),
+    ((10, 50, 10, 50, 20), (40, 20, 30, 20, 10), "cannot tell them apart"), (None, (1, 2, 3, 4, 5), "never learned"),
 ])
 def test_what_is_forgotten_is_told_either_way(lora, full, said, capsys):
-    kept = {("LoRA", 1): lora, ("LoRA", 2): (math.nan, 1, 1, 1, 1), ("full", 3): full, ("full", 4): (0.0,) * 5}
-    out = printed("def usable", dict(kept=kept, METHODS={"LoRA": (1, 2), "full": (3, 4)}), capsys)
-    assert said in out and "LoRA 1, full 3" in out
+    kept = {("LoRA", 1): lora, ("LoRA", 2): (0,) * 5} if lora else {}
+    out = printed("def best_of", dict(kept=kept | {("full", 3): full, ("full", 4): (0,) * 5}), capsys)
+    assert said in out and "full 3" in out
 
 
 @pytest.mark.parametrize("doubled, said", [((0.1, 0.2, 0.1, 0.2, 0.1), "behind"), ((1, 1, 1, 1, 0.9), "ahead"),
