@@ -309,9 +309,11 @@ plots.lines(curves, "factor on the scaling", "held-out loss", mark=1, yscale="lo
             title="Where is the bottom of each valley, and how steep is it?")
 
 # %%
+def known(values):  # later a seed may have no best rate on a grid
+    return [value for value in values if math.isfinite(value)] or [math.nan]
+
 def plus_minus(values, form="{:.2f}", times=1):
-    known = [times * value for value in values if math.isfinite(value)]  # a seed may have no best rate on a grid
-    return "{0} ± {0}".format(form).format(*interval(known)) if len(known) > 1 else "unknown"
+    return "{0} ± {0}".format(form).format(*interval([times * value for value in known(values)]))
 
 rows = []
 for length in LENGTHS:
@@ -479,7 +481,7 @@ def one_by_one(runs):  # a row for each rate
                     "status": "ok" if math.isfinite(loss) else "diverged"}
                  for row in runs.rows for name, loss in row.items() if name.startswith("loss")])
 
-GRID = {"AdamW": dict(alpha=(1 / 16, 1, 16, 256, 4096), low=[-15], high=[-1]),
+GRID = {"AdamW": dict(alpha=(1 / 16, 1, 16, 256, 4096), low=[-15], high=[0]),
         "SGD": dict(alpha=(1, 4, 16, 64, 256), low=[-10], high=[4])}
 for optimizer, grid in GRID.items():
     print(f"{optimizer}: the rates 2^{grid['low'][0]} to 2^{grid['high'][0]} for each of the alphas {grid['alpha']}")
@@ -509,21 +511,21 @@ def ridge(runs, setting):
             for value in runs.values(setting)}
 
 def middle(rates):
-    return math.exp(np.mean(np.log(rates)))  # the geometric mean
+    return math.exp(np.mean(np.log(known(rates))))  # the geometric mean
 
 print("alpha 16, the best rate of each seed:", [f"{lr:.2g}" for lr in ridge(adam, "alpha")[16]])
 
 # %%
 def distance(runs, alpha, best):  # of A from its start, at the rate of the grid that is nearest to the best
     near = min(runs.values("lr"), key=lambda lr: abs(math.log(lr / middle(best))))
-    return runs.mean("moved", alpha=alpha, lr=near)
+    return runs.mean("moved", alpha=alpha, lr=near) if max(known(best)) > 0 else math.nan
 
 def optima(runs):
     rows = []
     for alpha, best in ridge(runs, "alpha").items():
         loss = {lr: runs.mean("loss", alpha=alpha, lr=lr) for lr in runs.values("lr")}
         half_gone = (min(filter(math.isfinite, loss.values())) + untrained) / 2
-        lost = [lr for lr in loss if lr > max(best) and not loss[lr] < half_gone]
+        lost = [lr for lr in loss if lr > max(known(best)) and not loss[lr] < half_gone]
         rows.append({"alpha": alpha, "best rate, seed by seed": " ".join(f"{rate:.2g}" for rate in best),
                      "half of the gain gone from": f"{lost[0]:.2g}, {lost[0] / middle(best):.0f} times the best"
                      if lost else "nowhere on the grid",
@@ -562,7 +564,7 @@ def judged(optimizer, best):
     far, still = LAWS[optimizer].values()
     rows = []
     for (low, high), slopes in segments(best).items():
-        mean, half = interval(slopes)
+        mean, half = interval(known(slopes))
         holds = [f"{law:g}" for law in (far, still) if abs(mean - law) <= half]
         between = "none, it lies between them" if still < mean < far else "none"
         rows.append({"from alpha": low, "to": high, "slope": plus_minus(slopes),
@@ -575,18 +577,17 @@ judged("AdamW", ridge(adam, "alpha"))
 def bend(optimizer, runs):
     best = ridge(runs, "alpha")
     slopes, ends = list(segments(best).values()), (min(best), max(best))
-    changes = [last - first for first, last in zip(slopes[0], slopes[-1]) if math.isfinite(last - first)]
-    change, half = interval(changes or [math.nan])
+    change, half = interval(known(last - first for first, last in zip(slopes[0], slopes[-1])))
     print(f"{optimizer}: from the first segment to the last the slope changes by {change:+.2f} ± {half:.2f}.",
           "The ridge bends downwards: no single power of alpha describes it." if change + half < 0 else
           "It bends upwards." if change - half > 0 else "These seeds show no bend.")
     near, far = (distance(runs, alpha, best[alpha]) for alpha in ends)
     print(f"At the best rate A moves by {near:.2g} times its size with alpha {ends[0]}, by {far:.2g} with {ends[1]}:",
-          "it stands still" if far < near / 3 else "it moves" if near < far / 3 else "it moves about as far",
-          "where alpha is large.")
+          "it stands still where alpha is large." if far < near / 3 else "it moves where alpha is large."
+          if near < far / 3 else "no clear difference.")
 
 bend("AdamW", adam)
-compare("alpha/bend", np.mean(list(segments(ridge(adam, "alpha")).values())[-1]))
+compare("alpha/bend", np.mean(known(list(segments(ridge(adam, "alpha")).values())[-1])))
 
 # %% [markdown]
 # Why would a ridge bend? Where the best rate is large, A goes far from its start, and the start stops to matter: the
@@ -708,7 +709,7 @@ plots.lines(curves, "rank", "best learning rate", xscale="log", yscale="log", se
 rows = []
 for kind, (_, _, expected) in KINDS.items():
     slopes = [math.log(b / a) / math.log(RANKS[-1]) for a, b in zip(best[kind][1], best[kind][RANKS[-1]])]
-    mean, half = interval(slopes)
+    mean, half = interval(known(slopes))
     lowest = {r: min(by_rank[kind].mean("loss", r=r, lr=lr) for lr in by_rank[kind].values("lr")) for r in RANKS}
     rows.append({"kind": kind, "slope": plus_minus(slopes), "one step says": expected,
                  "in the interval": "yes" if abs(mean - expected) <= half else "no"}

@@ -132,7 +132,8 @@ def test_a_ridge_bends_only_if_the_seeds_say_so(ends, said, capsys):
     best = {1: [1.0] * 5, 10: [10 ** (ends[0] + off) for off in noise]}
     best[100] = [rate * 10 ** (ends[1] - off) for rate, off in zip(best[10], noise)]
     names = dict(SEEDS=range(5), LAWS={"AdamW": {"a": -0.5, "b": -1}}, adam=best, ridge=lambda runs, setting: runs,
-                 plus_minus=lambda slopes: f"{np.mean(slopes):.2f}", distance=lambda runs, alpha, best: 1 / alpha)
+                 plus_minus=lambda slopes: f"{np.mean(slopes):.2f}", known=list,
+                 distance=lambda runs, alpha, best: 1 / alpha)
     out = printed(["def segments", "def bend("], names, capsys)
     assert said in out and "it stands still where alpha is large" in out
 
