@@ -73,29 +73,30 @@ tokenizer = load_base()[1]
 # one.
 
 # %%
-def trainer_for(alpha, learning_rate, steps, *callbacks):
-    set_seed(SEED)
-    config = LoraConfig(r=8, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(load_base(quiet=True)[0], config)
+def with_alpha(alpha):
+    return LoraConfig(r=8, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+
+def trainer_for(model, learning_rate, steps, *callbacks):
     rows = batches.encode(smart_home.commands("train", n=8 * steps, seed=SEED), tokenizer)
     arguments = TrainingArguments(
         output_dir="runs/alpha", max_steps=steps, per_device_train_batch_size=8, learning_rate=learning_rate,
         warmup_steps=3, max_grad_norm=0, train_sampling_strategy="sequential", logging_steps=1, save_strategy="no",
         remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), seed=SEED,
         bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16, use_cpu=model.device.type == "cpu")
-    return Trainer(model, arguments, batches.AnswerCollator(tokenizer), batches.similar_lengths(rows, 8, SEED),
-                   callbacks=[*callbacks])
+    trainer = Trainer(model, arguments, batches.AnswerCollator(tokenizer), batches.similar_lengths(rows, 8, SEED),
+                      callbacks=[*callbacks])
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
-commands = smart_home.commands("test combinations", n=42, seed=SEED)  # each kind of action three times
-print(f"{len(commands)} held-out commands, such as: {commands[0].text!r}")
+print(with_alpha(16))
 
 # %%
 if Path("adapters/first/adapter_model.safetensors").exists():
     trained = PeftModel.from_pretrained(load_base(quiet=True)[0], adapters.adapter_folder("adapters/first"))
     print("loaded your adapter of Lesson 0")
 else:
-    trainer = trainer_for(16, 2e-3, STEPS, plots.LiveLoss())
-    trainer.remove_callback(PrinterCallback)
+    set_seed(SEED)
+    trainer = trainer_for(get_peft_model(load_base(quiet=True)[0], with_alpha(16)), 2e-3, STEPS, plots.LiveLoss())
     trainer.train()
     trained = trainer.model.eval()
 
@@ -109,6 +110,7 @@ quiz("alpha/doubled_score")
 
 # %%
 FACTORS = (0, 0.5, 1, 1.5, 2, 3, 4)
+commands = smart_home.commands("test combinations", n=42, seed=SEED)  # each kind of action three times
 
 dial, prose = {}, {}
 for factor in FACTORS:
@@ -619,19 +621,33 @@ judged("SGD", ridge(sgd, "alpha"))
 # one.
 
 # %%
+def second_adapter(alpha):
+    """A fresh adapter beside the dial's, on the same base; returns its matrices A."""
+    if "tried" in trained.peft_config:
+        trained.set_adapter("default")
+        trained.delete_adapter("tried")
+    set_seed(SEED)
+    trained.add_adapter("tried", with_alpha(alpha))
+    trained.set_adapter("tried")
+    return [A for name, A in trained.named_parameters() if "lora_A.tried" in name]
+
+print(len(second_adapter(alpha=16)), "matrices A of a second adapter, at their random start")
+
+# %%
+def length(matrices):
+    return math.sqrt(sum(matrix.detach().square().sum().item() for matrix in matrices))
+
 followed, travelled = {}, {}
 with Progress("three trainings", total=3) as bar:
     for name, alpha, divided in (("alpha 16", 16, 1), ("256, rate / 16", 256, 16), ("256, rate / 4", 256, 4)):
-        trainer = trainer_for(alpha, 2e-3 / divided, 6)
-        trainer.remove_callback(PrinterCallback)
-        start = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if "lora_A" in n}
+        matrices = second_adapter(alpha)
+        start = [A.detach().clone() for A in matrices]
+        trainer = trainer_for(trained, 2e-3 / divided, 6)
         trainer.train()
-        ends = dict(trainer.model.named_parameters())
-        apart = sum((ends[n].detach() - A).square().sum().item() for n, A in start.items())
-        travelled[name] = math.sqrt(apart / sum(A.square().sum().item() for A in start.values()))
+        travelled[name] = length(A - before for A, before in zip(matrices, start)) / length(start)
         followed[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         bar.update(1)
-del trainer
+trained.set_adapter("default")
 
 # %%
 plots.lines({name: (range(1, len(curve) + 1), curve) for name, curve in followed.items()}, "step", "training loss",
