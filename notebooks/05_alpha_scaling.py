@@ -88,7 +88,7 @@ def trainer_for(model, learning_rate, steps, *callbacks):
     trainer.remove_callback(PrinterCallback)
     return trainer
 
-print(with_alpha(16))
+print("alpha 16 at rank 8 is a scaling of", with_alpha(16).lora_alpha / with_alpha(16).r)
 
 # %%
 if Path("adapters/first/adapter_model.safetensors").exists():
@@ -766,7 +766,7 @@ print("old:", old[0].text, "->", old[0].answer)
 
 # %% [markdown]
 # A fair comparison reads both methods where they have learned *as much*. So you follow each training, and note the new
-# and the old answers every few steps. Each method gets two small rates.
+# and the old answers every few steps. Each method gets two rates.
 
 # %%
 quiz("alpha/forgotten")
@@ -784,7 +784,7 @@ def path(method, lr, seed):
     follow(model, data_of(seed, 2 * STEPS, taught), lr, watch=look)
     return found
 
-METHODS = {"LoRA": (0.002, 0.004), "full": (0.0005, 0.001)}
+METHODS = {"LoRA": (0.004, 0.008), "full": (0.001, 0.002)}
 grid = [{"method": method, "lr": lr} for method, rates in METHODS.items() for lr in rates]
 paths = sweep(path, grid, SEEDS, "runs/alpha/forgetting", "LoRA and full", None, CORES)
 
@@ -800,7 +800,8 @@ def old_at(row):
     return math.nan
 
 kept = {(run["method"], run["lr"]): [100 * old_at(row) for row in paths.where(**run).rows] for run in grid}
-kept = {run: shares for run, shares in kept.items() if all(map(math.isfinite, shares))}  # every seed got there
+kept = {run: shares for run, shares in kept.items() if all(map(math.isfinite, shares))}
+print(f"{len(kept)} of {len(grid)} settings get there under every seed; the others are left out")
 plots.dots({f"{method}, rate {lr:g}": shares for (method, lr), shares in kept.items()}, "old answers still right (%)",
            f"At {LEARNED:.0%} of the new answers: how many old ones are left?", form="{:.0f}")
 
