@@ -825,7 +825,7 @@ for method, lr in (lora, full):
     runs = paths.where(method=method, lr=lr)
     curves[f"{method}, {lr:g}"] = [[100 * runs.mean(f"{kind} {step}") for step in LOOKS] for kind in ("new", "old")]
 plots.lines(curves, "new answers right (%)", "old answers still right (%)", mark=100 * LEARNED,
-            title="What each method pays for what it learns: mean of the seeds, step by step")
+            title="What does each method pay for what it learns?")
 
 # %% [markdown]
 # **Look** along the curves: does the order of the two depend on where you compare? A method that was stopped early
