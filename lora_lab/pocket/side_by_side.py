@@ -66,8 +66,8 @@ def side_by_side(model: nn.Module, config: LoraConfig, rates: Sequence[float], d
     with torch.no_grad():
         losses = _losses(model, held_out, len(rates)).tolist()
         ends = [layer.A for layer in model.modules() if isinstance(layer, _Copies)]
-        moved = sum((end - begin).square().sum((1, 2)) for begin, end in zip(start, ends))
-        moved = (moved / sum(begin.square().sum((1, 2)) for begin in start)).sqrt().tolist()
+        apart = torch.stack([(end - begin).square().sum((1, 2)) for begin, end in zip(start, ends)]).sum(0)
+        moved = (apart / torch.stack([begin.square().sum((1, 2)) for begin in start]).sum(0)).sqrt().tolist()
     return [{"loss": loss if math.isfinite(loss) else math.nan, "moved": far if math.isfinite(loss) else math.nan}
             for loss, far in zip(losses, moved)]
 

@@ -25,12 +25,14 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
     n values leave n - 1 degrees of freedom. Of fewer than two values, or with one that is not finite, the half width
     is NaN. Raises LabError.
     """
-    values = list(values) if isinstance(values, Iterable) else [values]
-    expect(bool(values) and all(isinstance(value, (int, float)) for value in values), "values", values,
-           "at least one number")
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return (statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan), math.nan
-    return statistics.fmean(values), T[min(len(values) - 1, len(T)) - 1] * statistics.stdev(values) / len(values) ** 0.5
+    expect(isinstance(values, Iterable), "values", values, "a list of numbers")
+    found = list(values)
+    expect(found and all(isinstance(value, (int, float)) for value in found), "values", found, "at least one number")
+    if not all(map(math.isfinite, found)):
+        return math.nan, math.nan
+    if len(found) < 2:
+        return statistics.fmean(found), math.nan
+    return statistics.fmean(found), T[min(len(found) - 1, len(T)) - 1] * statistics.stdev(found) / len(found) ** 0.5
 
 
 class Runs:
