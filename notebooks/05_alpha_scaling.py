@@ -792,7 +792,7 @@ LEARNED, LOOKS = 0.5, range(0, 2 * STEPS + 1, 4)
 def old_at(row):
     """Old answers where the new ones first reach `LEARNED`, between two looks in a straight line."""
     for before, after in itertools.pairwise(LOOKS):
-        if row[f"new {after}"] >= LEARNED:
+        if row[f"new {after}"] >= LEARNED > row[f"new {before}"]:
             share = (LEARNED - row[f"new {before}"]) / (row[f"new {after}"] - row[f"new {before}"])
             return row[f"old {before}"] + share * (row[f"old {after}"] - row[f"old {before}"])
     return math.nan
