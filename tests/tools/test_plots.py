@@ -105,6 +105,18 @@ def test_a_dot_for_each_seed_and_their_mean():
     assert alt == "Which is lower? loss, a dot a seed: q 0.25, 0.75, mean 0.50; v 1.00, 2.00, mean 1.50."
 
 
+def test_many_dots_are_told_by_their_range_and_median():
+    alt = plots.dots({"q": [*range(9), 100]}, "ms", form="{:.1f}", each="round", middle="median").alt
+    assert alt == "ms, a dot a round: q 0.0 to 100.0, median 4.5."
+
+
+def test_shares_have_a_panel_for_each_measure():
+    found = {"bfloat16": {"moved": 0.7, "error": 1.3}, "nf4": {"moved": 0.001, "error": 1.0}}
+    picture = plots.shares(found, "How much?")
+    assert picture.alt == "How much? bfloat16: moved 70.0%, error 130.0%; nf4: moved 0.1%, error 100.0%."
+    assert picture.png.startswith(b"\x89PNG")
+
+
 def test_lora_is_drawn_with_its_numbers():
     alt = plots.lora(576, 192, 8, 16).alt
     assert "8 by 576, then B, 192 by 8, times alpha/r = 2" in alt
