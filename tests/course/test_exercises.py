@@ -11,9 +11,9 @@ import torch
 import transformers
 from lora_lab import merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
-from lora_lab.course.exercises import first, math
+from lora_lab.course.exercises import first, math, merge
 from lora_lab.course.exercises import targets as targets_check
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -63,7 +63,7 @@ def run(source, base):
              "get_peft_model": get_peft_model, "prepare_model_for_kbit_training": prepare_model_for_kbit_training,
              "base": base, "fresh_base": base, "merging": merging, "words": pocket.tokenizer(),
              "transformers": transformers,
-             "PeftModel": PeftModel, "PeftConfig": PeftConfig, "fresh": pocket_adapter, "load_deployed": load_deployed,
+             "PeftModel": PeftModel, "fresh": pocket_adapter, "load_deployed": load_deployed,
              "tests": {"one": smart_home.commands("test combinations", n=28)}}
     exec(source, names)
     return verdicts[0]
@@ -159,6 +159,32 @@ def test_small_adapter_is_not_had_by_leaving_layers_out(base):
     assert verdict(r=2, target_modules="all-linear").solved
     assert "9.77 MB" in verdict(r=8, target_modules="all-linear").text
     assert not verdict(r=8, target_modules=["q_proj"]).solved
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda W, A, B, scaling, grid: grid(grid(W) + scaling * B @ A), "arrives."),
+    (lambda W, A, B, scaling, grid: grid(W) + grid(scaling * B @ A), "arrives."),
+    (lambda W, A, B, scaling, grid: grid(W + B @ A), "scaling times B A is the update"),
+    (lambda W, A, B, scaling, grid: W + scaling * B @ A, "not on the grid"),
+    (lambda W, A, B, scaling, grid: grid(W.add_(scaling * B @ A)), "changed W itself"),
+    (lambda W, A, B, scaling, grid: None, "found NoneType"),
+])
+def test_likely_mistakes_in_merging_onto_a_grid_are_told_apart(answer, words):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        verdict = merge.onto_grid(answer)
+        assert verdict.solved is False and words in verdict.text
+
+
+@pytest.mark.parametrize("template, words", [
+    ("> {{ messages[-1].content }}\n", "The new line at the end is lost"),
+    ("> {{ messages[-1].content + '\\n' }}\n\n", "There is a new line too many"),
+    ("{% for m in messages %}> {{ m.content + '\\n' }}{% endfor %}", "Right for one message"),
+    ("{{ messages[-1].content + '\\n' }}", "and training showed"), (None, "found NoneType"),
+])
+def test_likely_mistakes_in_a_template_are_told_apart(template, words, base):
+    verdict = merge.my_template(template)
+    assert verdict.solved is False and words in verdict.text
 
 
 @pytest.mark.parametrize("answer, words", [

@@ -1,6 +1,8 @@
 """What the lessons claim about their own code, on a model small enough to check in seconds."""
 
 import copy
+import math
+import statistics
 from pathlib import Path
 
 import jupytext
@@ -37,6 +39,35 @@ def test_rank_and_alpha_say_whether_the_seeds_agree(lower, said, capsys):
     tried = {"r 8, alpha 16": [1, 1], "r 32, alpha 16": lower, "r 32, alpha 64": [1, 1]}
     exec(cell("02_config_and_targets", "def effect"), dict(tried=tried, compare=lambda *_: None))
     assert said in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize("ratios, said", [([1.2] * 38 + [0.9, 1.0], "slower"), ([0.8] * 39 + [1.1], "quicker"),
+                                          ([0.9] * 20 + [1.1] * 20, "not to be told from the base")])
+def test_a_ratio_is_slower_only_where_its_interval_leaves_out_one(ratios, said, capsys):
+    names = dict(torch=torch, math=math, statistics=statistics, token={"merged": ratios}, racers={}, prompt=None,
+                 ratios=lambda *_: {"merged": ratios[-12:]})
+    exec(cell("06_merge_and_ship", "@torch.no_grad()\ndef whole_prompt"), names)
+    assert capsys.readouterr().out.splitlines()[0].endswith(said)
+
+
+@pytest.mark.parametrize("above, said", [(14, "further off"), (0, "closer"), (7, "not to be told apart")])
+def test_a_merge_is_compared_with_its_control_command_by_command(above, said, capsys):
+    ways = ("rounded base, unmerged", "merged in place", "merged first, then rounded")
+    kl = {("nf4", way): ([1.0] * 14, 0.1) for way in ways} | {
+        ("nf4", "merged in place"): ([2.0] * above + [0.5] * (14 - above), 0.2)}
+    exec(cell("06_merge_and_ship", "for name in list(GRIDS)"), dict(GRIDS={"float32": 0, "nf4": 0}, kl=kl,
+                                                                   statistics=statistics))
+    lines = capsys.readouterr().out.splitlines()
+    assert said in lines[0] and f"on {above} of 14" in lines[0] and "20.0% of next tokens" in lines[0]
+    assert lines[2].startswith("For nf4, merged in place" if above < 5 else "For nf4, merged first, then rounded")
+
+
+@pytest.mark.parametrize("exact, said", [(0.9, "kept by: cat"), (0.1, "none of them")])
+def test_a_combination_keeps_both_skills_only_within_the_intervals(exact, said, capsys):
+    both = {f"skill {s}": Score(exact, None, 100) for s in ("one", "two")}
+    combined = {f"adapter {s}, alone": {f"skill {s}": Score(0.92, None, 100)} for s in ("one", "two")} | {"cat": both}
+    exec(cell("06_merge_and_ship", "alone = "), dict(combined=combined, DEVICES=("one", "two")))
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")
