@@ -928,7 +928,7 @@ for way, texts in served.items():
 #
 # The first takes the template from the folder's `chat_template.jinja`. The second writes none: an adapter's file is
 # asked through the *base's* template unless you give one. [The benchmark](../benchmarks/README.md) has both files run
-# in llama.cpp, with the right template and without, and what comes out.
+# in llama.cpp with whole prompts, and the merged one as a chat: with the right template, with the team's, with none.
 #
 # **vLLM, SGLang and TGI** serve many adapters on one base. They want a GPU: **not run here**.
 #
