@@ -11,7 +11,7 @@ import torch
 import transformers
 from lora_lab import merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
-from lora_lab.course.exercises import first, math
+from lora_lab.course.exercises import first, fleet, math
 from lora_lab.course.exercises import targets as targets_check
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
@@ -168,3 +168,34 @@ def test_small_adapter_is_not_had_by_leaving_layers_out(base):
 def test_wrong_shares_by_device_are_named(answer, words):
     verdict = first.exact_by_device(answer)
     assert not verdict.solved and words in verdict.text
+
+
+@pytest.mark.parametrize("command, words", [
+    ("torchrun --nnodes 2 --node-rank 1 --nproc-per-node 16 --master-addr 10.0.0.1 --master-port 29400 t.py", "is 16"),
+    ("torchrun --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr 10.0.0.1 --master-port 29400 t.py", "is 0"),
+    ("torchrun --nnodes 2 --node-rank 2 --nproc-per-node 8 --master-addr 10.0.0.1 --master-port 29400 t.py", "is 2"),
+    ("torchrun --nnodes 2 --node-rank 1 --nproc-per-node 8 --master-addr 10.0.0.1 t.py", "10.0.0.1:29500"),
+    ("torchrun --nnodes 2 --node-rank 1 --nproc-per-node 8 --master-port 29400 t.py", "name for itself"),
+    ("torchrun --node-rank 1 --nproc-per-node 8 --master-addr 10.0.0.1 --master-port 29400 t.py", "two machines"),
+    ("torchrun --nodes 2 t.py", "unrecognized arguments: --nodes"),
+    ("accelerate launch --num_machines 2 t.py", "begins with torchrun"), (None, "begins with torchrun"),
+])
+def test_likely_mistakes_in_the_second_machines_command_are_named(command, words):
+    verdict = fleet.second_machine(command)
+    assert not verdict.solved and words in verdict.text
+
+
+def test_machines_may_also_meet_at_an_endpoint():
+    meeting = "--rdzv-backend c10d --rdzv-endpoint 10.0.0.1:29400"
+    assert fleet.second_machine(f"torchrun --nnodes=2 --nproc_per_node=gpu {meeting} train.py").solved
+    assert not fleet.second_machine(f"torchrun --nnodes=2 --nproc_per_node=4 {meeting} train.py").solved
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda batch, processes, most: (batch // processes, 1), "are too many"),
+    (lambda batch, processes, most: (1, batch // processes), "passes are enough"),
+    (lambda batch, processes, most: (batch, 1), "rows a step"), (lambda *_: 3, "Expected two numbers"),
+])
+def test_likely_mistakes_in_equal_steps_are_named(answer, words):
+    found = {fleet.per_process(answer).text for _ in range(20)}
+    assert any(words in text for text in found)
