@@ -57,9 +57,10 @@ def plan(model: meta_model.Source, lora: LoraConfig, precision: str | None = Non
       gradients, so nothing of it is sent.
     - FSDP: each GPU holds 1/N of all parameters, gradients and optimizer states, and what is gathered at a time,
       counted here as the largest block and all that is in no block. nf4 weights are shared out like others if they are
-      stored in a floating-point dtype (`bnb_4bit_quant_storage`); their scales stay whole on every GPU. Parameters are gathered for the forward pass and
-      again for the backward pass, (N-1)/N of their bytes each; gradients of what trains are reduced once, (N-1)/N of
-      theirs (ZeRO stage 3, Rajbhandari et al. 2020, section 7.2.2). The frozen base is gathered like everything else.
+      stored in a floating-point dtype (`bnb_4bit_quant_storage`); their scales stay whole on every GPU. Parameters are
+      gathered for the forward pass and again for the backward pass, (N-1)/N of their bytes each; gradients of what
+      trains are reduced once, (N-1)/N of theirs (ZeRO stage 3, Rajbhandari et al. 2020, section 7.2.2). The frozen base
+      is gathered like everything else. (gloo, between CPUs, reduces at twice these bytes.)
     - Operations: for a token, 2 with each weight forward, 2 backward for the inputs' gradients, 2 more where the
       weight trains (Kaplan et al. 2020, section 2.1, has 6 for all). With `checkpointing`, the blocks' forward pass is
       computed twice (Chen et al. 2016): 2 more with each of their weights. Attention's scores and experts that are no
@@ -116,7 +117,8 @@ def _gathered_share(bare, packed: bool) -> float:
     """The largest block, and what is in no block, as a part of the bytes of all parameters."""
     lists = [module for module in bare.modules() if isinstance(module, torch.nn.ModuleList)]
     sizes = max(([_size(block, packed) for block in blocks] for blocks in lists), key=sum, default=[0.0])
-    in_no_block = _size(bare, False) - max((sum(_size(block, False) for block in blocks) for blocks in lists), default=0)
+    in_blocks = max((sum(_size(block, False) for block in blocks) for blocks in lists), default=0)
+    in_no_block = _size(bare, False) - in_blocks
     return (in_no_block + max(sizes, default=0)) / (in_no_block + sum(sizes))
 
 

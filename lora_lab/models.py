@@ -86,10 +86,10 @@ def load_to_shard(name: str, precision: str | None, first: bool) -> tuple[PreTra
         _require_bitsandbytes(precision)
         options["quantization_config"].bnb_4bit_quant_storage = dtype
     with display.no_progress_bars():
-        if first or precision == "nf4":
-            tokenizer, model = _from_pretrained(source, options, AutoTokenizer, AutoModelForCausalLM)
+        config, tokenizer = _from_pretrained(source, {}, AutoConfig, AutoTokenizer)
+        if first or precision == "nf4" or hasattr(config, "quantization_config"):
+            (model,) = _from_pretrained(source, options, AutoModelForCausalLM)
         else:
-            config, tokenizer = _from_pretrained(source, {}, AutoConfig, AutoTokenizer)
             with init_empty_weights(include_buffers=False):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **{
                     name: value for name, value in options.items() if name == "attn_implementation"})

@@ -291,8 +291,8 @@ compare("fleet/two_processes", worst)
 # Sums are added up in another order, and float32 keeps about seven digits. Nothing else differs. Now break it in the
 # two ways that people break it.
 #
-# - **The batch counts per process.** Leave `per_device_train_batch_size` at what the notebook had, and two processes take
-#   twice the rows in a step.
+# - **The batch counts per process.** Leave `per_device_train_batch_size` at what the notebook had, and two processes
+#   take twice the rows in a step.
 # - **The mean of means.** Without `average_tokens_across_devices`, each process divides by its own tokens.
 
 # %%
@@ -322,8 +322,8 @@ for name in ("torchrun", "8 rows each", "mean of means"):
     print(f"{name:14} worst difference {far:.1e}:", "the same training" if far < 1e-4 else "another training")
 
 # %% [markdown]
-# Look at the distance of the two broken runs. Did either of them print a warning? A learning rate that was tuned for one
-# batch is not tuned for another.
+# Look at the distance of the two broken runs. Did either of them print a warning? A learning rate that was tuned for
+# one batch is not tuned for another.
 #
 # **Exercise: equal steps.** A global batch, a number of processes, and the most rows that a GPU can hold at a time.
 # Return the rows that a process takes at a time and how often it accumulates gradients, so that a step sees the global
@@ -716,9 +716,10 @@ for mode, share in by_mode.items():
 compare("fleet/slow_network", 100 * by_mode["ddp"].sent_bytes / (1e9 / 8) / computing)
 
 # %% [markdown]
-# Left of a crossing, a step waits for the network. Two ways out follow from the picture. Under DDP, accumulate gradients
-# over several passes: a step sends once, however much it computes. Under FSDP every pass gathers anew, so take more
-# rows in a pass, or go back to four bits and DDP. (These are sums on paper: real programs send while they compute.)
+# Left of a crossing, a step waits for the network. Two ways out follow from the picture. Under DDP, accumulate
+# gradients over several passes: a step sends once, however much it computes. Under FSDP every pass gathers anew, so
+# take more rows in a pass, or go back to four bits and DDP. (These are sums on paper: real programs send while they
+# compute.)
 #
 # ## A process dies
 #

@@ -79,7 +79,8 @@ def _check_launch(recipe) -> None:
 
     if _is_sharded():
         if os.environ.get("FSDP_VERSION") != "2":
-            raise LabError("The launch asks for FSDP's first version. Expected fsdp_version: 2, as in launch/fsdp.yaml.")
+            raise LabError("The launch asks for the first version of FSDP. Expected fsdp_version: 2, as in "
+                           "launch/fsdp.yaml.")
         if recipe.precision == "int8":
             raise LabError("precision: found int8 under FSDP, which shares out floating-point tensors alone. Expected "
                            "bfloat16 or nf4, or DDP (launch/ddp.yaml), where each process has the whole model.")

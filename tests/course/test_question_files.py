@@ -77,7 +77,8 @@ def cells(stem):
             yield heading, cell.source, "".join(texts)
 
 
-FEW = ("00_first_adapter", "01_low_rank_math", "02_config_and_targets", "07_past_one_gpu")  # questions, most of them settled by a cell
+FEW = ("00_first_adapter", "01_low_rank_math", "02_config_and_targets",  # questions, most of them settled by a cell
+       "07_past_one_gpu")
 
 
 def test_every_lesson_has_its_questions():

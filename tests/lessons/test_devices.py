@@ -182,8 +182,8 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
                          (", device=model.device)\n    labels", ")\n    labels")],
     "05_alpha_scaling": [("with adapters.", "with trained(torch.ones(1, 4, dtype=torch.long)) and adapters.")],
     "06_merge_and_ship": [(", device=W.device", ""), (".to(model.device)", ""), (", device=base.device", "")],
-    "07_past_one_gpu": [("    trainer.train()\n    return", "    trainer.train(); model(torch.ones(1, 4, dtype=torch.long))"
-                         "\n    return")],
+    "07_past_one_gpu": [("    trainer.train()\n    return",
+                         "    trainer.train(); model(torch.ones(1, 4, dtype=torch.long))\n    return")],
 }
 
 

@@ -1,11 +1,14 @@
 """What the lessons claim about their own code, on a model small enough to check in seconds."""
 
 import copy
+import json
+import re
 from pathlib import Path
 
 import jupytext
 import pytest
 import torch
+import yaml
 from lora_lab.scoring import Score
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -50,6 +53,45 @@ def test_an_adapter_on_both_sides_of_a_tied_matrix_is_merged_twice(both, times, 
     update = model.get_input_embeddings().get_delta_weight("default").detach().clone()
     merged = model.merge_and_unload()
     torch.testing.assert_close(merged.get_output_embeddings().weight - before, times * update)
+
+
+@pytest.mark.parametrize("off, said", [(1e-7, "The same steps"), (-0.2, "These are other steps")])
+def test_a_launched_run_says_whether_it_took_the_notebooks_steps(off, said, tmp_path, capsys):
+    (tmp_path / "torchrun").mkdir()
+    history = [{"loss": 3.0}, {"loss": 2.0 + off}, {"train_runtime": 1}]
+    (tmp_path / "torchrun/trainer_state.json").write_text(json.dumps({"log_history": history}))
+    names = dict(FLEET=tmp_path, STEPS=2, json=json, losses={"notebook": [3.0, 2.0]}, compare=lambda *_: None)
+    exec(cell("07_past_one_gpu", "def losses_in"), names)
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("times, said", [(1.51, "The formula holds"), (1.8, "It does not hold")])
+def test_measured_bytes_say_whether_the_formula_holds(times, said, capsys):
+    names = dict(measured={("all-reduce", 4): [times]}, formula={"all-reduce": 2}, compare=lambda *_: None)
+    exec(cell("07_past_one_gpu", "for (name, n), found"), names)
+    assert said in capsys.readouterr().out
+
+
+def test_the_lessons_launch_configs_are_the_repositorys(tmp_path):
+    names = dict(FLEET=tmp_path, yaml=yaml, write=lambda *_, **__: None, start=lambda *_: None, losses={"notebook": []},
+                 follow=lambda *_: ("", 0), losses_in=lambda *_: [0.0], LAUNCH="")
+    names["losses"]["notebook"] = [0.0]
+    exec(cell("07_past_one_gpu", "CPU2 = "), names)
+    exec(cell("07_past_one_gpu", "FSDP = "), names)
+    for name in ("cpu2", "cpu2_fsdp"):
+        theirs, ours = (yaml.safe_load((folder / f"{name}.yaml").read_text())
+                        for folder in (FOLDER.parent / "launch", tmp_path))
+        theirs.get("fsdp_config", {}).pop("fsdp_offload_params", None)  # false, as without it
+        assert ours == theirs
+
+
+def test_the_configs_for_other_engines_are_yaml_and_agree():
+    text = "".join(c.source for c in jupytext.read(FOLDER / "07_past_one_gpu.py").cells if c.cell_type == "markdown")
+    axolotl, factory = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert (axolotl["lora_r"], axolotl["lora_alpha"]) == (factory["lora_rank"], factory["lora_alpha"])
+    assert axolotl["micro_batch_size"] == factory["per_device_train_batch_size"] == 2
+    assert axolotl["gradient_accumulation_steps"] == factory["gradient_accumulation_steps"] == 4
+    assert axolotl["learning_rate"] == float(factory["learning_rate"])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
