@@ -59,7 +59,6 @@ import psutil
 import torch
 import transformers
 import yaml
-from bitsandbytes.nn import Linear4bit
 
 # %%
 from lora_lab import LabError, batches, compare, distributed, memory, models, plots, pocket, progress, quiz, smart_home
@@ -72,6 +71,7 @@ SEED, STEPS, BATCH = 0, 16, 8
 FLEET = Path("runs/fleet")
 FLEET.mkdir(parents=True, exist_ok=True)
 transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 # %% [markdown]
 # ## One GPU ends in two ways
@@ -288,8 +288,8 @@ print(f"worst difference of {STEPS} losses: {worst:.1e}.",
 compare("fleet/two_processes", worst)
 
 # %% [markdown]
-# Sums are added up in another order, and float32 keeps about seven digits. Nothing else differs. Now break it in the
-# two ways that people break it.
+# Sums are added up in another order, and float32 keeps about seven digits. Nothing else differs. (`lora_dropout` would:
+# each process drops entries of its own.) Now break it in the two ways that people break it.
 #
 # - **The batch counts per process.** Leave `per_device_train_batch_size` at what the notebook had, and two processes
 #   take twice the rows in a step.
@@ -564,6 +564,8 @@ draw_distances("Five runs on two processes: which of them are the notebook's?")
 # tensors only. The way out is one argument. `bnb_4bit_quant_storage` stores the *same bytes* under another name:
 
 # %% tags=["nbval-check-output"]
+from bitsandbytes.nn import Linear4bit
+
 for storage in (torch.uint8, torch.bfloat16, torch.float32):
     layer = Linear4bit(64, 192, bias=False, quant_type="nf4", quant_storage=storage, device="cpu").to("cpu")
     print(f"{storage}: shape {tuple(layer.weight.shape)}, {layer.weight.nbytes:,} bytes")
@@ -711,8 +713,8 @@ plots.lines({"FSDP sends": (xs, [fsdp for _, fsdp in seconds.values()]),
 # %%
 for mode, share in by_mode.items():
     crossing = share.sent_bytes / computing * 8 / 1e9
-    print(f"{mode.upper()} sends {memory.human(share.sent_bytes)}. At {crossing:.2g} Gbit/s that takes as long as "
-          f"computing, at {10 * crossing:.2g} a tenth of it.")
+    print(f"{mode.upper()} sends {memory.human(share.sent_bytes)}. At {crossing:,.1f} Gbit/s that takes as long as "
+          f"computing, at {10 * crossing:,.0f} a tenth of it.")
 compare("fleet/slow_network", 100 * by_mode["ddp"].sent_bytes / (1e9 / 8) / computing)
 
 # %% [markdown]
@@ -724,8 +726,7 @@ compare("fleet/slow_network", 100 * by_mode["ddp"].sent_bytes / (1e9 / 8) / comp
 # ## A process dies
 #
 # A node fails, or the kernel takes the memory back. You do it by hand: `SIGKILL` to the second process, in the middle.
-# A callback slows the steps down so that you can hit it. **Guess:** what does the other process do, and what does the
-# launcher say?
+# A callback slows the steps down so that you can hit it. **Guess:** does the other process go on, wait or end?
 
 # %%
 (FLEET / "slowly.py").write_text("""
@@ -755,8 +756,8 @@ print("exit code", code, "- last whole checkpoint:", run_folder.last_checkpoint(
 assert code != 0
 
 # %% [markdown]
-# The launcher names who died and of what, ends the other process, and returns an exit code that is not 0. Alone, that
-# one would have waited for gradients that never come. Launch the same recipe again, and the folder is protected:
+# The launcher names who died and of what, ends what is left, and returns an exit code that is not 0. Launch the same
+# recipe again, and the folder is protected:
 
 # %%
 try:
