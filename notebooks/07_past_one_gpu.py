@@ -307,18 +307,16 @@ losses["8 rows each"] = broken("eight_each", BATCH)
 losses["mean of means"] = broken("mean_of_means", BATCH // 2, average_tokens_across_devices=False)
 
 # %%
-def draw_distances(title):
-    steps, known = range(1, STEPS + 1), losses["notebook"]
-    far = {name: [max(abs(a - b), 1e-9) for a, b in zip(found, known)] for name, found in losses.items()}
-    del far["notebook"]
-    return plots.lines({name: (steps, values) for name, values in far.items()}, "step",
-                       "distance from the notebook's loss", yscale="log", title=title)
+def distances(name):
+    return [abs(a - b) for a, b in zip(losses[name], losses["notebook"])]
 
-draw_distances("How far is each run from the notebook's losses?")
+plots.lines({name: (range(1, STEPS + 1), [max(far, 1e-9) for far in distances(name)])
+             for name in ("torchrun", "8 rows each", "mean of means")}, "step",
+            "distance in loss (0 as 1e-09)", yscale="log", title="How far is each run from the notebook's losses?")
 
 # %%
 for name in ("torchrun", "8 rows each", "mean of means"):
-    far = max(abs(a - b) for a, b in zip(losses[name], losses["notebook"]))
+    far = max(distances(name))
     print(f"{name:14} worst difference {far:.1e}:", "the same training" if far < 1e-4 else "another training")
 
 # %% [markdown]
@@ -443,7 +441,7 @@ CPU2 = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU",
 LAUNCH = "accelerate launch --main_process_port 0 --config_file runs/fleet/"
 said, code = follow(start(f"{LAUNCH}cpu2.yaml -m lora_lab.finetune runs/fleet/accelerate.yaml"))
 losses["recipe, DDP"] = losses_in("accelerate")
-print("worst difference:", f"{max(abs(a - b) for a, b in zip(losses['recipe, DDP'], losses['notebook'])):.1e}")
+print(f"worst difference from the notebook: {max(distances('recipe, DDP')):.1e}")
 
 # %% [markdown]
 # **Exercise: repair the recipe** until two processes can train by it. The check reads it as a launch would, and lists
@@ -554,7 +552,9 @@ losses["recipe, FSDP"] = losses_in("fsdp")
 # %%
 held = [int(size) for size in re.findall(r"watch \d+ (\d+)", said)]
 print(f"weights and adapter: {weights + trained:,} bytes; held by the two processes: {held}")
-draw_distances("Five runs on two processes: which of them are the notebook's?")
+table([{"run on two processes": name, "worst difference in loss": f"{max(distances(name)):.1e}",
+        "so it is": "the notebook's training" if max(distances(name)) < 1e-4 else "another training"}
+       for name in losses if name != "notebook"])
 
 # %% [markdown]
 # ### A base in four bits, cut in two
@@ -708,7 +708,7 @@ xs = list(NETWORKS.values())
 plots.lines({"FSDP sends": (xs, [fsdp for _, fsdp in seconds.values()]),
              "DDP sends": (xs, [ddp for ddp, _ in seconds.values()]), "computing": (xs, [computing] * len(xs))},
             "network, Gbit/s", "seconds a step (calculated)", xscale="log", yscale="log",
-            title="7B, LoRA, 8 GPUs, 64 rows: when does a step wait for the network?")
+            title="7B with LoRA on 8 GPUs: what does a step wait for?")
 
 # %%
 for mode, share in by_mode.items():
@@ -807,7 +807,7 @@ if util.find_spec("trl") and util.find_spec("datasets"):
     shutil.rmtree(FLEET / "trl", ignore_errors=True)
     follow(start("torchrun --standalone --nproc-per-node 2 runs/fleet/sft.py runs/fleet/trl 4"))
     losses["TRL"] = losses_in("trl")
-    print(f"worst difference: {max(abs(a - b) for a, b in zip(losses['TRL'], losses['notebook'])):.1e}")
+    print(f"worst difference from the notebook: {max(distances('TRL')):.1e}")
 else:
     print("TRL is not installed here, so this cell did not run it. `pip install trl`, then run the cell again.")
 

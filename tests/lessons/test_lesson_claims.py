@@ -74,8 +74,7 @@ def test_measured_bytes_say_whether_the_formula_holds(times, said, capsys):
 
 def test_the_lessons_launch_configs_are_the_repositorys(tmp_path):
     names = dict(FLEET=tmp_path, yaml=yaml, write=lambda *_, **__: None, start=lambda *_: None, losses={"notebook": []},
-                 follow=lambda *_: ("", 0), losses_in=lambda *_: [0.0], LAUNCH="")
-    names["losses"]["notebook"] = [0.0]
+                 follow=lambda *_: ("", 0), losses_in=lambda *_: [0.0], LAUNCH="", distances=lambda _: [0.0])
     exec(cell("07_past_one_gpu", "CPU2 = "), names)
     exec(cell("07_past_one_gpu", "FSDP = "), names)
     for name in ("cpu2", "cpu2_fsdp"):
