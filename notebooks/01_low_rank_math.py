@@ -124,10 +124,10 @@ plots.pairs(B, A, alpha / r, "A word grows, one column times one row at a time")
 # $\alpha$; $r$ is the number of pairs.
 #
 # Who finds such pairs? The **singular value decomposition** (SVD) does: it writes any matrix as a sum of outer
-# products, strongest first. Their strengths are the **singular values** ($S$ in the code), and the squares of these
-# add up to the sum of all squared entries. Stop after $r$ pairs, and you have the best approximation of rank $r$
-# (Eckart and Young, 1936). Its **error** is the length of the difference over the length of the matrix, each taken as
-# one long vector.
+# products, strongest first. A pair is also called a **direction**. Their strengths are the **singular values** ($S$
+# in the code), and the squares of these add up to the sum of all squared entries. Stop after $r$ pairs, and you have
+# the best approximation of rank $r$ (Eckart and Young, 1936). Its **error** is the length of the difference over the
+# length of the matrix, each taken as one long vector.
 #
 # ## A real weight
 #
@@ -258,7 +258,8 @@ print("The update is", "concentrated: it needs less than half as many directions
       if counts["the update"] < counts["the weight"] / 2 else "not much more concentrated than the weight.")
 
 # %% [markdown]
-# (Noise, too, has stronger and weaker directions, by chance.)
+# (Noise, too, has stronger and weaker directions, by chance. And the energy kept is 1 − error²: half of it is a
+# milder test than the error of 10 % that the weight had to meet above. Compare curves, not these two numbers.)
 #
 # ## A control: is that the task, or only few steps?
 #
@@ -316,8 +317,7 @@ compare("math/random_answers", by_chance[common] / task[common])
 
 # %% [markdown]
 # What do the steps share, then? Each gradient is a sum of outer products, one for each token: how the output should
-# move, times the token's input to this layer. Have the inputs much in common, whatever the answers are? Look at those
-# of one batch:
+# move, times the token's input to this layer. Have the inputs much in common? Look at those of one batch:
 
 # %%
 seen, batch = [], collate(train_rows[:BATCH]).to(base.device)
@@ -331,8 +331,8 @@ print(f"{len(inputs)} inputs of this layer: {half(inputs)} directions hold half 
       f"of as many random ones {half(noise)}.")
 
 # %% [markdown]
-# (AdamW divides each entry of a gradient by its usual size, so a step is no gradient. And its momentum makes each step
-# resemble the one before.)
+# (A likely reason, not a proof: AdamW divides each entry of a gradient by its usual size, so a step is no gradient,
+# and its momentum makes each step resemble the one before.)
 #
 # ## Does the rest matter?
 #
@@ -376,8 +376,9 @@ compare("math/rank_one", cut[1].exact)
 
 # %% [markdown]
 # **Analogy.** A rank-1 update is one instruction: *whenever the input points this way, push the output that way*. The
-# full update is a page of such instructions, the important ones on top. LoRA hands the model a form with $r$ lines.
+# full update is a page of such instructions, the strongest on top. LoRA hands the model a form with $r$ lines.
 #
+# (Do not read the rank that you need off such a cut: trained at that rank, an adapter finds directions of its own.)
 # The task here is narrow. Where training has more to write, such as a new language, expect a longer tail, and LoRA to
 # fall behind: Biderman et al., *LoRA Learns Less and Forgets Less* (2024), measured that on code and mathematics.
 #
@@ -449,9 +450,10 @@ def show_differences():
 show_differences()
 
 # %% [markdown]
-# Zero means: the same bits. (Another order of summing would leave about 1e-7, the seventh digit of float32.) Now
-# train both on the same batches, and compare once more. (Run one of the two cells again, and that model trains on. To
-# start over, run the cell that builds both.)
+# Zero means: the same bits. With B at zero the logits had to agree; the gradients of B, and what training makes of
+# both, are the test. (Another order of summing would leave about 1e-7, the seventh digit of float32.) Now train both
+# on the same batches, and compare once more. (Run one of the two cells again, and that model trains on. To start
+# over, run the cell that builds both.)
 
 # %%
 hand_losses = fit(by_hand, 2e-3, plots.LiveLoss())
@@ -690,8 +692,8 @@ compare("math/cost_total", sum(ranks[1].values()) / sum(every.values()))
 # every layer, and needs what it meets there. It computes the gradients of the activations, and no longer those of the
 # frozen weights.
 #
-# A LoRA run goes out of memory, and you think of a lower rank? The last line says what that can save here, and what no
-# rank touches.
+# A LoRA run goes out of memory, and you think of a lower rank? The last line says what that can save here, and what a
+# rank hardly touches.
 #
 # ## Common gotcha: the forgotten scaling
 #
