@@ -799,7 +799,7 @@ progress()
 # %% [markdown]
 # ## Recap
 #
-# - A matrix of rank $r$ is $r$ pushes: read a number, move along a direction. A trained weight takes many. What
+# - A matrix of rank $r$ is $r$ pushes: read a number, move along a direction. A weight may take many. What
 #   counts is how many an *update* takes for your task, and you know how to look.
 # - LoRA is $W$ frozen plus $\frac{\alpha}{r}BA$, with B zero at the start. It costs $r\,(d_{in} + d_{out})$ per
 #   layer.
