@@ -492,7 +492,7 @@ print(f"merging moved the head by {(head - was).norm() / was.norm():.1%}, a logi
 
 # %% [markdown]
 # Unmerged, the adapter changes how tokens are read, and the head does not know of it. Merging writes its update into
-# the one matrix, and so into the head. PEFT warns about it.
+# the one matrix, and so into the head. PEFT warns about it (the cell hides that).
 #
 # Which of the other ways survive a merge? Give what trains in each a small push, as a training would, and compare the
 # logits before and after.

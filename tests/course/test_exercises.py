@@ -197,3 +197,10 @@ def test_near_misses_of_lesson_2_are_told_apart(base):
     for count, words in ((130_560, "left out `rank_pattern`"), (1_152_000, "all blocks"), (268_800, "swapped"),
                          (38_400, "one block")):
         assert words in targets_check.predicted_count(count, surprise, base[0]).text
+
+
+@pytest.mark.parametrize("options", [dict(target_modules="all-linear"),
+                                     dict(target_modules=["q_proj"], layers_to_transform=1)])
+def test_a_count_of_any_config_is_judged(options, tiny_model):
+    said = targets_check.predicted_count(5, LoraConfig(r=4, **options), tiny_model).text
+    assert said.startswith("It is not 5. For each layer")

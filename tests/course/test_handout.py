@@ -119,7 +119,7 @@ handout.sync()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
-@pytest.mark.parametrize("write_number", [1, 4, 13])
+@pytest.mark.parametrize("write_number", [1, 2, 3, 4, 9, 13])
 def test_a_sync_that_is_killed_loses_nothing_and_goes_on(root, write_number):
     handout.sync()
     work = edit(root, FIRST)

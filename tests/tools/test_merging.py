@@ -92,7 +92,7 @@ def test_audit_names_inactive_adapters():
     assert "other" in str(merging.audit(model, IDS))
 
 
-@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize("seed", range(3))
 def test_audit_tells_the_three_faults_apart(tmp_path, seed):
     model = adapted(r=4, seed=seed, std=0.02)
     deployments.make(model, tmp_path, seed)

@@ -45,7 +45,7 @@ def lora_forward(layer_class) -> Verdict:
     return say(True, "Right with two ranks and scalings, dropout on and off.")
 
 
-def count_for_new_model(count: int) -> Verdict:
+def count_for_new_model(count: float) -> Verdict:
     """Check a count of the trainable parameters of rank 16 on all linear layers of a model given by its sizes."""
     sizes = LlamaConfig(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=24,
@@ -65,7 +65,7 @@ def count_for_new_model(count: int) -> Verdict:
     display(block(groups, {}, 16))
     hint = "One layer costs r × (d_in + d_out); k and v have only 4 × 128 outputs."
     if right == 24 * count:
-        hint = f"It is {right // count} times more: did you count every layer?"
+        hint = f"It is {right / count:.0f} times more: did you count every layer?"
     return say(False, f"PEFT counts otherwise than {count:,.0f}. {hint}")
 
 

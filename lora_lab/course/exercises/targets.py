@@ -1,6 +1,6 @@
 """Checks of the exercises of lesson 2: each runs the learner's answer on fresh inputs and says what it found."""
 
-from peft import LoraConfig
+import copy
 
 from ... import targets
 from ..question_kinds import Verdict
@@ -60,17 +60,18 @@ def predicted_count(count: int, config, model) -> Verdict:
         return say(False, f"Expected a whole number, found {count!r}.")
     if count == right:
         return say(True, f"{right:,} it is.")
-    r, (name, other) = config.r, next(iter(config.rank_pattern.items()), ("", config.r))
+    name, other = next(iter(config.rank_pattern.items()), ("", config.r))
+    blocks = config.layers_to_transform
     slips = {
         "You left out `rank_pattern`.": dict(rank_pattern={}),
         "You counted all blocks; `layers_to_transform` keeps some.": dict(layers_to_transform=None),
-        "That is one block.": dict(layers_to_transform=(config.layers_to_transform or [0])[:1]),
-        "You swapped the two ranks.": dict(r=other, rank_pattern={name: r}),
+        "That is one block.": dict(layers_to_transform=blocks[:1] if isinstance(blocks, list) else blocks),
+        "You swapped the two ranks.": dict(r=other, rank_pattern={name: config.r}),
     }
     for slip, changed in slips.items():
-        if count == targets.inspect(model, LoraConfig(**dict(
-                r=r, target_modules=list(config.target_modules), rank_pattern=config.rank_pattern,
-                layers_to_transform=config.layers_to_transform) | changed)).trainable:
+        slipped = copy.deepcopy(config)
+        vars(slipped).update(changed)
+        if count == targets.inspect(model, slipped).trainable:
             return say(False, f"It is not {count:,}. {slip}")
     rule = "For each layer: its rank × (inputs + outputs), times the number of such layers."
     return say(False, f"It is not {count:,}. {rule}")
