@@ -735,7 +735,7 @@ def swapped():
 
 def all_frozen():
     layer = LoRALinear(nn.Linear(576, 192), r=8, alpha=16).requires_grad_(False)
-    layer(torch.randn(1, 576)).sum().backward()
+    layer(torch.randn(1, 576, device=layer.A.weight.device)).sum().backward()
 
 def nothing_frozen():
     layer = LoRALinear(nn.Linear(576, 192), r=8, alpha=16)
