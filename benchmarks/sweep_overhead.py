@@ -2,7 +2,7 @@
 
     make bench        (or: python benchmarks/sweep_overhead.py)
 
-A run is what lesson 4 sweeps: rank 8, 40 steps of 16 commands, scored on 200. The sweep writes to a fresh folder.
+A run is what lesson 5 sweeps: rank 8, 40 steps of 16 commands, scored on 200. The sweep writes to a fresh folder.
 """
 
 import copy

@@ -716,7 +716,7 @@ with torch.no_grad():
 # without the factor, and no error tells you that the model there does something else than the one you trained.
 #
 # **Puzzle 4: merge by hand.** Return one weight that does what the base and its adapter do together, so that the
-# adapter can be thrown away. Shapes: `W` (d_out × d_in), `A` (r × d_in), `B` (d_out × r). Lesson 5 builds on it.
+# adapter can be thrown away. Shapes: `W` (d_out × d_in), `A` (r × d_in), `B` (d_out × r). Lesson 6 builds on it.
 
 # %%
 def merged(W, A, B, alpha, r):

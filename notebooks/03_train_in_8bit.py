@@ -14,7 +14,7 @@
 # # 3 · Training in 8 bits: where the memory goes
 #
 # *Lessons:* ← [2 · LoraConfig and target modules: saying where and how much](02_config_and_targets.ipynb) ·
-# [4 · The alpha experiments](04_alpha_scaling.ipynb) →
+# [5 · The alpha experiments](05_alpha_scaling.ipynb) →
 #
 # A model that does not fit cannot be trained. This course grew from a teaching card, one page about LoRA; "the card"
 # below is that page. It has a program that trains a large model in 8 bits. You run it, see it stop at every turn, and
@@ -897,7 +897,7 @@ print("same loss at every step:", all(abs(a - b) <= round_off * b for a, b in zi
 
 # %% [markdown]
 # **Look**: one curve. Optimizer, schedule and order of the data went on as if nothing had been. This needs the *same*
-# script: change the rank and PEFT refuses the weights, change alpha and nobody notices (Lesson 4).
+# script: change the rank and PEFT refuses the weights, change alpha and nobody notices (Lesson 5).
 
 # %%
 quiz("eight/resume")
@@ -1082,11 +1082,11 @@ quiz("eight/ready", ready)
 # - Plan before you load, measure in a fresh process, and check that two savings add up.
 # - Checkpoints make a killed kernel cost minutes.
 #
-# Next: **Lesson 4** turns the dial alpha.
+# Next: **Lesson 5** turns the dial alpha.
 #
 # Sources: Dettmers et al., *LLM.int8()* (2022), sections 2 and 3; Dettmers et al., *QLoRA* (2023), section 3; Chen et
 # al., *Training Deep Nets with Sublinear Memory Cost* (2016); Korthikanti et al., *Reducing Activation Recomputation
 # in Large Transformer Models* (2022), section 4.1; Hu et al., *LoRA* (2021), section 4.2.
 #
 # *Lessons:* ← [2 · LoraConfig and target modules: saying where and how much](02_config_and_targets.ipynb) ·
-# [4 · The alpha experiments](04_alpha_scaling.ipynb) →
+# [5 · The alpha experiments](05_alpha_scaling.ipynb) →

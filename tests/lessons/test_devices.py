@@ -162,7 +162,7 @@ def test_timers_wait_for_the_gpu(twin):
 
 CPU_ALONE = {  # tensors that meet no model
     "01_low_rank_math": ["torch.zeros(tensor.shape, dtype=dtype)", "torch.randn(1, 576)", "torch.tensor([[float(mark"],
-    "03_train_in_8bit": ["torch.nn.Linear(4, 4), torch.ones(1, 4)"], "06_past_one_gpu": ["torch.randn(6400)"],
+    "03_train_in_8bit": ["torch.nn.Linear(4, 4), torch.ones(1, 4)"], "07_past_one_gpu": ["torch.randn(6400)"],
 }
 
 
@@ -180,9 +180,9 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
     "02_config_and_targets": [(".to(base.device)", "")],
     "03_train_in_8bit": [(", device=linear.weight.device", ""),
                          (", device=model.device)\n    labels", ")\n    labels")],
-    "04_alpha_scaling": [("with adapters.", "with trained(torch.ones(1, 4, dtype=torch.long)) and adapters.")],
-    "05_merge_and_ship": [(", device=W.device", ""), (".to(model.device)", ""), (", device=base.device", "")],
-    "06_past_one_gpu": [("trainer.train()", "trainer.train(); model(torch.ones(1, 4, dtype=torch.long))")],
+    "05_alpha_scaling": [("with adapters.", "with trained(torch.ones(1, 4, dtype=torch.long)) and adapters.")],
+    "06_merge_and_ship": [(", device=W.device", ""), (".to(model.device)", ""), (", device=base.device", "")],
+    "07_past_one_gpu": [("trainer.train()", "trainer.train(); model(torch.ones(1, 4, dtype=torch.long))")],
 }
 
 

@@ -31,14 +31,14 @@ def test_pictures_of_the_lessons_have_their_texts_on_the_site(tmp_path):
     """The site's own configuration, on the page with the fewest outputs."""
     pytest.importorskip("myst_nb")
     (tmp_path / "notebooks").mkdir()
-    shutil.copy(REPOSITORY / "notebooks/06_past_one_gpu.ipynb", tmp_path / "notebooks")
+    shutil.copy(REPOSITORY / "notebooks/07_past_one_gpu.ipynb", tmp_path / "notebooks")
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
-    (tmp_path / "docs/_toc.yml").write_text("root: notebooks/06_past_one_gpu\n")
+    (tmp_path / "docs/_toc.yml").write_text("root: notebooks/07_past_one_gpu\n")
     command = [sys.executable, "-m", "sphinx", "-E", "--quiet", "-b", "html", "-c", REPOSITORY / "docs", tmp_path,
-               tmp_path / "built", tmp_path / "notebooks/06_past_one_gpu.ipynb"]
+               tmp_path / "built", tmp_path / "notebooks/07_past_one_gpu.ipynb"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "built/notebooks/06_past_one_gpu.html").read_text()
+    page = (tmp_path / "built/notebooks/07_past_one_gpu.html").read_text()
     pictures = re.findall(r'<img[^>]*src="data:image/png[^>]*>', page)
     assert len(pictures) >= 3 and all(re.search(r'alt="\w[^"]{20,}"', picture) for picture in pictures)
     assert page.count(".lora-lab-quiz {border") == 1 and page.count('class="lora-lab-quiz') > 5

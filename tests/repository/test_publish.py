@@ -53,7 +53,7 @@ def test_publishing_reaches_every_place_and_can_be_taken_back(course):
 
 
 def test_a_new_lesson_gets_its_set_up_folded(course):
-    file = course / "notebooks/06_past_one_gpu.ipynb"
+    file = course / "notebooks/07_past_one_gpu.ipynb"
     for path in (file, file.with_suffix(".py")):
         notebook = jupytext.read(path)
         notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith("# Set-up")]

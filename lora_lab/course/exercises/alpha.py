@@ -1,4 +1,4 @@
-"""Checks of the exercises of lesson 4: each runs the learner's answer on fresh inputs and says what it found."""
+"""Checks of the exercises of lesson 5: each runs the learner's answer on fresh inputs and says what it found."""
 
 import functools
 

@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # 4 · The alpha experiments
+# # 5 · The alpha experiments
 #
 # *Lessons:* ← [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) ·
-# [5 · Merging and shipping](05_merge_and_ship.ipynb) →
+# [6 · Merging and shipping](06_merge_and_ship.ipynb) →
 #
 # `lora_alpha` is one number in a config, and the least understood. You turn it on a trained adapter and watch what
 # breaks, find the places where it lives, and train two hundred tiny models to see what it has to do with the
@@ -809,11 +809,11 @@ quiz("alpha/loud", loud)
 #   under SGD.
 # - Under AdamW the best rate moves little with the rank, with alpha/r and with alpha/√r; under SGD it moves a lot.
 #
-# Next: **Lesson 5** merges what was trained and ships it.
+# Next: **Lesson 6** merges what was trained and ships it.
 #
 # Sources: Hu et al., *LoRA* (2021), section 4.1; Kalajdzievski, *A Rank Stabilization Scaling Factor for Fine-Tuning
 # with LoRA* (2023), section 3; Hayou et al., *LoRA+* (2024), section 3; Schulman et al., *LoRA Without Regret*
 # (2025); Biderman et al., *LoRA Learns Less and Forgets Less* (2024)
 #
 # *Lessons:* ← [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) ·
-# [5 · Merging and shipping](05_merge_and_ship.ipynb) →
+# [6 · Merging and shipping](06_merge_and_ship.ipynb) →

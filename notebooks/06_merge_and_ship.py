@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # 5 · Merging and shipping
+# # 6 · Merging and shipping
 #
-# *Lessons:* ← [4 · The alpha experiments](04_alpha_scaling.ipynb) ·
-# [6 · Past one GPU](06_past_one_gpu.ipynb) →
+# *Lessons:* ← [5 · The alpha experiments](05_alpha_scaling.ipynb) ·
+# [7 · Past one GPU](07_past_one_gpu.ipynb) →
 #
 # An adapter can be added into the weights for good. You do it by hand, with PEFT, and into every precision; find out
 # where the training goes lost on the way; and ship a model whose answers you have checked.
@@ -965,10 +965,10 @@ quiz("merge/repaired", repaired)
 # - Merge in 16 or 32 bits, quantise after, and let the same prompts judge the model you trained and the one you ship.
 # - Merge for one skill; keep adapters for many.
 #
-# Next: **Lesson 6** takes the training beyond one GPU.
+# Next: **Lesson 7** takes the training beyond one GPU.
 #
 # Merging was introduced with LoRA itself: Hu et al., *LoRA* (2021), section 4.1, "No Additional Inference Latency".
 # TIES: Yadav et al. (2023). DARE: Yu et al. (2024).
 #
-# *Lessons:* ← [4 · The alpha experiments](04_alpha_scaling.ipynb) ·
-# [6 · Past one GPU](06_past_one_gpu.ipynb) →
+# *Lessons:* ← [5 · The alpha experiments](05_alpha_scaling.ipynb) ·
+# [7 · Past one GPU](07_past_one_gpu.ipynb) →

@@ -11,9 +11,9 @@
 # ---
 
 # %% [markdown]
-# # 6 · Past one GPU
+# # 7 · Past one GPU
 #
-# *Lessons:* ← [5 · Merging and shipping](05_merge_and_ship.ipynb)
+# *Lessons:* ← [6 · Merging and shipping](06_merge_and_ship.ipynb)
 #
 # The notebook gets too small: the model does not fit, or a run takes the night. You save what you tuned as a recipe,
 # launch it on several processes, and check that they take the very steps that the notebook took.
@@ -576,4 +576,4 @@ quiz("fleet/per_process", per_process)
 #
 # Ring all-reduce: Patarasuk & Yuan (2009). ZeRO: Rajbhandari et al. (2020). FSDP: Zhao et al. (2023).
 #
-# *Lessons:* ← [5 · Merging and shipping](05_merge_and_ship.ipynb)
+# *Lessons:* ← [6 · Merging and shipping](06_merge_and_ship.ipynb)
