@@ -184,7 +184,7 @@ for name, parameter in layer.named_parameters():
     print(f"{name:24} {str(tuple(parameter.shape)):12} trains: {parameter.requires_grad}")
 
 # %% [markdown]
-# Alpha changes no size: it is a factor, how loudly the second path speaks. Lesson 4 turns it.
+# Alpha changes no size: it is a factor, how loudly the second path speaks. Lesson 5 turns it.
 #
 # **Analogy.** Lay a clear sheet over a printed page and write your corrections on the sheet. The page is never
 # touched; lift the sheet, and the page is as it was; send somebody the sheet, and their copy of the page reads like
@@ -420,7 +420,7 @@ for attempt in (
 #
 # ## Experienced-dev note
 #
-# - Save the adapter, not the model: one base serves many adapters, and Lesson 5 merges one for speed.
+# - Save the adapter, not the model: one base serves many adapters, and Lesson 6 merges one for speed.
 # - One run is one run. The recipe was chosen on other commands than those it is scored on, and
 #   [the benchmark](../benchmarks/README.md) repeats it for several seeds.
 # - This notebook is an ordinary program: its twin `00_first_adapter.py` runs under `python`.
@@ -448,8 +448,8 @@ progress()
 # - The adapter is a small file for one base. Switch it off, and the base is as it was.
 # - Measure on held-out data, with an interval, and measure what was forgotten.
 #
-# Next: **Lesson 1** shows why a low rank is enough, **2** which layers to name, **3** the same training in 8 bits and
-# where the memory goes, **4** what alpha does, **5** how to merge and ship.
+# Next: **Lesson 1** shows why a low rank is enough, **2** which layers to name, **3** the same training in 8 bits,
+# **4** where the memory goes, **5** what alpha does, **6** how to merge and ship, **7** how to train past one GPU.
 #
 # LoRA was introduced in Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models* (2021), section 4.1.
 #

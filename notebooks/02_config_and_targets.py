@@ -260,7 +260,7 @@ explorers.explore(base)
 
 # %% [markdown]
 # `lora_alpha` sets the **scaling** of the update, alpha/r; with `use_rslora` it is alpha/√r (Kalajdzievski 2023;
-# Lesson 4 tries it). **Predict.** You raise r from 8 to 64 and leave alpha at 16. What happens to each scaling?
+# Lesson 5 tries it). **Predict.** You raise r from 8 to 64 and leave alpha at 16. What happens to each scaling?
 
 # %% tags=["nbval-check-output"]
 def scaling(**options):
@@ -525,7 +525,7 @@ table([{"embedding trained": kind, "largest change of a logit": f"{change:.1g}",
 # in both places, and so merges as one. An adapter is merged from both sides into the shared matrix, which gets the
 # update twice. (Do not compare the sizes of the two adapters' rows: their A and B start
 # otherwise.) To keep an adapter on the embedding, untie the head before you train. That costs a matrix of the size of
-# the embedding. Without `ensure_weight_tying`, a full copy leaves a model whose two matrices differ (Lesson 5).
+# the embedding. Without `ensure_weight_tying`, a full copy leaves a model whose two matrices differ (Lesson 6).
 #
 # **New tokens** need single rows. Here is one: `<gaul>`. `resize_token_embeddings` draws its row near the mean of all
 # rows. The adapter on q and v is frozen for once, so that the row alone has to take up the meaning.
@@ -613,7 +613,7 @@ progress()
 # Some models fuse layers: GPT-2's `c_attn` and Phi-3's `qkv_proj` hold q, k and v in one matrix. You adapt all three
 # or none, and they share one A.
 #
-# Next: **Lesson 3** trains in 8 bits and says where the memory goes.
+# Next: **Lesson 3** trains in 8 bits.
 #
 # Sources: Hu et al., *LoRA* (2021), section 7.1; Dettmers et al., *QLoRA* (2023), section 4; Schulman et al., *LoRA
 # Without Regret* (Thinking Machines, 2025); Kalajdzievski, *A Rank Stabilization Scaling Factor for Fine-Tuning with
