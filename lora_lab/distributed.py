@@ -56,14 +56,17 @@ def plan(model: meta_model.Source, lora: LoraConfig, precision: str | None = Non
       which each of N GPUs sends 2 (N-1)/N times their bytes (Patarasuk & Yuan 2009). The frozen base has no
       gradients, so nothing of it is sent.
     - FSDP: each GPU holds 1/N of all parameters, gradients and optimizer states, and what is gathered at a time,
-      counted here as the largest block and all that is in no block. Parameters are gathered for the forward pass and
-      again for the backward pass, (N-1)/N of their bytes each; gradients of what trains are reduced once, (N-1)/N of
-      theirs (ZeRO stage 3, Rajbhandari et al. 2020, section 7.2.2). The frozen base is gathered like everything else.
+      counted here as the largest block and all that is in no block. nf4 weights are shared out like others if they are
+      stored in a floating-point dtype (`bnb_4bit_quant_storage`); their scales stay whole on every GPU. Parameters are
+      gathered for the forward pass and again for the backward pass, (N-1)/N of their bytes each; gradients of what
+      trains are reduced once, (N-1)/N of theirs (ZeRO stage 3, Rajbhandari et al. 2020, section 7.2.2). The frozen base
+      is gathered like everything else. (gloo, between CPUs, reduces at twice these bytes.)
     - Operations: for a token, 2 with each weight forward, 2 backward for the inputs' gradients, 2 more where the
-      weight trains (Kaplan et al. 2020, section 2.1, has 6 for all). Attention's scores, experts that are no linear
-      layers, and what checkpointing computes again are left out.
+      weight trains (Kaplan et al. 2020, section 2.1, has 6 for all). With `checkpointing`, the blocks' forward pass is
+      computed twice (Chen et al. 2016): 2 more with each of their weights. Attention's scores and experts that are no
+      linear layers are left out.
 
-    Raises LabError for what cannot be planned, quantised weights under FSDP among it.
+    Raises LabError for what cannot be planned, int8 weights under FSDP among it.
     """
     expect(isinstance(lora, LoraConfig), "lora", lora, "a LoraConfig")
     if mode not in MODES:
@@ -77,17 +80,19 @@ def plan(model: meta_model.Source, lora: LoraConfig, precision: str | None = Non
         if isinstance(n, bool) or not isinstance(n, int) or n < 1 or batch_size % n:
             raise LabError(f"gpus has {n!r}. Give whole numbers that divide batch_size ({batch_size}).")
     bare, own_precision, _ = meta_model.without_weights(model)
-    if mode == "fsdp" and (precision or own_precision) in ("int8", "nf4"):
-        raise LabError(f"{precision or own_precision} weights cannot be shared out by FSDP here. Use mode=\"ddp\", or "
-                       "bfloat16.")
+    if mode == "fsdp" and (precision or own_precision) == "int8":
+        raise LabError("int8 weights cannot be shared out by FSDP, which takes floating-point tensors. Use nf4, which "
+                       "can be stored as such, bfloat16, or mode=\"ddp\".")
+    packed = (precision or own_precision) == "nf4"
     shares = []
     for n in gpus:
         rows = batch_size // n
         held = memory.plan(model, lora, precision, rows, seq_len, **options)
         sent = _sent(held, n, mode)
-        flops = _flops(bare, lora, rows * seq_len, rows * (options.get("logits_to_keep") or seq_len))
+        flops = _flops(bare, lora, rows * seq_len, rows * (options.get("logits_to_keep") or seq_len),
+                       bool(options.get("checkpointing")))
         if mode == "fsdp" and n > 1:
-            held = _cut(held, n, _gathered_share(bare))
+            held = _cut(held, n, _gathered_share(bare, packed))
         shares.append(Share(n, mode, rows, held, sent, flops, bytes_per_second and sent / bytes_per_second,
                             flop_per_second and flops / flop_per_second))
     return shares
@@ -108,22 +113,28 @@ def _cut(held: memory.Plan, n: int, gathered: float) -> memory.Plan:
     return dataclasses.replace(held, **parts)
 
 
-def _gathered_share(bare) -> float:
-    """The largest block, and what is in no block, as a part of all parameters."""
+def _gathered_share(bare, packed: bool) -> float:
+    """The largest block, and what is in no block, as a part of the bytes of all parameters."""
     lists = [module for module in bare.modules() if isinstance(module, torch.nn.ModuleList)]
-    sizes = max(([_count(block) for block in blocks] for blocks in lists), key=sum, default=[0])
-    return 1 - (sum(sizes) - max(sizes, default=0)) / _count(bare)
+    sizes = max(([_size(block, packed) for block in blocks] for blocks in lists), key=sum, default=[0.0])
+    in_blocks = max((sum(_size(block, False) for block in blocks) for blocks in lists), default=0)
+    in_no_block = _size(bare, False) - in_blocks
+    return (in_no_block + max(sizes, default=0)) / (in_no_block + sum(sizes))
 
 
-def _count(module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _size(module, packed: bool) -> float:
+    """Bytes of a module in units of a 16-bit weight; `packed` are those of linear layers, four to a unit."""
+    matrices = sum(m.weight.numel() for m in module.modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
+    return sum(p.numel() for p in module.parameters()) - (0.75 * matrices if packed else 0)
 
 
-def _flops(bare, lora: LoraConfig, tokens: int, scored: int) -> int:
-    """For a step on `tokens` tokens, of which `scored` reach the output head."""
+def _flops(bare, lora: LoraConfig, tokens: int, scored: int, twice: bool) -> int:
+    """For a step on `tokens` tokens, of which `scored` reach the output head; `twice`: blocks are computed again."""
     adapted, _ = meta_model.adapt(bare, lora)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     head = bare.get_output_embeddings()
     linear = [m for m in bare.modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
     head_weights = head.weight.numel() if head is not None else 0
-    return tokens * (4 * sum(m.weight.numel() for m in linear) + 6 * trained) + scored * 4 * head_weights
+    again = 2 * twice
+    return (tokens * ((4 + again) * sum(m.weight.numel() for m in linear) + (6 + again) * trained)
+            + scored * 4 * head_weights)

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
@@ -52,24 +53,11 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
         _require_bitsandbytes(precision)
         device = torch.device("cpu") if device.type == "mps" else device
     dtype = pick_dtype(device) if precision is None or quantised else getattr(torch, precision)
-    options = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
-    if precision == "int8":
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    elif precision == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-    elif device.type == "cpu" and dtype == torch.bfloat16:
-        options["attn_implementation"] = "eager"  # torch's fused attention takes 15 % of a training step there
+    options = {"device_map": {"": device}} | _options(device, dtype, precision)
     source = cache.model_folder() if name == DEFAULT else _check_folder(name)
     with display.no_progress_bars() if name == DEFAULT else contextlib.nullcontext():
         tokenizer, model = _from_pretrained(source, options, AutoTokenizer, AutoModelForCausalLM)
-    if name == DEFAULT:
-        model.name_or_path = model.config._name_or_path = HUB_NAME
-    if head := model.get_output_embeddings():
-        head.register_forward_pre_hook(_contiguous)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    _finish(name, model, tokenizer)
     if quiet:
         return model.eval(), tokenizer
     where = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device).upper()
@@ -80,6 +68,58 @@ def load_base(name: str = DEFAULT, precision: str | None = None, quiet: bool = F
     if name == DEFAULT and not quantised:
         print(f"  (a copy whose weights were stored in 4 bits: {_distance_from_hub(model)})")
     return model.eval(), tokenizer
+
+
+def load_to_shard(name: str, precision: str | None, first: bool) -> tuple[PreTrainedModel, Any]:
+    """Load a model that FSDP is going to share out, and its tokenizer: to no GPU, since one may be too small for it.
+
+    `first` is whether this is the first process. It alone reads the weights, into the memory of the CPU; the others get
+    the model on the meta device, with its buffers, and their shares of the weights from the first. nf4 weights are kept
+    in the dtype that is computed in (bitsandbytes' `bnb_4bit_quant_storage`), since FSDP shares out floating-point
+    tensors alone; every process reads those, as accelerate sends no packed weights. Raises LabError.
+    """
+    device = pick_device()
+    dtype = pick_dtype(device) if precision in (None, "nf4") else getattr(torch, precision)
+    options = {"device_map": {"": "cpu"}} | _options(device, dtype, precision)
+    source = cache.model_folder() if name == DEFAULT else _check_folder(name)
+    if precision == "nf4":
+        _require_bitsandbytes(precision)
+        options["quantization_config"].bnb_4bit_quant_storage = dtype
+    with display.no_progress_bars():
+        config, tokenizer = _from_pretrained(source, {}, AutoConfig, AutoTokenizer)
+        if first or precision == "nf4" or hasattr(config, "quantization_config"):
+            (model,) = _from_pretrained(source, options, AutoModelForCausalLM)
+        else:
+            with init_empty_weights(include_buffers=False):
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **{
+                    name: value for name, value in options.items() if name == "attn_implementation"})
+            model.tie_weights()  # each parameter was put on the meta device by itself
+    _finish(name, model, tokenizer)
+    return model.eval(), tokenizer
+
+
+def _options(device: torch.device, dtype: torch.dtype, precision: str | None) -> dict[str, Any]:
+    """What `from_pretrained` is told for a model that computes in `dtype` on `device`."""
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if precision == "int8":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif precision == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    elif device.type == "cpu" and dtype == torch.bfloat16:
+        options["attn_implementation"] = "eager"  # torch's fused attention takes 15 % of a training step there
+    return options
+
+
+def _finish(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
+    """What every loaded model gets: the hub's name, a quick output head, a tokenizer that can pad."""
+    if name == DEFAULT:
+        model.name_or_path = model.config._name_or_path = HUB_NAME
+    if head := model.get_output_embeddings():
+        head.register_forward_pre_hook(_contiguous)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _distance_from_hub(model) -> str:

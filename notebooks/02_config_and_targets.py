@@ -14,7 +14,7 @@
 # # 2 · LoraConfig and target modules: saying where and how much
 #
 # *Lessons:* ← [1 · Low-rank math: why two thin matrices are enough](01_low_rank_math.ipynb) ·
-# [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) →
+# [3 · Training in 8 bits](03_train_in_8bit.ipynb) →
 #
 # A `LoraConfig` says which layers get an adapter and how large it is. Names in it may match nothing, and the training
 # still runs. Here you make that mistake, measure what it costs, and learn to see it before you train. Then you change
@@ -620,4 +620,4 @@ progress()
 # LoRA* (2023); Liu et al., *DoRA* (2024).
 #
 # *Lessons:* ← [1 · Low-rank math: why two thin matrices are enough](01_low_rank_math.ipynb) ·
-# [3 · Training in 8 bits: where the memory goes](03_train_in_8bit.ipynb) →
+# [3 · Training in 8 bits](03_train_in_8bit.ipynb) →

@@ -15,22 +15,18 @@
 #
 # *Lessons:* ← [6 · Merging and shipping](06_merge_and_ship.ipynb)
 #
-# The notebook gets too small: the model does not fit, or a run takes the night. You save what you tuned as a recipe,
-# launch it on several processes, and check that they take the very steps that the notebook took.
+# The notebook gets too small: the model does not fit, or a run takes the night. Here you train on two processes, count
+# every byte that they send each other, and cut a model in two. You also leave this course's tools behind: the same run
+# goes through programs that you will meet at work.
 #
-# **You will be able to** move a training from a notebook to several processes without changing it, say what travels
-# between GPUs and what a step waits for, and go on after a process has died.
+# **You will be able to** move a training to several processes or machines without changing it, say what travels
+# between them and what a step waits for, shard a base that no GPU can hold, and go on after a process has died.
 #
-# **You need** [Lesson 0](00_first_adapter.ipynb); [Lesson 3](03_train_in_8bit.ipynb) for the memory planner.
+# **You need** [Lesson 0](00_first_adapter.ipynb); the lesson on memory for the planner.
 #
-# **It takes** about two minutes of computing on two CPU cores
-# (on a GPU: not recorded). What runs here runs on two CPU processes, and what is said of GPUs is calculated and
-# marked so.
-#
-# ## Why this matters
-#
-# One GPU ends in two ways. The step does not fit: the frozen base alone is too large. Or it fits and takes too long.
-# The two call for different things, and LoRA changes the price of both.
+# **It takes** about three minutes of computing on two CPU cores
+# (on a GPU: not recorded).
+# Everything that is run here runs on two CPU processes. What is said of GPUs is calculated or cited, and marked so.
 
 # %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
@@ -50,6 +46,7 @@ if util.find_spec("lora_lab") is None:
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -64,252 +61,675 @@ import transformers
 import yaml
 
 # %%
-from lora_lab import LabError, batches, compare, distributed, memory, plots, pocket, progress, quiz, smart_home
-from lora_lab.display import table
+from lora_lab import LabError, batches, compare, distributed, memory, models, plots, pocket, progress, quiz, smart_home
+from lora_lab.display import Progress, table
 from lora_lab.finetune import recipes, run_folder
 from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 
+SEED, STEPS, BATCH = 0, 16, 8
+FLEET = Path("runs/fleet")
+FLEET.mkdir(parents=True, exist_ok=True)
 transformers.logging.set_verbosity_error()
-Path("runs/fleet").mkdir(parents=True, exist_ok=True)
-lora_of_large = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-seven = transformers.LlamaConfig(dtype="bfloat16")  # the shape of a 7B model, no weights
-seventy = transformers.LlamaConfig(
-    dtype="bfloat16", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
-    num_key_value_heads=8, vocab_size=128256)
-shown = {}
-for name, config, rows in (("7B, 64 rows", seven, 64), ("7B, 4 rows", seven, 4), ("70B, 1 row", seventy, 1)):
-    shown[name] = memory.plan(config, lora_of_large, None, rows, 512, checkpointing=True)
-    print(f"{name}: {shown[name]}")
-
-# %%
-plots.memory({name: plan.parts() for name, plan in shown.items()}, limit_gb=80)
+transformers.logging.disable_progress_bar()
 
 # %% [markdown]
-# **Look** at the last bar: calculated, not measured. With a single row, the 70B shape is past a GPU of 80 GB by its
-# frozen weights alone. The 7B shape fits with 64 rows. There, more GPUs buy time and nothing else.
+# ## One GPU ends in two ways
 #
-# ## Explanation and analogy: marking exams in shares
+# Either a step does not fit, because the frozen base alone is too large. Or it fits and takes too long. The two call
+# for different things. Here are the shapes of a 7B and a 70B model, without weights, planned for one GPU of 80 GB.
+
+# %% tags=["nbval-check-output"]
+LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+seven = transformers.LlamaConfig(dtype="bfloat16")
+seventy = transformers.LlamaConfig(dtype="bfloat16", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
+                                   num_attention_heads=64, num_key_value_heads=8, vocab_size=128256)
+alone = {"7B, 64 rows": memory.plan(seven, LORA, None, 64, 512, checkpointing=True),
+         "70B, 1 row": memory.plan(seventy, LORA, None, 1, 512, checkpointing=True)}
+for name, planned in alone.items():
+    print(f"{name} of 512 tokens: {memory.human(planned.total_bytes)}, of it weights "
+          f"{memory.human(planned.weights_bytes)}.", "It fits." if planned.fits(80) else "It does not fit.")
+
+# %% [markdown]
+# A model that fits needs *time* from other GPUs: each takes a share of the rows. A model that does not fit needs
+# *room*: each holds a share of the weights. You do the first now, and the second further down.
 #
-# A stack of exams has to be marked and the class's mean reported. Two examiners take half each. Each reports a mean;
-# the mean of the two is the class's mean *if the halves are of equal size*. Otherwise each mean counts by its number.
+# ## Sharing the rows
 #
-# **Data parallelism (DDP)** is that: every GPU holds the whole model, takes a share of the batch, and the gradients
-# are averaged before the step. **FSDP** also cuts the model: each GPU keeps a share of every weight, and a layer is
-# gathered when it is needed, as if the examiners shared one textbook in pieces and passed the pages around.
+# A stack of exams has to be marked and the class's mean reported. Two examiners take a part each and report a mean. Is
+# the mean of the two means the mean of the class?
 #
-# ## Code: cut a batch in two
-#
-# The pocket model (234,816 parameters) learns a dialect of Lesson 0's commands. Every third row asks for two things at
-# once, so that answers differ in length.
+# **Data parallelism** (DDP) works like that. Every process holds the whole model, computes the gradient of its own
+# rows, and the gradients are averaged before the step. You can try the averaging here, without a second process. The
+# pocket model (a Llama of a quarter of a million weights) learns a dialect of Lesson 0's commands. Every third row asks
+# for two things at once, so that answers differ in length.
 
 # %%
-pairs = zip(*[iter(pocket.dialect(smart_home.commands("train", n=384, seed=0)))] * 2)
-commands = [(smart_home.prompt(f"{a.text} {b.text}"), a.answer + b.answer) if i % 3 == 0 else a
+pairs = zip(*[iter(pocket.dialect(smart_home.commands("train", n=2 * STEPS * BATCH, seed=SEED)))] * 2)
+commands = [(smart_home.prompt(f"{a.text} {b.text}"), a.answer + b.answer) if i % 3 == 0 else (a.prompt, a.answer)
             for i, (a, b) in enumerate(pairs)]
-Path("runs/fleet/rows.jsonl").write_text(
-    "".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in commands))
 words = pocket.tokenizer()
-collate = batches.AnswerCollator(words)
-rows = batches.similar_lengths(batches.encode(commands, words), 8, seed=0)
-unequal = [i for i in range(0, len(rows), 8) if len({r["answer_length"] for r in rows[i:i + 8]}) > 2]
-batch = sorted(rows[unequal[0]:unequal[0] + 8], key=lambda row: row["answer_length"])
-print(len(commands), "rows; answer tokens of one batch of 8:", [row["answer_length"] for row in batch])
-
-# %% [markdown]
-# **Predict.** You compute the gradient of the first four rows, that of the last four, and average. How far is this
-# from the gradient of all eight, as a share of it?
+encoded = [row | {"at": at} for at, row in enumerate(batches.encode(commands, words))]
+rows = batches.similar_lengths(encoded, BATCH, seed=SEED)
+unequal = [i for i in range(0, len(rows), BATCH) if len({row["answer_length"] for row in rows[i:i + BATCH]}) > 2]
+batch = sorted(rows[unequal[0]:unequal[0] + BATCH], key=lambda row: row["answer_length"])
+print(f"{len(rows)} rows; answer tokens of one batch of {BATCH}: {[row['answer_length'] for row in batch]}")
 
 # %%
 quiz("fleet/mean_of_means")
 
 # %%
-transformers.set_seed(0)
-lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-model = get_peft_model(pocket.load()[0], lora)
+collate = batches.AnswerCollator(words)
+transformers.set_seed(SEED)
+model = get_peft_model(pocket.load()[0], LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
 
 def gradient(rows):
     """Of the mean loss of these rows' answer tokens, all of the adapter in one row of numbers."""
     model.zero_grad()
-    model(**collate(rows)).loss.backward()
+    model(**collate(rows).to(model.device)).loss.backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 whole, halves = gradient(batch), [gradient(batch[:4]), gradient(batch[4:])]
 tokens = [sum(row["answer_length"] for row in half) for half in (batch[:4], batch[4:])]
-print(f"{len(whole):,} numbers; answer tokens of the halves: {tokens}")
+print(f"{len(whole):,} numbers; answer tokens of the two halves: {tokens}")
 
 # %%
 merged = {"mean of the two means": (halves[0] + halves[1]) / 2,
           "each counted by its tokens": (tokens[0] * halves[0] + tokens[1] * halves[1]) / sum(tokens)}
 off = {name: ((found - whole).norm() / whole.norm()).item() for name, found in merged.items()}
-table([{"two halves merged": name, "distance from the whole, relative": f"{far:.1e}"}
-             for name, far in off.items()])
-
-# %%
+for name, far in off.items():
+    print(f"{name}: {far:.1e} of the gradient's length away from the gradient of all {BATCH} rows")
 compare("fleet/mean_of_means", 100 * off["mean of the two means"])
-assert off["each counted by its tokens"] < 1e-5
 
 # %% [markdown]
-# **Look** at the two rows. A loss is a mean over *answer tokens*. Where the shares have different numbers of them, the
-# mean of the means is another training, with no error and no warning. The Trainer's
-# `average_tokens_across_devices=True` counts tokens over all processes; you see below that it mends this.
+# A loss is a mean over *answer tokens*. Shares of a batch have different numbers of them, so a mean of means is another
+# training. Nothing warns you. The Trainer's `average_tokens_across_devices=True` counts tokens over all processes, and
+# you will switch it off to see what that does.
 #
-# ## Code: what travels
+# ## A program for any number of processes
 #
-# Averaging needs every GPU to hear from every other (an *all-reduce*). In a ring, each sends one piece to its neighbour
-# at a time: first the sums collect, then they go round. Nobody sends to all.
+# Here is a training as you would write it at work: plain PEFT and the Trainer, in a file. Nothing in it knows how many
+# processes there will be. It takes its rows from one file and its settings from another, so that every run below has
+# the same ones. (`Watch`, in the cell after it, reports what a process holds and sends.)
 
 # %%
-def ring(tensors):
-    """The sum of one tensor a GPU, on each of them, and the bytes that each sent."""
-    n, sent = len(tensors), 0
-    pieces = [list(tensor.tensor_split(n)) for tensor in tensors]
-    for step in range(2 * (n - 1)):
-        parcels = [(gpu, (gpu - step) % n, pieces[gpu][(gpu - step) % n]) for gpu in range(n)]
-        for gpu, place, parcel in parcels:
-            there = pieces[(gpu + 1) % n]
-            there[place] = there[place] + parcel if step < n - 1 else parcel
-            sent += parcel.nbytes
-    return [torch.cat(own) for own in pieces], sent / n
-
-summed, sent = ring([tokens[0] * halves[0] / sum(tokens), tokens[1] * halves[1] / sum(tokens)])
-print(f"two GPUs: off by {(summed[0] - whole).abs().max():.1e}; each sent {sent:,.0f} of {whole.nbytes:,} bytes")
+SETTINGS = dict(max_steps=STEPS, learning_rate=1e-2, warmup_steps=2, seed=SEED, logging_steps=1, save_strategy="no",
+                train_sampling_strategy="sequential", average_tokens_across_devices=True, use_cpu=True,
+                remove_unused_columns=False, disable_tqdm=True, report_to="none", dataloader_pin_memory=False)
+(FLEET / "settings.json").write_text(json.dumps(SETTINGS))
+for name, order in (("rows", range(len(rows))), ("ordered", [row["at"] for row in rows])):
+    lines = [json.dumps(dict(zip(("prompt", "completion"), commands[at]))) for at in order]
+    (FLEET / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+print(lines[0])
 
 # %%
-lines = []
-for n in (2, 4, 8, 64):
-    given = [torch.randn(6400) for _ in range(n)]
-    results, sent = ring(given)
-    assert all(torch.allclose(found, sum(given), atol=1e-4) for found in results)
-    lines.append({"GPUs": n, "sent by each, times the gradient": f"{sent / given[0].nbytes:.4f}",
-                  "2 (N-1)/N": f"{2 * (n - 1) / n:.4f}"})
-table(lines)
+PROGRAM = """
+import json, sys
+from lora_lab import batches, pocket
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments, set_seed
+from watch import Watch
+
+settings = json.load(open("runs/fleet/settings.json"))
+set_seed(settings["seed"])
+model, words = pocket.load()
+model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+rows = [tuple(json.loads(line).values()) for line in open("runs/fleet/ordered.jsonl")]
+arguments = TrainingArguments(sys.argv[1], per_device_train_batch_size=int(sys.argv[2]), **settings)
+trainer = Trainer(model, arguments, batches.AnswerCollator(words), batches.encode(rows, words), callbacks=[Watch()])
+trainer.train()
+trainer.save_state()
+trainer.accelerator.end_training()
+"""
+print(f"{(FLEET / 'train.py').write_text(PROGRAM)} characters in runs/fleet/train.py")
+
+# %%
+WATCH = """
+from counted import sent
+from transformers import TrainerCallback
+
+class Watch(TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        self.before = sent()
+    def on_step_end(self, args, state, control, model=None, **_):
+        held = sum(getattr(p, "_local_tensor", p).nbytes for p in model.parameters())  # its shard, if it is cut
+        if state.global_step == state.max_steps:
+            print(f"watch {args.process_index} {held} {sent() - self.before:.0f}")
+"""
+print(f"{(FLEET / 'watch.py').write_text(WATCH)} characters in runs/fleet/watch.py")
+
+# %%
+COUNTED = """
+import psutil
+import torch.distributed as dist
+
+def sent():
+    if psutil.LINUX:  # which counts what a process writes into its connections
+        return psutil.Process().io_counters().write_chars
+    return psutil.net_io_counters().bytes_sent / dist.get_world_size()  # its share of what the machine sent
+"""
+print(f"{(FLEET / 'counted.py').write_text(COUNTED)} characters in runs/fleet/counted.py")
 
 # %% [markdown]
-# **Look** down the column: it stops growing. 64 GPUs cost each one hardly more than 8. What counts is the size of the
-# gradient, and LoRA has gradients for the adapter alone. For the 7B shape, calculated:
+# First in this notebook, on one process with the whole batch. These losses are what the others have to meet.
 
 # %%
-adapter_bytes = shown["7B, 4 rows"].gradient_bytes
-full_bytes = shown["7B, 4 rows"].weights_bytes  # full fine-tuning has a gradient for every weight, in bfloat16
-table([{"training": name, "gradients": memory.human(size), "sent by each of 8 GPUs": memory.human(size * 7 / 4)}
-             for name, size in (("LoRA, rank 8, all linear", adapter_bytes), ("full fine-tuning", full_bytes))])
-
-# %%
-quiz("fleet/ring_bytes")
-
-# %%
-quiz("fleet/what_travels")
-
-# %% [markdown]
-# ## Code: the recipe
-#
-# What you tuned, as a file. `batch_size` counts the rows of *all* processes together: the number that decides the
-# steps stays the same on any number of GPUs. Where a GPU cannot hold its share at once,
-# `gradient_accumulation_steps` takes it in so many passes, and `gradient_checkpointing` is what Lesson 3 has it for.
-
-# %%
-def write(name, batch_size=8, **in_lora):
-    """A recipe that trains into a new folder."""
-    shutil.rmtree(f"runs/fleet/{name}", ignore_errors=True)
-    recipe = dict(model="pocket", data={"path": "runs/fleet/rows.jsonl"}, output=f"runs/fleet/{name}",
-                  lora={"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | in_lora,
-                  training=dict(max_steps=24, batch_size=batch_size, learning_rate=1e-2, warmup_steps=2, save_steps=6))
-    return recipes.write(recipe, f"runs/fleet/{name}.yaml")
-
-print(write("one").read_text())
-
-# %% [markdown]
-# First the notebook's own Trainer, by the same numbers. Its losses are what the launches have to meet.
-
-# %%
-def in_notebook(batch_size=8):
-    recipe = recipes.read(write("notebook", batch_size))
-    transformers.set_seed(recipe.training.seed)
-    model, t = get_peft_model(pocket.load()[0], recipe.lora_config()), recipe.training
-    arguments = transformers.TrainingArguments(
-        output_dir=recipe.output, max_steps=t.max_steps, per_device_train_batch_size=t.batch_size, logging_steps=1,
-        learning_rate=t.learning_rate, warmup_steps=t.warmup_steps, train_sampling_strategy="sequential",
-        save_strategy="no", remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=False, use_cpu=True)
-    rows = batches.similar_lengths(batches.encode(commands, words), t.batch_size, t.seed)
-    trainer = transformers.Trainer(model, arguments, collate, rows)
+def in_notebook():
+    transformers.set_seed(SEED)
+    model = get_peft_model(pocket.load()[0], LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    arguments = transformers.TrainingArguments("runs/fleet/notebook", per_device_train_batch_size=BATCH, **SETTINGS)
+    trainer = transformers.Trainer(model, arguments, collate, batches.encode([commands[r["at"]] for r in rows], words))
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 losses = {"notebook": in_notebook()}
-print(f"{len(losses['notebook'])} steps: loss {losses['notebook'][0]:.3f} to {losses['notebook'][-1]:.3f}")
+print(f"{STEPS} steps: loss {losses['notebook'][0]:.3f} at the first, {losses['notebook'][-1]:.3f} at the last")
 
 # %% [markdown]
-# ## Code: launch it
+# ## Launch it: `torchrun`
 #
-# `accelerate launch` starts the processes and tells each its number, the *rank* (no kin of LoRA's). How many, and on
-# what, is in a config file. This one is the repository's `launch/cpu2.yaml`: two processes on the CPU. (accelerate's
-# own MULTI_CPU starts one process where there is no MPI; so these are two GPU processes without a GPU, and they talk
-# over *gloo*, PyTorch's way between CPUs.) `ddp.yaml` and `fsdp.yaml` lie beside it.
+# `torchrun` comes with torch. It starts the processes, tells each its number (the *rank*: no kin of LoRA's), and ends
+# all of them if one fails. On GPUs each process takes the GPU of its number, and they talk over *NCCL*. Two processes
+# on a CPU talk over *gloo*, through the network interface of the machine. You type these lines into a terminal; this
+# helper runs them from the notebook and prints the lines of output that matter.
 
 # %%
-Path("runs/fleet/cpu2.yaml").write_text(yaml.safe_dump({
-    "compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1, "machine_rank": 0,
-    "num_processes": 2, "gpu_ids": "-1,-1", "mixed_precision": "no", "main_training_function": "main"}))
+STARTS = {"torchrun": "-m torch.distributed.run", "accelerate launch": "-m accelerate.commands.launch", "python": ""}
+QUIET = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
 
-def start(*what, port=0):
-    """A launch, started; its output is one stream. Port 0 means any that is free."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "runs/fleet/cpu2.yaml",
-               "--main_process_port", str(port), *map(str, what)]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
+def start(line):
+    """Start a command line with this kernel's Python, on the CPU; its output is one stream."""
+    print("$", line)
+    name = next(name for name in STARTS if line.startswith(name))
+    command = [sys.executable, *shlex.split(STARTS[name] + line.removeprefix(name))]
+    return subprocess.Popen(command, env=os.environ | QUIET, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT)
 
-print(" ".join("accelerate launch --config_file runs/fleet/cpu2.yaml -m lora_lab.finetune RECIPE".split()))
+print(start("python --version").communicate()[0])
 
 # %%
 SHOW = r"processes share|process takes|Going on|adapter is in|LabError|exitcode|Signal|rank +:|rror:"
 
 def follow(process, show=SHOW):
-    """Print the lines that matter as they come; returns all of them and the exit code."""
-    said, began = [], time.perf_counter()
-    for line in process.stdout:
-        said.append(line.rstrip())
-        if re.search(show, line):
-            print(re.sub(r"(?<!\w)/\S+/|\S+: UserWarning: ", "", said[-1])[:150])
-    print(f"exit code {process.wait()} after {time.perf_counter() - began:.0f} s")
-    return said, process.returncode
+    """Print what matters of a started process as it comes; returns all that it said, and the exit code."""
+    said = ""
+    with Progress("the processes at work", total=STEPS) as bar:
+        for line in process.stdout:
+            said += line
+            bar.update("loss" in line and bar.done < STEPS)
+            if re.search(show, line):
+                print(re.sub(r"(?<!\w)/\S+/", "", line.rstrip())[:150])
+    return said, process.wait()
 
-single = [sys.executable, "-m", "lora_lab.finetune", str(write("one"))]
-on_cpu = os.environ | {"ACCELERATE_USE_CPU": "true"}  # as the other two runs, where there is a GPU
-_ = follow(subprocess.Popen(single, env=on_cpu, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-_ = follow(start("-m", "lora_lab.finetune", write("two")))
+shutil.rmtree(FLEET / "torchrun", ignore_errors=True)  # of an earlier run of this cell
+watched, code = follow(start("torchrun --standalone --nproc-per-node 2 runs/fleet/train.py runs/fleet/torchrun 4"))
+print("exit code", code)
 
 # %% [markdown]
-# **Predict.** How far apart are the losses of two processes and of the notebook, in the worst step?
+# Two processes with four rows each make a batch of eight.
 
 # %%
 quiz("fleet/two_processes")
 
 # %%
-for name, folder in (("1 process", "one"), ("2 processes", "two")):
-    losses[name] = [line["loss"] for line in run_folder.read_metrics(f"runs/fleet/{folder}")]
-    assert len(losses[name]) == 24, f"{name} is not complete: run the launch above again"
-plots.lines({name: (range(1, 25), values) for name, values in losses.items()}, "step", "loss")
+def losses_in(folder):
+    """What a run logged, step by step: the Trainer's own file, or that of lora_lab.finetune."""
+    state = FLEET / folder / "trainer_state.json"
+    found = json.loads(state.read_text())["log_history"] if state.exists() else run_folder.read_metrics(FLEET / folder)
+    found = [line["loss"] for line in found if "loss" in line]
+    assert len(found) == STEPS, f"{folder} is not complete: run its launch again"
+    return found
 
-# %%
-worst = {name: max(abs(a - b) for a, b in zip(values, losses["notebook"])) for name, values in losses.items()}
-table([{"run": name, "last loss": f"{losses[name][-1]:.6f}", "worst difference": f"{far:.1e}"}
-             for name, far in worst.items()])
-
-# %%
-compare("fleet/two_processes", worst["2 processes"])
+losses["torchrun"] = losses_in("torchrun")
+worst = max(abs(a - b) for a, b in zip(losses["torchrun"], losses["notebook"]))
+print(f"worst difference of {STEPS} losses: {worst:.1e}.",
+      "The same steps, to rounding." if worst < 1e-4 else "These are other steps.")
+compare("fleet/two_processes", worst)
 
 # %% [markdown]
-# **Look** at the three curves: one. The differences are float32's round-off, because sums are added up in another
-# order. So token counts were averaged rightly too: a mean of means would show here.
+# Sums are added up in another order, and float32 keeps about seven digits. Nothing else differs. (`lora_dropout` would:
+# each process drops entries of its own.) Now break it in the two ways that people break it.
 #
-# ## Error recovery: a process dies
-#
-# A node fails, the kernel takes the memory back. You do it by hand: `SIGKILL` to the second process, in the middle. A
-# callback slows the steps down so that you can hit it.
+# - **The batch counts per process.** Leave `per_device_train_batch_size` at what the notebook had, and two processes
+#   take twice the rows in a step.
+# - **The mean of means.** Without `average_tokens_across_devices`, each process divides by its own tokens.
 
 # %%
-Path("runs/fleet/slowly.py").write_text("""
+def broken(name, rows_each, **changes):
+    shutil.rmtree(FLEET / name, ignore_errors=True)
+    (FLEET / "settings.json").write_text(json.dumps(SETTINGS | changes))
+    follow(start(f"torchrun --standalone --nproc-per-node 2 runs/fleet/train.py runs/fleet/{name} {rows_each}"))
+    (FLEET / "settings.json").write_text(json.dumps(SETTINGS))
+    return losses_in(name)
+
+losses["8 rows each"] = broken("eight_each", BATCH)
+losses["mean of means"] = broken("mean_of_means", BATCH // 2, average_tokens_across_devices=False)
+
+# %%
+def distances(name):
+    return [abs(a - b) for a, b in zip(losses[name], losses["notebook"])]
+
+plots.lines({name: (range(1, STEPS + 1), [max(far, 1e-9) for far in distances(name)])
+             for name in ("torchrun", "8 rows each", "mean of means")}, "step",
+            "distance in loss (0 as 1e-09)", yscale="log", title="How far is each run from the notebook's losses?")
+
+# %%
+for name in ("torchrun", "8 rows each", "mean of means"):
+    far = max(distances(name))
+    print(f"{name:14} worst difference {far:.1e}:", "the same training" if far < 1e-4 else "another training")
+
+# %% [markdown]
+# Look at the distance of the two broken runs. Did either of them print a warning? A learning rate that was tuned for
+# one batch is not tuned for another.
+#
+# **Exercise: equal steps.** A global batch, a number of processes, and the most rows that a GPU can hold at a time.
+# Return the rows that a process takes at a time and how often it accumulates gradients, so that a step sees the global
+# batch exactly, in as few passes as possible.
+
+# %%
+def per_process(batch_size, processes, most_rows):
+    return batch_size, 1
+
+quiz("fleet/per_process", per_process)
+
+# %% [markdown]
+# ## What travels
+#
+# Averaging needs every process to hear from every other: an *all-reduce*. Gloo and NCCL do it in a ring. The gradient
+# is cut into $N$ pieces. Each process passes a piece to its neighbour and adds the one that it receives. After $N-1$
+# moves every piece is summed somewhere. In $N-1$ more moves the sums go round. A process sends one piece in each move,
+# which makes $2(N-1)/N$ times the gradient.
+#
+# That is the formula. Does a real program send that? The operating system counts the bytes that a process writes into
+# its connections, and `sent()` reads this counter.
+
+# %%
+SENDING = """
+import json, torch
+import torch.distributed as dist
+from counted import sent
+
+dist.init_process_group("gloo")
+n, gradient = dist.get_world_size(), torch.randn(1_200_000)
+piece = gradient[: len(gradient) // n].clone()
+calls = {"all-reduce": lambda: dist.all_reduce(gradient),
+         "all-gather": lambda: dist.all_gather([torch.empty_like(piece) for _ in range(n)], piece),
+         "reduce-scatter": lambda: dist.reduce_scatter_tensor(piece.clone(), gradient)}
+for name, call in calls.items():
+    before = sent()
+    for _ in range(10): call()
+    print("sent", json.dumps([name, n, (sent() - before) / 10 / gradient.nbytes]))
+dist.destroy_process_group()
+"""
+print(f"{(FLEET / 'sending.py').write_text(SENDING)} characters in runs/fleet/sending.py")
+
+# %%
+quiz("fleet/sent")
+
+# %%
+measured = {}
+for n in (2, 4):
+    said, code = follow(start(f"torchrun --standalone --nproc-per-node {n} runs/fleet/sending.py"))
+    for name, processes, times in map(json.loads, re.findall(r"sent (\[.*?\])", said)):
+        measured.setdefault((name, processes), []).append(times)
+formula = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
+table([{"call": name, "processes": n, "sent by each, times the tensor": f"{sum(found) / len(found):.3f}",
+        "formula": f"{formula[name] * (n - 1) / n:.3f}"} for (name, n), found in measured.items()])
+
+# %%
+for (name, n), found in measured.items():
+    off = sum(found) / len(found) / (formula[name] * (n - 1) / n) - 1
+    print(f"{name}, {n} processes: {off:+.1%} off.", "The formula holds." if abs(off) < 0.1 else "It does not hold.")
+compare("fleet/sent", sum(measured["all-reduce", 4]) / len(measured["all-reduce", 4]))
+
+# %% [markdown]
+# The *all-gather* is the second half of a ring: everybody gets all pieces. The *reduce-scatter* is the first half:
+# everybody gets the sum of one piece. NCCL does it in $(N-1)/N$. If your last lines say that the formula does not hold,
+# you see gloo, which sums everything and throws away what it does not need. Count before you trust a formula.
+#
+# Now the training that you ran. `Watch` reported the last step of each process.
+
+# %%
+trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+for rank, held, sent in re.findall(r"watch (\d+) (\d+) (\d+)", watched):
+    print(f"process {rank} sent {int(sent):,} bytes; the adapter's gradients are {trained:,}: "
+          f"{int(sent) / trained - 1:+.1%}. It holds {int(held):,} bytes of weights.")
+
+# %% [markdown]
+# With two processes $2(N-1)/N$ is one. DDP sends what has a gradient, and the frozen base has none. (The few bytes on
+# top are the count of tokens and the logged loss.) At the start DDP sends something else, once: the first process's
+# weights to all, so that all begin with the same adapter.
+#
+# For the 7B shape, by the formula that you checked:
+
+# %% tags=["nbval-check-output"]
+adapter, base = alone["7B, 64 rows"].gradient_bytes, alone["7B, 64 rows"].weights_bytes
+for kind, size in (("LoRA, rank 8", adapter), ("full fine-tuning", base)):
+    each = {n: 2 * (n - 1) / n * size for n in (2, 8, 64)}
+    print(f"{kind}: " + ", ".join(f"{memory.human(sent)} on {n} GPUs" for n, sent in each.items()))
+print(f"64 GPUs send {each[64] / each[8] - 1:.1%} more each than 8.")
+
+# %% [markdown]
+# ## The recipe
+#
+# A program whose batch counts per process has to be edited for every fleet. `lora_lab.finetune`, the launcher of this
+# course, takes a *recipe* instead. In it `batch_size` counts the rows of all processes together. It also checks the
+# rows, the adapter and the folder before any model loads, so that eight GPUs do not wait for your typing error.
+
+# %%
+def write(name, model="pocket", precision="auto", **training):
+    """Write a recipe that trains into a new folder."""
+    shutil.rmtree(FLEET / name, ignore_errors=True)
+    settings = dict(max_steps=STEPS, batch_size=BATCH, learning_rate=1e-2, warmup_steps=2, seed=SEED, save_steps=4)
+    recipe = dict(model=model, precision=precision, output=f"runs/fleet/{name}",
+                  data={"path": "runs/fleet/rows.jsonl", "answer": "{completion}"},
+                  lora={"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}, training=settings | training)
+    return recipes.write(recipe, FLEET / f"{name}.yaml")
+
+print(write("accelerate").read_text())
+
+# %% [markdown]
+# `accelerate launch` starts the processes as `torchrun` does, and reads how many from a config file. The repository has
+# them in `launch/`. This is `launch/cpu2.yaml`, two processes on the CPU. (accelerate has a kind of its own for CPUs,
+# which starts one process where there is no MPI. So these are two GPU processes without a GPU.)
+
+# %%
+CPU2 = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1, "machine_rank": 0,
+        "num_processes": 2, "gpu_ids": "-1,-1", "mixed_precision": "no", "main_training_function": "main"}
+(FLEET / "cpu2.yaml").write_text(yaml.safe_dump(CPU2))
+LAUNCH = "accelerate launch --main_process_port 0 --config_file runs/fleet/"
+said, code = follow(start(f"{LAUNCH}cpu2.yaml -m lora_lab.finetune runs/fleet/accelerate.yaml"))
+losses["recipe, DDP"] = losses_in("accelerate")
+print(f"worst difference from the notebook: {max(distances('recipe, DDP')):.1e}")
+
+# %% [markdown]
+# **Exercise: repair the recipe** until two processes can train by it. The check reads it as a launch would, and lists
+# all faults at once.
+
+# %%
+my_recipe = {
+    "model": "pocket", "data": {"path": "runs/fleet/rows.jsonl", "answer": "{completion}"}, "output": "runs/fleet/mine",
+    "lora": {"r": 80, "lora_alpha": 16, "target_modules": ["q_proj", "o_projj"]},
+    "training": {"max_steps": 20, "batch_size": 9, "learning_rate": "0.01x", "warmup": 2},
+}
+quiz("fleet/repaired_recipe", my_recipe)
+
+# %% [markdown]
+# ## Sharing the weights
+#
+# With DDP every GPU holds the whole base. **FSDP** (fully sharded data parallel) cuts every weight: each of N processes
+# keeps 1/N. Before a block computes, its pieces are gathered; afterwards they are dropped. That happens once in the
+# forward pass and once in the backward pass. Gradients are summed and cut in the same way. In torch it is one call a
+# block, and one for the rest:
+
+# %%
+SHARD = """
+import json, torch.distributed as dist
+from counted import sent
+from lora_lab import batches, pocket
+from peft import LoraConfig, get_peft_model
+from torch.distributed.fsdp import fully_shard
+
+dist.init_process_group("gloo")
+rows = [tuple(json.loads(line).values()) for line in open("runs/fleet/ordered.jsonl")][dist.get_rank() : 8 : 2]
+batch = batches.AnswerCollator(pocket.tokenizer())(batches.encode(rows, pocket.tokenizer()))
+for kind in ("LoRA", "full"):
+    model, _ = pocket.load()
+    blocks = model.model.layers
+    if kind == "LoRA": model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    for module in (*blocks, model): fully_shard(module)
+    for _ in range(2):  # the first one also sets things up
+        before = sent()
+        model(**batch).loss.backward()
+    held = sum(p.to_local().nbytes for p in model.parameters())
+    print("shard", json.dumps([kind, sent() - before, held]))
+dist.destroy_process_group()
+"""
+print(f"{(FLEET / 'shard.py').write_text(SHARD)} characters in runs/fleet/shard.py")
+
+# %%
+quiz("fleet/fsdp_saves")
+
+# %%
+said, code = follow(start("torchrun --standalone --nproc-per-node 2 runs/fleet/shard.py"))
+told = map(json.loads, re.findall(r"shard (\[.*?\])", said))
+found = {kind: (sent, held) for kind, sent, held in told}  # the two processes tell the same
+weights = sum(p.nbytes for p in pocket.load()[0].parameters())
+sizes = {"LoRA": (weights + trained, trained), "full": (weights, weights)}  # what is gathered, what has gradients
+table([{"training": kind, "weights, bytes": f"{sizes[kind][0]:,}", "held by each": f"{held:,}",
+        "sent by each": f"{sent:,.0f}", "formula": f"{(2 * sizes[kind][0] + sizes[kind][1]) / 2:,.0f}"}
+       for kind, (sent, held) in found.items()])
+
+# %%
+ratio = found["LoRA"][0] / found["full"][0]
+by_formula = (2 * sizes["LoRA"][0] + sizes["LoRA"][1]) / (2 * sizes["full"][0] + sizes["full"][1])
+off = found["LoRA"][0] / ((2 * sizes["LoRA"][0] + sizes["LoRA"][1]) / 2) - 1
+print(f"LoRA sends {ratio:.0%} of what full fine-tuning sends here; by the formula it would be {by_formula:.0%}.")
+print(f"LoRA is {off:+.1%} off its formula:", "the formula holds." if abs(off) < 0.1 else "the formula does not hold.")
+compare("fleet/fsdp_saves", 100 * ratio)
+
+# %% [markdown]
+# Compare this with DDP, where the share was that of the adapter in the weights. FSDP gathers *everything* twice, frozen
+# or not. LoRA saves the third trip alone, that of the gradients. (In the row of full fine-tuning you see gloo's
+# expensive reduce-scatter again, which NCCL does not have.)
+#
+# ### Where are the weights before they are cut?
+#
+# The usual mistake is in the line before: `from_pretrained` puts the whole base onto each GPU, and the run dies before
+# it is sharded. So the first process loads into the memory of the *CPU*, and the others build the model on the *meta*
+# device, where a tensor is a shape without memory. Then each receives its pieces. The launcher does that:
+
+# %%
+for first in (True, False):
+    loaded, _ = models.load_to_shard(models.DEFAULT, "float32", first)
+    devices = {parameter.device.type for parameter in loaded.parameters()}
+    print(f"{'the first process' if first else 'every other one'}: parameters on {devices}, buffers on "
+          f"{ {buffer.device.type for buffer in loaded.buffers()} }")
+del loaded
+
+# %% [markdown]
+# (Buffers are real everywhere: nobody sends those.) The config for accelerate is `launch/fsdp.yaml`, not run on GPUs.
+# `launch/cpu2_fsdp.yaml` is the same for two CPU processes:
+
+# %%
+FSDP = dict(fsdp_version=2, fsdp_reshard_after_forward=True, fsdp_auto_wrap_policy="TRANSFORMER_BASED_WRAP",
+            fsdp_state_dict_type="FULL_STATE_DICT", fsdp_cpu_ram_efficient_loading=True)
+(FLEET / "cpu2_fsdp.yaml").write_text(yaml.safe_dump(CPU2 | {"distributed_type": "FSDP", "fsdp_config": FSDP}))
+(FLEET / "watched.py").write_text("""
+import sys
+from lora_lab import finetune
+from lora_lab.finetune import recipes
+from watch import Watch
+
+trainer = finetune.train(recipes.read(sys.argv[1], 2), callbacks=(Watch(),))
+trainer.accelerator.end_training()
+""")
+write("fsdp")
+said, code = follow(start(f"{LAUNCH}cpu2_fsdp.yaml runs/fleet/watched.py runs/fleet/fsdp.yaml"))
+losses["recipe, FSDP"] = losses_in("fsdp")
+
+# %%
+held = [int(size) for size in re.findall(r"watch \d+ (\d+)", said)]
+print(f"weights and adapter: {weights + trained:,} bytes; held by the two processes: {held}")
+table([{"run on two processes": name, "worst difference in loss": f"{max(distances(name)):.1e}",
+        "so it is": "the notebook's training" if max(distances(name)) < 1e-4 else "another training"}
+       for name in losses if name != "notebook"])
+
+# %% [markdown]
+# ### A base in four bits, cut in two
+#
+# Four bits and FSDP together ([FSDP-QLoRA](https://huggingface.co/docs/bitsandbytes/fsdp_qlora)) bring a 70B base onto
+# small GPUs. bitsandbytes packs two weights into a byte and keeps the bytes as integers; FSDP cuts floating-point
+# tensors only. The way out is one argument. `bnb_4bit_quant_storage` stores the *same bytes* under another name:
+
+# %% tags=["nbval-check-output"]
+from bitsandbytes.nn import Linear4bit
+
+for storage in (torch.uint8, torch.bfloat16, torch.float32):
+    layer = Linear4bit(64, 192, bias=False, quant_type="nf4", quant_storage=storage, device="cpu").to("cpu")
+    print(f"{storage}: shape {tuple(layer.weight.shape)}, {layer.weight.nbytes:,} bytes")
+
+# %% [markdown]
+# Give it the dtype that the model computes in, so that a block's tensors are of one kind. In transformers:
+#
+# ```python
+# BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16,
+#                    bnb_4bit_quant_storage=torch.bfloat16)
+# ```
+#
+# The launcher sets it for `precision: nf4` under FSDP. Two processes, a small base in four bits (on GPUs: not run):
+
+# %%
+base_model, _ = pocket.load()
+base_model.save_pretrained(FLEET / "base")
+words.save_pretrained(FLEET / "base")
+write("nf4", model="runs/fleet/base", precision="nf4")
+said, code = follow(start(f"{LAUNCH}cpu2_fsdp.yaml runs/fleet/watched.py runs/fleet/nf4.yaml"))
+packed = [int(size) for size in re.findall(r"watch \d+ (\d+)", said)]
+print(f"held by the two processes: {packed}; with the base in float32: {held}")
+print(f"loss {losses_in('nf4')[0]:.3f} at the first step, {losses_in('nf4')[-1]:.3f} at the last")
+
+# %% [markdown]
+# Now the 70B shape on eight GPUs, planned. **Guess** before you look: which of these fit into 80 GB, and which part is
+# left over when weights are cut?
+
+# %%
+ways = {"bfloat16, DDP": (None, "ddp"), "bfloat16, FSDP": (None, "fsdp"), "nf4, DDP": ("nf4", "ddp"),
+        "nf4, FSDP": ("nf4", "fsdp")}
+fleet = {}
+with Progress("planning", total=len(ways)) as bar:
+    for name, (precision, mode) in ways.items():
+        (fleet[name],) = distributed.plan(seventy, LORA, precision, 8, batch_size=8, mode=mode, checkpointing=True)
+        bar.update(1)
+plots.memory({name: share.memory.parts() for name, share in fleet.items()}, limit_gb=80,
+             title="70B on 8 GPUs, one row each: what fits?")
+
+# %%
+for name, share in fleet.items():
+    print(f"{name:14} {memory.human(share.memory.total_bytes):>9} on each GPU,",
+          "fits 80 GB" if share.memory.fits(80) else "does not fit 80 GB", f"({memory.human(share.sent_bytes)} sent)")
+
+# %% [markdown]
+# Under FSDP a GPU holds its share, and what is gathered at the moment: the largest block, and all that is in no block.
+# The scales of four bits stay whole on every GPU.
+#
+# **Exercise: the smallest fleet.** The 7B shape in bfloat16, 64 rows of 512 tokens a step with checkpointing, GPUs of
+# 12 GB. Which number (1, 2, 4, ... 64) and which mode is the fewest that fits?
+
+# %%
+my_fleet = {"gpus": 64, "mode": "fsdp"}
+quiz("fleet/smallest_fleet", my_fleet)
+
+# %% [markdown]
+# ## Several machines
+#
+# Start the same program on every machine and tell each who it is. One machine is the meeting point. For three machines
+# with four GPUs each, a line for each machine:
+#
+# ```
+# torchrun --nnodes 3 --node-rank 0 --nproc-per-node 4 --master-addr 10.1.1.7 --master-port 29500 train.py
+# torchrun --nnodes 3 --node-rank 1 --nproc-per-node 4 --master-addr 10.1.1.7 --master-port 29500 train.py
+# torchrun --nnodes 3 --node-rank 2 --nproc-per-node 4 --master-addr 10.1.1.7 --master-port 29500 train.py
+# ```
+#
+# `accelerate launch` calls these `--num_machines`, `--machine_rank`, `--main_process_ip` and `--main_process_port`. One
+# thing differs: its `--num_processes` counts those of *all* machines. You have one machine, so two launches of one
+# process each play two of them.
+
+# %%
+shutil.rmtree(FLEET / "machines", ignore_errors=True)
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+line = ("torchrun --nnodes 2 --node-rank {} --nproc-per-node 1 --master-addr 127.0.0.1 --master-port " + str(port)
+        + " runs/fleet/train.py runs/fleet/machines 4")
+machines = [start(line.format(rank)) for rank in (0, 1)]
+for machine in machines:
+    follow(machine)
+far = max(abs(a - b) for a, b in zip(losses_in("machines"), losses["notebook"]))
+print(f"worst difference from the notebook: {far:.1e}.", "The same steps." if far < 1e-4 else "Other steps.")
+
+# %% [markdown]
+# **Exercise: the second machine.** Now two machines with eight GPUs each. The first one has the address 10.0.0.1 and
+# listens on port 29400. Write the `torchrun` command for the *second* machine.
+
+# %%
+my_command = "torchrun --nproc-per-node 16 train.py"
+quiz("fleet/second_machine", my_command)
+
+# %% [markdown]
+# ## What does a step wait for?
+#
+# For sending or for computing. First the computing. Checkpointing keeps few activations and computes the others again
+# in the backward pass (Chen et al. 2016). That has a price.
+
+# %%
+quiz("fleet/recompute")
+
+# %%
+def operations(model, checkpointing):
+    """What forward and backward compute, in FLOP, as torch counts them."""
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with FlopCounterMode(display=False) as counter:
+        model.train()(**collate(batch).to(model.device)).loss.backward()
+    return counter.get_total_flops()
+
+counted = {kind: [operations(get_peft_model(pocket.load()[0], LORA) if kind == "LoRA" else pocket.load()[0], again)
+                  for again in (False, True)] for kind in ("LoRA", "full")}
+for kind, (once, twice) in counted.items():
+    print(f"{kind}: {once / 1e6:.0f} MFLOP, with checkpointing {twice / 1e6:.0f}: {twice / once:.2f} times")
+compare("fleet/recompute", counted["LoRA"][1] / counted["LoRA"][0])
+
+# %% [markdown]
+# A forward pass costs 2 operations a weight and token. The backward pass costs 2 for the gradients of the activations,
+# and 2 more where a weight trains. Checkpointing adds a second forward pass. It weighs more where the backward pass is
+# short, and with a frozen base it is. `distributed.plan` counts it.
+#
+# Now the sending. Set the first number to what *you* measured for a GPU in training. It is a placeholder here.
+
+# %%
+quiz("fleet/slow_network")
+
+# %%
+FLOP_PER_SECOND = 200e12
+NETWORKS = {"1 Gbit/s, office": 1, "10 Gbit/s": 10, "100 Gbit/s": 100, "400 Gbit/s": 400, "7,200 Gbit/s, NVLink": 7200}
+by_mode = {mode: distributed.plan(seven, LORA, gpus=8, batch_size=64, mode=mode, checkpointing=True)[0]
+           for mode in distributed.MODES}
+computing = by_mode["ddp"].flops / FLOP_PER_SECOND
+seconds = {network: [by_mode[mode].sent_bytes / (gbit * 1e9 / 8) for mode in distributed.MODES]
+           for network, gbit in NETWORKS.items()}
+table([{"network": network, "sending, DDP": f"{ddp:.3f} s", "sending, FSDP": f"{fsdp:.2f} s",
+        "computing": f"{computing:.2f} s"} for network, (ddp, fsdp) in seconds.items()])
+
+# %%
+xs = list(NETWORKS.values())
+plots.lines({"FSDP sends": (xs, [fsdp for _, fsdp in seconds.values()]),
+             "DDP sends": (xs, [ddp for ddp, _ in seconds.values()]), "computing": (xs, [computing] * len(xs))},
+            "network, Gbit/s", "seconds a step (calculated)", xscale="log", yscale="log",
+            title="7B with LoRA on 8 GPUs: what does a step wait for?")
+
+# %%
+for mode, share in by_mode.items():
+    crossing = share.sent_bytes / computing * 8 / 1e9
+    print(f"{mode.upper()} sends {memory.human(share.sent_bytes)}. At {crossing:,.1f} Gbit/s that takes as long as "
+          f"computing, at {10 * crossing:,.0f} a tenth of it.")
+compare("fleet/slow_network", 100 * by_mode["ddp"].sent_bytes / (1e9 / 8) / computing)
+
+# %% [markdown]
+# Left of a crossing, a step waits for the network. Two ways out follow from the picture. Under DDP, accumulate
+# gradients over several passes: a step sends once, however much it computes. Under FSDP every pass gathers anew, so
+# take more rows in a pass, or go back to four bits and DDP. (These are sums on paper: real programs send while they
+# compute.)
+#
+# ## A process dies
+#
+# A node fails, or the kernel takes the memory back. You do it by hand: `SIGKILL` to the second process, in the middle.
+# A callback slows the steps down so that you can hit it. **Guess:** does the other process go on, wait or end?
+
+# %%
+(FLEET / "slowly.py").write_text("""
 import sys, time
 from lora_lab import finetune
 from lora_lab.finetune import recipes
@@ -321,24 +741,23 @@ class Slowly(TrainerCallback):
 
 finetune.train(recipes.read(sys.argv[1], 2), callbacks=(Slowly(),))
 """)
-print("runs/fleet/slowly.py is written")
+recipe = write("killed")
+process = start(f"{LAUNCH}cpu2.yaml runs/fleet/slowly.py runs/fleet/killed.yaml")
+while process.poll() is None and len(run_folder.read_metrics(FLEET / "killed")) < 5:
+    time.sleep(0.05)
+print("steps on record:", len(run_folder.read_metrics(FLEET / "killed")))
 
 # %%
-recipe = write("killed")
-process = start("runs/fleet/slowly.py", recipe)
-while process.poll() is None and run_folder.last_checkpoint("runs/fleet/killed") is None:
-    time.sleep(0.05)  # until there is a first checkpoint
-print("complete:", run_folder.last_checkpoint("runs/fleet/killed"))
-for child in psutil.Process(process.pid).children():
+for child in psutil.Process(process.pid).children() if process.poll() is None else ():
     if child.environ().get("RANK") == "1":
         child.send_signal(signal.SIGKILL)
 said, code = follow(process)
-print("steps on record:", len(run_folder.read_metrics("runs/fleet/killed")))
+print("exit code", code, "- last whole checkpoint:", run_folder.last_checkpoint(FLEET / "killed"))
 assert code != 0
 
 # %% [markdown]
-# **Look** at the rank (here: which process) and the signal: the launcher names who died and of what, ends the other
-# process, and returns an exit code that is not 0. Launch the same recipe again, and the folder is protected:
+# The launcher names who died and of what, ends what is left, and returns an exit code that is not 0. Launch the same
+# recipe again, and the folder is protected:
 
 # %%
 try:
@@ -347,233 +766,152 @@ except LabError as error:
     print(error)
 
 # %%
-_ = follow(start("-m", "lora_lab.finetune", recipe, "--resume"))
-resumed = [line["loss"] for line in run_folder.read_metrics("runs/fleet/killed")]
-far = max(abs(a - b) for a, b in zip(resumed, losses["2 processes"], strict=True))
-table([{"run": "never stopped", "steps": 24, "last loss": f"{losses['2 processes'][-1]:.6f}"},
-             {"run": "killed, resumed", "steps": len(resumed), "last loss": f"{resumed[-1]:.6f}"}])
-
-# %%
-print(f"worst difference of any step: {far:.1e}")
-assert far < 1e-5
-
-# %%
-quiz("fleet/after_kill")
+follow(start(f"{LAUNCH}cpu2.yaml -m lora_lab.finetune runs/fleet/killed.yaml --resume"))
+far = max(abs(a - b) for a, b in zip(losses_in("killed"), losses["recipe, DDP"]))
+print(f"killed and resumed against never stopped, worst difference of {STEPS} losses: {far:.1e}.",
+      "Nothing was lost." if far < 1e-5 else "The resumed run went another way.")
 
 # %% [markdown]
-# ### What people get told
+# The steps after the last checkpoint were computed twice. Choose `save_steps` by what you can afford to repeat.
 #
-# A recipe is checked whole, before any model loads. Its faults come together, each with its key. If many processes are
-# launched, read the first lines: what follows is the launcher's own report.
-
-# %%
-bad = yaml.safe_load(write("bad").read_text())
-bad["lora"]["r"] = 100
-bad["training"] |= {"learning_rate": "fast", "batchsize": 8}
-Path("runs/fleet/bad.yaml").write_text(yaml.safe_dump(bad))
-for path, processes in (("runs/fleet/bad.yaml", 2), (write("good"), 3)):
-    try:
-        recipes.read(path, processes=processes)
-    except LabError as error:
-        print(error, "\n")
-
-# %% [markdown]
-# Two launches on one machine want the same port, 29500, unless told otherwise. Something else holds the port here:
-
-# %%
-with socket.socket() as taken:
-    taken.bind(("127.0.0.1", 0))
-    taken.listen()
-    said, code = follow(start("-m", "lora_lab.finetune", write("port"), port=taken.getsockname()[1]),
-                        show="already in use|processes share|adapter is in")
-
-# %% [markdown]
-# On one machine accelerate says so, takes a free port and goes on: look at the exit code. `--main_process_port 0` asks
-# for a free one from the start, as `start` does.
-
-# %%
-quiz("fleet/refused")
-
-# %% [markdown]
-# ## Common gotcha: the same numbers, another training
+# ## Take an engine that others maintain
 #
-# Most launchers count the batch *per process*. Keep 8 there, and two processes train on 16 rows a step: other steps,
-# and a learning rate tuned for something else.
+# This course's launcher is small, so that you can read it. At work you take one that many people keep alive. They all
+# stand on the same parts, so what you know holds: rows a process, tokens counted over all, what is cut and what is
+# sent. Take **TRL**. Its `SFTTrainer` is the Trainer with the data preparation for language models. This is the same
+# run:
 
 # %%
-losses_16 = in_notebook(batch_size=16)  # two processes with 8 each take these steps
-table([{"rows a step": size, "rows seen": size * 24, "last loss": f"{values[-1]:.4f}",
-              "mean of the last six": f"{sum(values[-6:]) / 6:.4f}"}
-             for size, values in ((8, losses["notebook"]), (16, losses_16))])
+TRL = """
+import json, sys
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
+
+settings = json.load(open("runs/fleet/settings.json"))
+set_seed(settings["seed"])
+rows = Dataset.from_list([json.loads(line) for line in open("runs/fleet/ordered.jsonl")])
+arguments = SFTConfig(sys.argv[1], per_device_train_batch_size=int(sys.argv[2]), gradient_checkpointing=False,
+                      bf16=False, **settings)
+lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+trainer = SFTTrainer("runs/fleet/base", arguments, train_dataset=rows, peft_config=lora)
+trainer.train()
+trainer.save_state()
+trainer.accelerator.end_training()
+"""
+print(f"{(FLEET / 'sft.py').write_text(TRL)} characters in runs/fleet/sft.py")
+
+# %%
+if util.find_spec("trl") and util.find_spec("datasets"):
+    shutil.rmtree(FLEET / "trl", ignore_errors=True)
+    follow(start("torchrun --standalone --nproc-per-node 2 runs/fleet/sft.py runs/fleet/trl 4"))
+    losses["TRL"] = losses_in("trl")
+    print(f"worst difference from the notebook: {max(distances('TRL')):.1e}")
+else:
+    print("TRL is not installed here, so this cell did not run it. `pip install trl`, then run the cell again.")
 
 # %% [markdown]
-# **Look** at both losses. 16 rows a step saw twice as many rows in as many steps, and ended lower here: not better, but
-# another training, and no longer the one that you tuned. A last loss is that of one batch; the mean of six says more.
-
-# %%
-quiz("fleet/rows_seen")
-
-# %% [markdown]
-# Does each process draw an adapter of its own, if its seed is its own? Ask two processes, before and after DDP.
-
-# %%
-_ = Path("runs/fleet/seeds.py").write_text("""
-import torch
-from accelerate import PartialState, utils
-from lora_lab import pocket
-from peft import LoraConfig, get_peft_model
-
-torch.manual_seed(rank := PartialState(cpu=True).process_index)
-model = get_peft_model(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear"))
-for when in ("before DDP", "with DDP"):
-    found = utils.gather(sum(p.detach().abs().sum() for n, p in model.named_parameters() if "lora_A" in n)).tolist()
-    if rank == 0:
-        print(f"seeds: sum of |A| {when}, process 0 and 1: {found[0]:.4f} {found[1]:.4f}", flush=True)
-    model = torch.nn.parallel.DistributedDataParallel(model) if when == "before DDP" else model
-PartialState().wait_for_everyone()
-PartialState().destroy_process_group()
-""")
-
-# %%
-_ = follow(start("runs/fleet/seeds.py"), show="seeds:")
-
-# %% [markdown]
-# **Look** at the second line: DDP begins by sending process 0's parameters to all. An adapter of one's own does not
-# survive it, and a training loop without DDP would have two adapters that drift apart.
+# [A benchmark](../benchmarks/README.md) runs these very programs, TRL's and DeepSpeed's included, and compares all
+# their losses with the notebook's.
 #
-# `lora_dropout` is the exception to equal steps: each process drops entries of its own.
+# **DeepSpeed** calls the same cuts ZeRO: stage 1 shares optimizer states, stage 2 gradients, stage 3 parameters as well
+# (Rajbhandari et al. 2020). LoRA has few gradients and states, so stages 1 and 2 save little; stage 3 is FSDP's way. It
+# is a file, and an argument of the Trainer: `TrainingArguments(deepspeed="zero3.json")`. "auto" takes what the Trainer
+# was told.
 
-# %%
-_ = follow(subprocess.Popen([sys.executable, "-m", "lora_lab.finetune", str(write("drop1", lora_dropout=0.1))],
-                            env=on_cpu, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-_ = follow(start("-m", "lora_lab.finetune", write("drop2", lora_dropout=0.1)))
-dropped = [[line["loss"] for line in run_folder.read_metrics(f"runs/fleet/{name}")] for name in ("drop1", "drop2")]
-print(f"worst difference with dropout {max(abs(a - b) for a, b in zip(*dropped)):.1e}, "
-      f"without {worst['2 processes']:.1e}")
-
-# %% [markdown]
-# And int8 or nf4 under FSDP is refused here, before it goes wrong:
-
-# %%
-try:
-    distributed.plan(seven, lora_of_large, "nf4", gpus=8, mode="fsdp")
-except LabError as error:
-    print(error)
+# %% tags=["nbval-check-output"]
+zero3 = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": "auto",
+         "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}}
+(FLEET / "zero3.json").write_text(json.dumps(zero3, indent=1))
+print((FLEET / "zero3.json").read_text())
 
 # %% [markdown]
-# ## On paper: 1, 8, 64 GPUs
+# Three more that you will meet. **None of these was run for this lesson**: they want a GPU.
 #
-# Calculated, not measured. Set the two speeds to what *you* measured: what one GPU reaches in training, and what it
-# sends over the slowest link on the way. The numbers below are placeholders.
+# **Axolotl**: one YAML file; `axolotl train axolotl.yaml`.
+#
+# ```yaml
+# base_model: meta-llama/Llama-3.1-8B
+# load_in_4bit: true
+# adapter: qlora
+# lora_r: 8
+# lora_alpha: 16
+# lora_target_linear: true
+# datasets:
+#   - path: rows.jsonl
+#     ds_type: json
+#     type: {field_instruction: prompt, field_output: completion, format: "{instruction}"}
+# sequence_len: 512
+# micro_batch_size: 2
+# gradient_accumulation_steps: 4
+# max_steps: 60
+# learning_rate: 0.0002
+# bf16: auto
+# gradient_checkpointing: true
+# fsdp_version: 2
+# fsdp_config: {auto_wrap_policy: TRANSFORMER_BASED_WRAP, transformer_layer_cls_to_wrap: LlamaDecoderLayer}
+# output_dir: runs/axolotl
+# ```
+#
+# **LLaMA-Factory**: one YAML file too; `FORCE_TORCHRUN=1 llamafactory-cli train factory.yaml`. The rows are described
+# in `data/dataset_info.json`.
+#
+# ```yaml
+# model_name_or_path: meta-llama/Llama-3.1-8B
+# stage: sft
+# do_train: true
+# finetuning_type: lora
+# lora_rank: 8
+# lora_alpha: 16
+# lora_target: all
+# dataset: home_commands
+# template: llama3
+# cutoff_len: 512
+# per_device_train_batch_size: 2
+# gradient_accumulation_steps: 4
+# max_steps: 60
+# learning_rate: 2.0e-4
+# bf16: true
+# deepspeed: zero3.json
+# output_dir: runs/factory
+# ```
+#
+# **Unsloth**: its own kernels for one GPU, and TRL's trainer around them; several GPUs by `torchrun` or `accelerate`.
+#
+# ```python
+# from unsloth import FastLanguageModel
+# model, tokenizer = FastLanguageModel.from_pretrained("unsloth/Llama-3.1-8B", max_seq_length=512, load_in_4bit=True)
+# model = FastLanguageModel.get_peft_model(model, r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj",
+#     "o_proj", "gate_proj", "up_proj", "down_proj"], use_gradient_checkpointing="unsloth")
+# # then SFTTrainer(model, ...), as above
+# ```
 
 # %%
-SPEEDS = dict(flop_per_second=200e12, bytes_per_second=25e9)
-SHAPE = dict(batch_size=64, seq_len=512, checkpointing=True)
-plans = {(name, mode, share.gpus): share for name, config in (("7B", seven), ("70B", seventy))
-         for mode in distributed.MODES
-         for share in distributed.plan(config, lora_of_large, gpus=(1, 8, 64), mode=mode, **SHAPE, **SPEEDS)}
-table([{"shape": name, "mode": mode.upper(), "GPUs": n, "rows each": s.rows,
-              "memory each": memory.human(s.memory.total_bytes), "in 80 GB": "yes" if s.memory.fits(80) else "no",
-              "sent a step": memory.human(s.sent_bytes), "sending": f"{s.send_seconds:.3f} s",
-              "computing": f"{s.compute_seconds:.2f} s"}
-             for (name, mode, n), s in plans.items() if n > 1 or mode == "ddp"])
-
-# %% [markdown]
-# **Look** at the column of what is sent. DDP sends megabytes, and LoRA is bound by computing. FSDP makes the 70B shape
-# fit, and pays: the whole frozen base is gathered twice a step, whether it trains or not. Full fine-tuning would send
-# its gradients once on top: here LoRA saves about a third of what is sent, and not nearly all.
+quiz("fleet/engine_rows")
 
 # %%
-GPUS = (2, 4, 8, 16, 32, 64)
-by_mode = {mode: distributed.plan(seven, lora_of_large, gpus=GPUS, mode=mode, **SHAPE, **SPEEDS)
-           for mode in distributed.MODES}
-plots.lines({"sending, FSDP": (GPUS, [s.send_seconds for s in by_mode["fsdp"]]),
-             "computing": (GPUS, [s.compute_seconds for s in by_mode["ddp"]]),
-             "sending, DDP": (GPUS, [s.send_seconds for s in by_mode["ddp"]])},
-            "GPUs that share 64 rows", "seconds a step (calculated)", yscale="log")
-
-# %% [markdown]
-# **Look** where the line of computing crosses that of FSDP. Computing falls with the rows of a GPU; gathering does
-# not. So FSDP with LoRA waits for the network when the batch per GPU is small. The way out is more rows a GPU:
-
-# %%
-rows_each = []
-for rows in (1, 4, 16, 64):
-    (share,) = distributed.plan(seven, lora_of_large, gpus=8, mode="fsdp", **SHAPE | {"batch_size": 8 * rows}, **SPEEDS)
-    rows_each.append({"rows a GPU": rows, "sending": f"{share.send_seconds:.2f} s",
-                      "computing": f"{share.compute_seconds:.2f} s", "bound by": share.bound_by})
-table(rows_each)
-
-# %%
-quiz("fleet/bound")
-
-# %% [markdown]
-# ## What just happened?
-#
-# A recipe took the training out of the notebook. One process and two took the notebook's steps, to round-off; a killed
-# one went on to the same loss. Only the adapter's gradients travel under DDP. FSDP cuts the memory of the frozen base,
-# and gathers it again and again.
-#
-# ## Experienced-dev note
-#
-# - Do not, if you need not. A base that fits one GPU in int8 or nf4 ([Lesson 3](03_train_in_8bit.ipynb)) needs no
-#   network, no launcher and no FSDP.
-# - Try more rows before more GPUs: a GPU that is not full is not helped by a second one.
-# - DDP and FSDP on GPUs were not tried for this lesson; `launch/ddp.yaml` and `launch/fsdp.yaml` say so, too.
-# - DeepSpeed calls the same cuts ZeRO: stage 1 shares optimizer states, 2 gradients, 3 parameters as well. FSDP with
-#   `reshard_after_forward` is stage 3. LoRA has few gradients and states, so stages 1 and 2 save little.
-# - Choose `save_steps` by what you can afford to lose: a resume repeats everything after the last complete checkpoint.
-#
-# ## Check your understanding
-
-# %%
-quiz("fleet/when_not")
+per_step = {gpus: 2 * 4 * gpus for gpus in (1, 4, 16)}  # micro_batch_size, gradient_accumulation_steps, GPUs
+for gpus, rows_a_step in per_step.items():
+    print(f"{gpus:2} GPUs: {rows_a_step} rows a step, {60 * rows_a_step:,} rows in 60 steps")
 
 # %%
 progress()
 
 # %% [markdown]
-# ## Exercises
-#
-# **1. Repair the recipe** until two processes can train by it. The check reads it as a launch would.
-
-# %%
-my_recipe = {
-    "model": "pocket", "data": {"path": "runs/fleet/rows.jsonl"}, "output": "runs/fleet/mine",
-    "lora": {"r": 80, "lora_alpha": 16, "target_modules": ["q_proj", "o_projj"]},
-    "training": {"max_steps": 20, "batch_size": 9, "learning_rate": "0.01x", "warmup": 2},
-}
-quiz("fleet/repaired_recipe", my_recipe)
-
-# %% [markdown]
-# **2. The smallest fleet.** The 7B shape, 64 rows of 512 tokens a step with checkpointing, GPUs of 12 GB: which number
-# (1, 2, 4, ... 64) and which mode is the fewest that fits?
-
-# %%
-my_fleet = {"gpus": 64, "mode": "fsdp"}
-quiz("fleet/smallest_fleet", my_fleet)
-
-# %% [markdown]
-# **3. Equal steps.** Write the function: a global batch, a number of processes, and the most rows that a GPU can hold
-# at a time. Return the rows a process and the number of times that gradients are accumulated, so that a step sees the
-# global batch exactly, in as few passes as possible.
-
-# %%
-def per_process(batch_size, processes, most_rows):
-    return batch_size, 1
-
-quiz("fleet/per_process", per_process)
-
-# %% [markdown]
-# **The one worth doing.** Write the recipe of your own run, launch it on two CPU processes for five steps, and compare
-# with your notebook's first five losses before you pay for a GPU.
-#
 # ## Recap
 #
-# - Same global batch, tokens counted over all processes: any number of processes takes the same steps.
-# - DDP with LoRA sends the adapter's gradients: megabytes. FSDP gathers the frozen base: gigabytes.
-# - Checkpoints, `--resume`, and an exit code that is not 0: a dead process costs the steps since the last save.
+# - Count rows and tokens over *all* processes, and any number of them takes the notebook's steps. Compare the first
+#   losses before you pay for a night.
+# - DDP with LoRA sends the adapter's gradients. FSDP makes the base fit and gathers it again and again. Four bits may
+#   spare you both.
+# - A dead process costs the steps since the last checkpoint, if the launcher can resume.
 #
-# Ring all-reduce: Patarasuk & Yuan (2009). ZeRO: Rajbhandari et al. (2020). FSDP: Zhao et al. (2023).
+# **The exercise worth doing.** Take `runs/fleet/train.py`, put your own model and rows into it, and run five steps on
+# two CPU processes. Do the losses meet those of your notebook? Then start the same file on GPUs.
+#
+# Sources: Li et al., *PyTorch Distributed* (2020), section 3; Patarasuk and Yuan, *Bandwidth optimal all-reduce
+# algorithms* (2009); Rajbhandari et al., *ZeRO* (2020), section 7; Zhao et al., *PyTorch FSDP* (2023); Chen et al.,
+# *Training Deep Nets with Sublinear Memory Cost* (2016); bitsandbytes, *FSDP-QLoRA*.
 #
 # *Lessons:* ← [6 · Merging and shipping](06_merge_and_ship.ipynb)

@@ -77,21 +77,28 @@ def order(rows: list[dict], training: recipes.Training) -> list[dict]:
 def _check_launch(recipe) -> None:
     import torch
 
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if fsdp and not torch.cuda.is_available():
-        raise LabError("The launch asks for FSDP, which accelerate does on GPUs alone: here it would be DDP and say "
-                       "nothing. Launch with launch/cpu2.yaml, or on a machine with GPUs.")
-    if fsdp and recipe.precision in ("int8", "nf4"):
-        raise LabError(f"precision: found {recipe.precision} under FSDP, which cannot share out quantised weights. "
-                       "Expected bfloat16, or DDP (launch/ddp.yaml), where each process has the whole model.")
+    if _is_sharded():
+        if os.environ.get("FSDP_VERSION") != "2":
+            raise LabError("The launch asks for the first version of FSDP. Expected fsdp_version: 2, as in "
+                           "launch/fsdp.yaml.")
+        if recipe.precision == "int8":
+            raise LabError("precision: found int8 under FSDP, which shares out floating-point tensors alone. Expected "
+                           "bfloat16 or nf4, or DDP (launch/ddp.yaml), where each process has the whole model.")
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"  # accelerate sends the weights from the first process
     if recipe.precision == "float16" and not torch.cuda.is_available():
         raise LabError("precision: found float16 on a machine without an NVIDIA GPU, which cannot train in it. "
                        "Expected auto, float32 or bfloat16.")
 
 
+def _is_sharded() -> bool:
+    """Whether the launch asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def _arguments(recipe):
     """The Trainer's arguments. Making them joins the processes."""
     import torch
+    from accelerate.utils import DistributedType
     from transformers import TrainingArguments
 
     from .. import models
@@ -117,6 +124,8 @@ def _arguments(recipe):
     if arguments.world_size != launched:
         raise LabError(f"{launched} processes were launched and {arguments.world_size} found one another. Expected "
                        "processes with a GPU each, or without any: see the files in launch/.")
+    if _is_sharded() and device.type == "cpu":  # accelerate shards where it finds GPUs; torch does it on CPUs, too
+        arguments.distributed_state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     passes = arguments.gradient_accumulation_steps
     arguments.per_device_train_batch_size = batch // (arguments.world_size * passes)
     if batch % (arguments.world_size * passes):
@@ -166,7 +175,11 @@ def _prepare(recipe, rows: list, resume: bool, arguments) -> str | None:
 
 
 def _load(recipe, arguments):
-    """Model and tokenizer; the first process of a machine builds the packaged model, and alone speaks."""
+    """Model and tokenizer; the first process of a machine builds the packaged model, and alone speaks.
+
+    Under FSDP the first process of all has the weights, and no GPU has all of them at any time.
+    """
+    from accelerate import init_empty_weights
     from transformers import set_seed
 
     from .. import cache, models, pocket
@@ -175,11 +188,18 @@ def _load(recipe, arguments):
         with arguments.main_process_first():
             cache.model_folder()
     set_seed(recipe.training.seed)  # from here on as in the notebooks, and every process makes the same adapter
+    first = arguments.process_index == 0
     if recipe.model == recipes.POCKET:
-        return pocket.load()
-    with contextlib.nullcontext() if arguments.process_index == 0 else contextlib.redirect_stdout(io.StringIO()):
+        if first or not _is_sharded():
+            return pocket.load()
+        with init_empty_weights(include_buffers=False):
+            model = pocket.untrained().eval()
+        model.tie_weights()  # each parameter was put on the meta device by itself
+        return model, pocket.tokenizer()
+    with contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO()):
         name = recipe.model if recipe.model == models.DEFAULT else str(Path(recipe.model).absolute())
-        return models.load_base(name, None if recipe.precision == "auto" else recipe.precision)
+        precision = None if recipe.precision == "auto" else recipe.precision
+        return models.load_to_shard(name, precision, first) if _is_sharded() else models.load_base(name, precision)
 
 
 def _with_adapter(model, recipe):
@@ -187,6 +207,9 @@ def _with_adapter(model, recipe):
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     model = get_peft_model(model, recipe.lora_config())
+    for module in model.modules():  # accelerate finds the optimizer's parameters by where they lie: not all at 0
+        if any(p.requires_grad and p.is_meta for p in module.parameters(recurse=False)):
+            module.to_empty(device="cpu", recurse=False)  # the values come from the first process, too
     # Left to itself, PEFT asks the model hub about the embeddings at each checkpoint.
     trained = isinstance(model.get_input_embeddings(), BaseTunerLayer)
     model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=trained)

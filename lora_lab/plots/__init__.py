@@ -4,11 +4,11 @@ Draws what it is given and computes nothing. Pictures are on white paper, which 
 those who cannot see them.
 """
 
-from .curves import LiveLoss, dots, lines, score_bars
+from .curves import LiveLoss, dots, lines, score_bars, shares
 from .figures import Picture
 from .mechanism import lora
 from .stacked import memory
 from .weights import heat, matrices, pairs, push
 
 __all__ = ["LiveLoss", "Picture", "dots", "heat", "lines", "lora", "matrices", "memory", "pairs", "push",
-           "score_bars"]
+           "score_bars", "shares"]

@@ -1,15 +1,38 @@
 """Curves, dots and bars: how a training went, and what it scored."""
 
 import math
+import statistics
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from IPython.display import HTML, display
+from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from ..display import bar, in_notebook
-from .figures import AFTER, BEFORE, BLUE, BROKEN, DASHES, GREY, INK, SERIES, SOFT, Picture, label_ends, new_axes, said
+from .figures import (
+    AFTER,
+    BEFORE,
+    BLUE,
+    BROKEN,
+    DASHES,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PAPER,
+    PINK,
+    SERIES,
+    SOFT,
+    WIDTH,
+    Picture,
+    dress,
+    label_ends,
+    new_axes,
+    said,
+)
 
 
 class LiveLoss(TrainerCallback):
@@ -119,13 +142,18 @@ def score_bars(scores: Mapping[str, Any], title: str | None = "Exact answers, wi
 
 
 def lines(series: dict[str, tuple], xlabel: str, ylabel: str, mark: float | None = None, title: str | None = None,
-          **scales) -> Picture:
-    """Draw curves `{name: (xs, ys)}`, named at its end; `scales` such as `xscale="log"`, `mark` an upright line."""
+          seeds: Mapping[str, tuple] | None = None, **scales) -> Picture:
+    """Draw curves `{name: (xs, ys)}`, named at its end; `scales` such as `xscale="log"`, `mark` an upright line.
+
+    `seeds` are dots beside a curve, in its colour, one for each seed: `{name: (xs, ys)}`.
+    """
     figure, axes = new_axes(3.1, title, xlabel=xlabel, ylabel=ylabel, **scales)
     parts, ends = [], []
     for place, (name, (xs, ys)) in enumerate(series.items()):
         colour, dash = SERIES[place % len(SERIES)], DASHES[place % len(DASHES)]
         axes.plot(xs, ys, color=colour, linestyle=dash, linewidth=2, marker="o" if len(xs) < 3 else None)
+        if seeds and name in seeds:
+            axes.plot(*seeds[name], "o", color=colour, alpha=0.55, markersize=4)
         last = max((at for at, y in enumerate(ys) if math.isfinite(y)), default=None)
         if last is not None:
             ends.append((xs[last], ys[last], name, colour))
@@ -137,19 +165,50 @@ def lines(series: dict[str, tuple], xlabel: str, ylabel: str, mark: float | None
 
 
 def dots(values: Mapping[str, Sequence[float]], xlabel: str, title: str | None = None, form: str = "{:.2f}",
-         **scales) -> Picture:
-    """Draw each seed's value as a dot in a row of its choice, and the mean as a bar: `{choice: [one a seed]}`."""
+         each: str = "seed", middle: str = "mean", **scales) -> Picture:
+    """Draw a value of each seed as a dot in a row of its choice, and their mean as a bar: `{choice: [one a seed]}`.
+
+    `each` is the word for what a dot stands for, `middle` what the bar is: "mean" or "median".
+    """
     figure, axes = new_axes(0.42 * len(values) + 1.2, title, xlabel=xlabel, **scales)
     parts = []
     for row, (name, found) in enumerate(values.items()):
-        mean = sum(found) / len(found)
-        axes.plot(found, [row] * len(found), "o", color=BLUE, alpha=0.75, markersize=6, clip_on=False)
-        axes.plot([mean, mean], [row - 0.28, row + 0.28], color=INK, linewidth=2)
-        axes.annotate(f"mean {form.format(mean)}", (1.02, row), xycoords=axes.get_yaxis_transform(), color=INK,
+        centre = {"mean": statistics.mean, "median": statistics.median}[middle](found)
+        axes.plot(found, [row] * len(found), "o", color=BLUE, alpha=0.75 if len(found) < 10 else 0.35, markersize=6,
+                  clip_on=False)
+        axes.plot([centre, centre], [row - 0.28, row + 0.28], color=INK, linewidth=2)
+        axes.annotate(f"{middle} {form.format(centre)}", (1.02, row), xycoords=axes.get_yaxis_transform(), color=INK,
                       fontsize=9, va="center", annotation_clip=False)
-        parts.append(f"{name} {', '.join(map(form.format, found))}, mean {form.format(mean)}")
+        told = ", ".join(map(form.format, found)) if len(found) < 10 else \
+            f"{form.format(min(found))} to {form.format(max(found))}"
+        parts.append(f"{name} {told}, {middle} {form.format(centre)}")
     axes.set_yticks(range(len(values)), values)
     axes.tick_params(axis="y", colors=INK)
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.grid(axis="x", color=SOFT, alpha=0.2)
-    return Picture(figure, f"{said(title)}{xlabel}, a dot a seed: " + "; ".join(parts) + ".")
+    return Picture(figure, f"{said(title)}{xlabel}, a dot a {each}: " + "; ".join(parts) + ".")
+
+
+def shares(values: Mapping[str, Mapping[str, float]], title: str | None = None) -> Picture:
+    """Draw shares as bars, a panel for each measure and a row for each thing: `{"bf16": {"moved": 0.7}, ...}`."""
+    panels = list(next(iter(values.values())))
+    figure = Figure(figsize=(WIDTH, 0.34 * len(values) + 1.1), dpi=110, layout="constrained", facecolor=PAPER)
+    if title:
+        figure.suptitle("\n".join(textwrap.wrap(title, 72)), x=0.01, ha="left", fontsize=10.5, color=INK, weight="bold")
+    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, panel, colour in zip(every, panels, (BLUE, ORANGE, GREEN, PINK)):
+        dress(axes)
+        found = [100 * row[panel] for row in values.values()]
+        most = max(100.0, *found)
+        axes.barh(range(len(found)), found, color=colour, height=0.6)
+        for row, share in enumerate(found):
+            inside = share > 0.6 * most
+            axes.text(share + (-0.02 if inside else 0.02) * most, row, f"{share:.3g} %", fontsize=8.5, va="center",
+                      ha="right" if inside else "left", color=PAPER if inside else INK)
+        axes.set(xlim=(0, 1.05 * most), xticks=(), ylim=(len(found) - 0.5, -0.5))
+        axes.set_title(textwrap.fill(panel, 26), loc="left", fontsize=9, color=INK)
+        axes.set_yticks(range(len(values)), values)
+        axes.tick_params(axis="y", colors=INK)
+    parts = [f"{name}: " + ", ".join(f"{panel} {share:.1%}" for panel, share in row.items())
+             for name, row in values.items()]
+    return Picture(figure, said(title) + "; ".join(parts) + ".")

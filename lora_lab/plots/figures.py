@@ -56,7 +56,7 @@ def new_axes(height: float, title: str | None = None, width: float = WIDTH, **la
 
 
 class _Plain(LogFormatter):
-    def _num_to_string(self, x, *_):
+    def _num_to_string(self, x, *ends):
         factor, _, power = f"{x:g}".partition("e")
         raised = str(int(power or 0)).translate(_RAISED)
         return factor if not power else f"10{raised}" if factor == "1" else f"{factor}·10{raised}"

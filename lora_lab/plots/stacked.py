@@ -1,16 +1,23 @@
 """Where memory goes: the parts of a training as stacked bars, each part in its own colour everywhere."""
 
+from collections.abc import Mapping
+
 from matplotlib.ticker import MaxNLocator
 
-from .figures import BLUE, GOLD, GREEN, GREY, INK, ORANGE, PINK, Picture, new_axes
+from .figures import BLUE, GOLD, GREEN, GREY, INK, ORANGE, PAPER, PINK, Picture, new_axes
 
 # By the names of `Plan`'s fields; what nobody foresaw is grey and dotted.
 PARTS = {"weights": (GREY, ""), "quantization": (GREY, "////"), "adapter": (BLUE, ""), "gradient": (PINK, ""),
          "optimizer": (GREEN, ""), "activation": (ORANGE, ""), "logits": (GOLD, "")}
 
 
-def memory(parts_of: dict[str, dict[str, int]], limit_gb: float | None = None, title: str | None = None) -> Picture:
-    """Draw stacked bars of `Plan.parts()` (or measured ones) under their names, in GB; `limit_gb` is a named line."""
+def memory(parts_of: dict[str, dict[str, int]], limit_gb: float | None = None, title: str | None = None,
+           marks: Mapping[str, float] | None = None) -> Picture:
+    """Draw stacked bars of `Plan.parts()` (or measured ones) under their names, in GB; `limit_gb` is a named line.
+
+    `marks` puts a diamond into the rows of these names, at GB that were found elsewhere, such as a published peak.
+    """
+    marks = marks or {}
     names = list(dict.fromkeys(name for parts in parts_of.values() for name in parts))
     figure, axes = new_axes(0.42 * len(parts_of) + 1.5, title, 7, xlabel="GB (10⁹ bytes)")
     starts = [0.0] * len(parts_of)
@@ -21,19 +28,25 @@ def memory(parts_of: dict[str, dict[str, int]], limit_gb: float | None = None, t
         axes.barh(range(len(sizes)), sizes, left=starts, height=0.62, color=colour, hatch=hatch, edgecolor="#ffffffb0",
                   linewidth=0, label=short)
         starts = [start + size for start, size in zip(starts, sizes)]
-    furthest = max(limit_gb or 0, *starts)
-    for row, total in enumerate(starts):
-        axes.text(total + 0.01 * furthest, row, f"{total:.2f}", color=INK, fontsize=8, va="center")
+    furthest = max(limit_gb or 0, *starts, *marks.values())
+    for row, (name, total) in enumerate(zip(parts_of, starts)):
+        text, end = f"{total:.2f}", total
+        if name in marks:
+            axes.plot(marks[name], row, "D", color=INK, markeredgecolor=PAPER, markersize=7, zorder=3, clip_on=False)
+            text, end = f"{total:.1f}, found {marks[name]:g}", max(total, marks[name] + 0.02 * furthest)
+        axes.text(end + 0.01 * furthest, row, text, color=INK, fontsize=8, va="center", zorder=4,
+                  bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5})  # where the limit's line runs through
     if limit_gb is not None:
         axes.axvline(limit_gb, color=INK, linestyle="--", linewidth=1.5)
-        axes.text(limit_gb, -0.62, f"{limit_gb:g} GB", color=INK, fontsize=8, ha="center", va="bottom")
-    axes.set_xlim(0, 1.1 * furthest)
+        axes.text(limit_gb, -0.5, f" {limit_gb:g} GB", color=INK, fontsize=8, ha="left", va="bottom")
+    axes.set_xlim(0, (1.3 if marks else 1.1) * furthest)
     axes.xaxis.set_major_locator(MaxNLocator(7))
     axes.set_yticks(range(len(parts_of)), parts_of)
-    axes.set_ylim(len(starts) - 0.5, -0.7)
+    axes.set_ylim(len(starts) - 0.5, -0.7 if limit_gb is None else -1.0)  # room for its name
     figure.legend(frameon=False, labelcolor=INK, ncols=7, fontsize=7.5, loc="outside upper left", columnspacing=1)
     figure.set_layout_engine("constrained")
     most = {label: max(parts, key=parts.__getitem__).removesuffix("_bytes") for label, parts in parts_of.items()}
-    said = [f"{label} {sum(parts_of[label].values()) / 1e9:.2f} GB, most of it {part}" for label, part in most.items()]
+    said = [f"{label} {sum(parts_of[label].values()) / 1e9:.2f} GB, most of it {part}"
+            + f", a diamond at {marks.get(label, 0):g} GB" * (label in marks) for label, part in most.items()]
     line = "" if limit_gb is None else f" A line marks {limit_gb:g} GB."
     return Picture(figure, "Memory by part: " + "; ".join(said) + "." + line)

@@ -17,6 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .. import batches, smart_home
 from ..errors import expect, whole
+from .side_by_side import side_by_side
+
+__all__ = ["dialect", "load", "side_by_side", "stream", "tokenizer", "untrained"]
 
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 _PIECES = r" ?\w+|\n|[^\w\s]+| "  # words with the space before them, runs of punctuation

@@ -21,7 +21,9 @@ from ..display import Progress
 from ..errors import LabError, reason
 from . import keys
 from .copies import copies
-from .runs import Runs
+from .runs import Runs, interval
+
+__all__ = ["Runs", "interval", "sweep"]
 
 Setting = int | float | str | bool | None
 

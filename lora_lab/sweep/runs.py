@@ -1,10 +1,11 @@
-"""What a sweep found: rows, means with their spread, a table or a heat map."""
+"""What a sweep found: rows, means with their spread or their interval, a table or a heat map."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import statistics
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..display import Page, table
@@ -12,6 +13,26 @@ from ..errors import LabError, expect
 
 if TYPE_CHECKING:
     from ..plots import Picture
+
+# 97.5 % points of Student's t with 1, 2, 3, ... degrees of freedom; the last one is taken, with care, for all beyond.
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """Return the mean of independent values, one a seed, and the half width of its 95 % interval (Student 1908).
+
+    n values leave n - 1 degrees of freedom. Of fewer than two values, or with one that is not finite, the half width
+    is NaN. Raises LabError.
+    """
+    expect(isinstance(values, Iterable), "values", values, "a list of numbers")
+    found = list(values)
+    expect(found and all(isinstance(value, (int, float)) for value in found), "values", found, "at least one number")
+    if not all(map(math.isfinite, found)):
+        return math.nan, math.nan
+    if len(found) < 2:
+        return statistics.fmean(found), math.nan
+    return statistics.fmean(found), T[min(len(found) - 1, len(T)) - 1] * statistics.stdev(found) / len(found) ** 0.5
 
 
 class Runs:
@@ -68,14 +89,17 @@ class Runs:
             })
         return table(rows)
 
-    def heat(self, figure: str, x: str, y: str) -> Picture:
-        """Draw the mean of `figure` by two settings as a heat map: crosses where runs diverged, gaps where none ran."""
+    def heat(self, figure: str, x: str, y: str, title: str | None = None) -> Picture:
+        """Draw the mean of `figure` by two settings as a heat map: crosses where runs diverged, gaps where none ran.
+
+        The title is `figure` unless one is given.
+        """
         from .. import plots  # here, so that a sweep needs nothing that draws
 
         xs, ys = self.values(x), self.values(y)
         cells = [[self.where(**{x: a, y: b}) for a in xs] for b in ys]
         means = [[runs.mean(figure) if runs.rows else None for runs in row] for row in cells]
-        return plots.heat(means, xs, ys, x, y, figure)
+        return plots.heat(means, xs, ys, x, y, title or figure)
 
     def figures(self, figure: str) -> list[float]:
         """Return `figure` of every run, in order; NaN where a run diverged before it had one."""

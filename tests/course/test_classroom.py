@@ -57,6 +57,16 @@ def test_a_prediction_is_never_missed(hand_in):
     assert classroom.collect([hand_in("Ann", {guess: MISSED})]).missed == []
 
 
+def test_a_file_from_before_questions_moved_counts_what_is_still_asked(hand_in):
+    """Lesson 3's questions on memory are Lesson 4's now, under other ids."""
+    old = dict.fromkeys(("eight/lower_rank", "eight/ready", "eight/resume", "eight/absmax"), SOLVED)
+    summary = classroom.collect([hand_in("Ann", old)])
+    [row] = summary.rows
+    by_lesson = dict(zip(summary.header, row))
+    assert by_lesson["3 · Training in 8 bits"].startswith("1 of") and summary.notes == []
+    assert by_lesson["4 · Where the memory goes"].startswith("0 of")
+
+
 @pytest.mark.parametrize("content, why", [
     (b"{", "it is not JSON"), (b"\xff\xfe", "it is not a text file"),
     (b"[" * 100_000, "nested too deeply"), (b"[]", "holds no questions"),

@@ -11,9 +11,10 @@ import torch
 import transformers
 from lora_lab import merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
-from lora_lab.course.exercises import first, math
+from lora_lab.course.exercises import alpha, eight, first, fleet, math, merge
+from lora_lab.course.exercises import memory as memory_check
 from lora_lab.course.exercises import targets as targets_check
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -63,7 +64,7 @@ def run(source, base):
              "get_peft_model": get_peft_model, "prepare_model_for_kbit_training": prepare_model_for_kbit_training,
              "base": base, "fresh_base": base, "merging": merging, "words": pocket.tokenizer(),
              "transformers": transformers,
-             "PeftModel": PeftModel, "PeftConfig": PeftConfig, "fresh": pocket_adapter, "load_deployed": load_deployed,
+             "PeftModel": PeftModel, "fresh": pocket_adapter, "load_deployed": load_deployed,
              "tests": {"one": smart_home.commands("test combinations", n=28)}}
     exec(source, names)
     return verdicts[0]
@@ -177,6 +178,84 @@ def test_small_adapter_is_not_had_by_leaving_layers_out(base):
     assert not verdict(r=8, target_modules=["q_proj"]).solved
 
 
+def turn_config(model, folder, factor, pattern=False, back=False):
+    config = model.peft_config["default"]
+    before = config.lora_alpha, config.alpha_pattern
+    config.lora_alpha *= factor
+    if pattern:
+        config.alpha_pattern = {name: factor * value for name, value in config.alpha_pattern.items()}
+    model.save_pretrained(folder)
+    if back:
+        config.lora_alpha, config.alpha_pattern = before
+
+
+def turn_layers(model, folder, factor):
+    for layer in model.modules():
+        if hasattr(layer, "scale_layer"):
+            layer.scale_layer(factor)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("save, words", [
+    (lambda model, folder, factor: None, "Nothing is saved"), (turn_layers, "at 1 times what it added"),
+    (lambda *given: turn_config(*given, back=True), "alpha_pattern"),
+    (lambda *given: turn_config(*given, pattern=True), "the live model is not as it was: the config's lora_alpha"),
+    (lambda model, folder, factor: turn_config(model, folder, factor**2, True, True), "v_proj loads at"),
+])
+def test_likely_mistakes_in_saving_a_turned_adapter_are_told_apart(save, words):
+    verdict = alpha.save_turned(save)
+    assert verdict.solved is False and words in verdict.text
+
+
+@pytest.mark.parametrize("rate_for, words", [
+    (lambda lr, k, optimizer: lr / k, "AdamW, k = "), (lambda lr, k, optimizer: lr / k**0.5, "SGD, k = "),
+    (lambda lr, k, optimizer: lr / (k**2 if optimizer == "SGD" else k), "SGD, k = "),
+    (lambda lr, k, optimizer: None, "found None"), (lambda lr, k, optimizer: -lr, "found -0.2"),
+])
+def test_likely_mistakes_in_the_other_law_are_told_apart(rate_for, words):
+    verdict = alpha.stretched(rate_for)
+    assert verdict.solved is False and words in verdict.text
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(r=16, lora_alpha=32, use_rslora=True), "have 8 with rsLoRA"), (dict(r=16, lora_alpha=32), "use_rslora=True"),
+    (dict(r=16, lora_alpha=2, use_rslora=True), "have 0.5"), (dict(r=64, lora_alpha=16, use_rslora=True), "to stay"),
+    (dict(r=16, lora_alpha=8, use_rslora=True, alpha_pattern={"q_proj": 16}), "have 2, 4"),
+    (None, "Expected a LoraConfig"),
+])
+def test_likely_mistakes_in_a_config_with_rslora_are_told_apart(options, words):
+    tuned = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    given = None if options is None else LoraConfig(target_modules="all-linear", **options)
+    verdict = alpha.same_scaling(tuned, given)
+    assert verdict.solved is False and words in verdict.text
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda W, A, B, scaling, grid: grid(grid(W) + scaling * B @ A), "arrives."),
+    (lambda W, A, B, scaling, grid: grid(W) + grid(scaling * B @ A), "arrives."),
+    (lambda W, A, B, scaling, grid: grid(W + B @ A), "scaling times B A is the update"),
+    (lambda W, A, B, scaling, grid: W + scaling * B @ A, "not on the grid"),
+    (lambda W, A, B, scaling, grid: grid(W.add_(scaling * B @ A)), "changed W itself"),
+    (lambda W, A, B, scaling, grid: None, "found NoneType"),
+])
+def test_likely_mistakes_in_merging_onto_a_grid_are_told_apart(answer, words):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        verdict = merge.onto_grid(answer)
+        assert verdict.solved is False and words in verdict.text
+
+
+@pytest.mark.parametrize("template, words", [
+    ("> {{ messages[-1].content }}\n", "The new line at the end is lost"),
+    ("> {{ messages[-1].content + '\\n' }}\n\n", "There is a new line too many"),
+    ("{% for m in messages %}> {{ m.content + '\\n' }}{% endfor %}", "Right for one message"),
+    ("{{ messages[-1].content + '\\n' }}", "and training showed"), (None, "found NoneType"),
+])
+def test_likely_mistakes_in_a_template_are_told_apart(template, words, base):
+    verdict = merge.my_template(template)
+    assert verdict.solved is False and words in verdict.text
+
+
 @pytest.mark.parametrize("answer, words", [
     (lambda c, a: {}, "is missing"), (lambda c, a: None, "Expected a dict"),
     (lambda c, a: dict.fromkeys(["light", "door", "blinds"], "all"), "should be"),
@@ -204,3 +283,91 @@ def test_near_misses_of_lesson_2_are_told_apart(base):
 def test_a_count_of_any_config_is_judged(options, tiny_model):
     said = targets_check.predicted_count(5, LoraConfig(r=4, **options), tiny_model).text
     assert said.startswith("It is not 5. For each layer")
+def _pieces(head, hidden, labels, size, reduction="sum"):
+    return [nn.functional.cross_entropy(head(some), right, reduction=reduction)
+            for some, right in zip(hidden.split(size), labels.split(size))]
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda *given: torch.stack(_pieces(*given, reduction="mean")).mean(), "labels count, in pieces of"),
+    (lambda head, hidden, labels, size: sum(_pieces(head, hidden, labels, size)) / len(labels), "labels count"),
+    (lambda head, hidden, labels, size: nn.functional.cross_entropy(head(hidden), labels), "the head got"),
+    (lambda *given: sum(_pieces(*given)).detach(), "lost its gradient"), (lambda *given: None, "found NoneType"),
+])
+def test_likely_mistakes_in_a_loss_in_pieces_are_told_apart(answer, words):
+    verdict = memory_check.mean_loss(answer)
+    assert verdict.solved is False and words in verdict.text
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(precision="bfloat16", batch_size=4, seq_len=2048, checkpointing="reentrant"), "It needs"),
+    (dict(precision="int8", batch_size=4, seq_len=2048, checkpointing="reentrant"), "It needs"),
+    (dict(precision="nf4", batch_size=8, seq_len=1024, checkpointing="reentrant"), "in rows of 1,024"),
+    (dict(precision="nf4", batch_size=4, seq_len=2048, prepared=False), "Leave out prepared"),
+])
+def test_near_misses_of_the_settings_that_fit_are_told_apart(settings, words):
+    verdict = memory_check.fits_gpu(settings, 16)
+    assert verdict.solved is False and words in verdict.text
+
+
+def _prepared(model, config, **options):
+    return get_peft_model(prepare_model_for_kbit_training(model, **options), config)
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda model, config: prepare_model_for_kbit_training(get_peft_model(model, config)), "Nothing trains"),
+    (lambda *given: _prepared(*given, use_gradient_checkpointing=False), "no block is checkpointed"),
+    (lambda *given: _prepared(*given, gradient_checkpointing_kwargs={"use_reentrant": False}), "inputs of 8-bit"),
+])
+def test_likely_mistakes_in_preparing_are_told_apart(answer, words):
+    verdict = memory_check.ready(answer)
+    assert verdict.solved is False and words in verdict.text
+
+
+def _absmax(weights, block, marks=127, dtype=torch.int8):
+    blocks = weights.reshape(-1, block)
+    scales = blocks.abs().amax(1) / marks
+    return (blocks / scales[:, None]).round().to(dtype).reshape(weights.shape), scales
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda weights, block: _absmax(weights, weights.shape[1]), "scales; yours are"),
+    (lambda weights, block: _absmax(weights, block, marks=128), "steps away"),
+    (lambda weights, block: _absmax(weights, block, dtype=torch.float32), "Expected int8 codes"),
+    (lambda weights, block: (_absmax(weights, block)[0].reshape(-1, block), _absmax(weights, block)[1]), "of shape"),
+    (lambda weights, block: _absmax(weights, block)[0], "Expected codes and scales"),
+])
+def test_likely_mistakes_in_absmax_are_told_apart(answer, words):
+    verdict = eight.absmax(answer)
+    assert verdict.solved is False and words in verdict.text
+
+
+@pytest.mark.parametrize("command, words", [
+    ("torchrun --nnodes 2 --node-rank 1 --nproc-per-node 16 --master-addr 10.0.0.1 --master-port 29400 t.py", "is 16"),
+    ("torchrun --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr 10.0.0.1 --master-port 29400 t.py", "is 0"),
+    ("torchrun --nnodes 2 --node-rank 2 --nproc-per-node 8 --master-addr 10.0.0.1 --master-port 29400 t.py", "is 2"),
+    ("torchrun --nnodes 2 --node-rank 1 --nproc-per-node 8 --master-addr 10.0.0.1 t.py", "10.0.0.1:29500"),
+    ("torchrun --nnodes 2 --node-rank 1 --nproc-per-node 8 --master-port 29400 t.py", "name for itself"),
+    ("torchrun --node-rank 1 --nproc-per-node 8 --master-addr 10.0.0.1 --master-port 29400 t.py", "two machines"),
+    ("torchrun --nodes 2 t.py", "unrecognized arguments: --nodes"),
+    ("accelerate launch --num_machines 2 t.py", "begins with torchrun"), (None, "begins with torchrun"),
+])
+def test_likely_mistakes_in_the_second_machines_command_are_named(command, words):
+    verdict = fleet.second_machine(command)
+    assert not verdict.solved and words in verdict.text
+
+
+def test_machines_may_also_meet_at_an_endpoint():
+    meeting = "--rdzv-backend c10d --rdzv-endpoint 10.0.0.1:29400"
+    assert fleet.second_machine(f"torchrun --nnodes=2 --nproc_per_node=gpu {meeting} train.py").solved
+    assert not fleet.second_machine(f"torchrun --nnodes=2 --nproc_per_node=4 {meeting} train.py").solved
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda batch, processes, most: (batch // processes, 1), "are too many"),
+    (lambda batch, processes, most: (1, batch // processes), "passes are enough"),
+    (lambda batch, processes, most: (batch, 1), "rows a step"), (lambda *_: 3, "Expected two numbers"),
+])
+def test_likely_mistakes_in_equal_steps_are_named(answer, words):
+    found = {fleet.per_process(answer).text for _ in range(20)}
+    assert any(words in text for text in found)

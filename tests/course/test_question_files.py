@@ -77,7 +77,8 @@ def cells(stem):
             yield heading, cell.source, "".join(texts)
 
 
-FEW = ("00_first_adapter", "01_low_rank_math", "02_config_and_targets")  # questions, most of them settled by a cell
+FEW = ("00_first_adapter", "01_low_rank_math", "02_config_and_targets", "03_train_in_8bit", "04_memory",
+       "05_alpha_scaling", "06_merge_and_ship", "07_past_one_gpu")  # questions, most of them settled by a cell
 
 
 def test_every_lesson_has_its_questions():

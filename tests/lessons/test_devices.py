@@ -162,7 +162,8 @@ def test_timers_wait_for_the_gpu(twin):
 
 CPU_ALONE = {  # tensors that meet no model
     "01_low_rank_math": ["torch.zeros(tensor.shape, dtype=dtype)", "torch.randn(1, 576)", "torch.tensor([[float(mark"],
-    "03_train_in_8bit": ["torch.nn.Linear(4, 4), torch.ones(1, 4)"], "07_past_one_gpu": ["torch.randn(6400)"],
+    "03_train_in_8bit": ["torch.arange(len(row))"], "06_merge_and_ship": ["torch.zeros(5, dtype=torch.float64)"],
+    "07_past_one_gpu": ["torch.randn(1_200_000)"],
 }
 
 
@@ -178,11 +179,13 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
     "00_first_adapter": [(".to(fresh.device)", "")],
     "01_low_rank_math": [(".to(base.device)", ""), (", device=base.device", "")],
     "02_config_and_targets": [(".to(base.device)", "")],
-    "03_train_in_8bit": [(", device=linear.weight.device", ""),
-                         (", device=model.device)\n    labels", ")\n    labels")],
+    "03_train_in_8bit": [(", device=layer.weight.device", "")],
+    "04_memory": [(", device=model.device)\n    labels", ")\n    labels"), ("256, device=base.device", "256"),
+                  ("128), device=base.device", "128)")],
     "05_alpha_scaling": [("with adapters.", "with trained(torch.ones(1, 4, dtype=torch.long)) and adapters.")],
     "06_merge_and_ship": [(", device=W.device", ""), (".to(model.device)", ""), (", device=base.device", "")],
-    "07_past_one_gpu": [("trainer.train()", "trainer.train(); model(torch.ones(1, 4, dtype=torch.long))")],
+    "07_past_one_gpu": [("    trainer.train()\n    return",
+                         "    trainer.train(); model(torch.ones(1, 4, dtype=torch.long))\n    return")],
 }
 
 
@@ -223,7 +226,7 @@ def cheap(small, monkeypatch):
         patch.setattr(meta_model, "without_weights", lambda _: bare)  # for lora_lab.distributed
         patch.setattr(subprocess, "Popen", unseen)
         yield
-    for known in (alpha._tuned_loss, fleet._fleet_memory):
+    for known in (alpha._loss, fleet._fleet_memory):
         known.cache_clear()  # of models that hardly trained, and of plans left out
 
 

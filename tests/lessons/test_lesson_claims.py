@@ -1,15 +1,25 @@
 """What the lessons claim about their own code, on a model small enough to check in seconds."""
 
 import copy
+import itertools
+import json
+import math
+import re
+import statistics
+import tomllib
 from pathlib import Path
 
 import jupytext
+import numpy as np
 import pytest
 import torch
+import yaml
+from lora_lab import memory, scoring
 from lora_lab.scoring import Score
+from lora_lab.sweep import interval
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import set_seed
+from transformers import LlamaConfig, Qwen2Config, set_seed
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 
@@ -41,6 +51,35 @@ def test_rank_and_alpha_say_whether_the_seeds_agree(lower, said, capsys):
     assert said in capsys.readouterr().out.splitlines()[0]
 
 
+@pytest.mark.parametrize("ratios, said", [([1.2] * 38 + [0.9, 1.0], "slower"), ([0.8] * 39 + [1.1], "quicker"),
+                                          ([0.9] * 20 + [1.1] * 20, "not to be told from the base")])
+def test_a_ratio_is_slower_only_where_its_interval_leaves_out_one(ratios, said, capsys):
+    names = dict(torch=torch, math=math, statistics=statistics, token={"merged": ratios}, racers={}, prompt=None,
+                 ratios=lambda *_: {"merged": ratios[-12:]})
+    exec(cell("06_merge_and_ship", "@torch.no_grad()\ndef whole_prompt"), names)
+    assert capsys.readouterr().out.splitlines()[0].endswith(said)
+
+
+@pytest.mark.parametrize("above, said", [(14, "further off"), (0, "closer"), (7, "not to be told apart")])
+def test_a_merge_is_compared_with_its_control_command_by_command(above, said, capsys):
+    ways = ("rounded base, unmerged", "merged in place", "merged first, then rounded")
+    kl = {("nf4", way): ([1.0] * 14, 0.1) for way in ways} | {
+        ("nf4", "merged in place"): ([2.0] * above + [0.5] * (14 - above), 0.2)}
+    exec(cell("06_merge_and_ship", "for name in list(GRIDS)"), dict(GRIDS={"float32": 0, "nf4": 0}, kl=kl,
+                                                                   statistics=statistics))
+    lines = capsys.readouterr().out.splitlines()
+    assert said in lines[0] and f"on {above} of 14" in lines[0] and "20.0% of next tokens" in lines[0]
+    assert lines[2].startswith("For nf4, merged in place" if above < 5 else "For nf4, merged first, then rounded")
+
+
+@pytest.mark.parametrize("exact, said", [(0.9, "kept by: cat"), (0.1, "none of them")])
+def test_a_combination_keeps_both_skills_only_within_the_intervals(exact, said, capsys):
+    both = {f"skill {s}": Score(exact, None, 100) for s in ("one", "two")}
+    combined = {f"adapter {s}, alone": {f"skill {s}": Score(0.92, None, 100)} for s in ("one", "two")} | {"cat": both}
+    exec(cell("06_merge_and_ship", "alone = "), dict(combined=combined, DEVICES=("one", "two")))
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("both, times", [(False, 1), (True, 2)])
 def test_an_adapter_on_both_sides_of_a_tied_matrix_is_merged_twice(both, times, tiny_model):
@@ -52,6 +91,44 @@ def test_an_adapter_on_both_sides_of_a_tied_matrix_is_merged_twice(both, times, 
     update = model.get_input_embeddings().get_delta_weight("default").detach().clone()
     merged = model.merge_and_unload()
     torch.testing.assert_close(merged.get_output_embeddings().weight - before, times * update)
+
+
+@pytest.mark.parametrize("off, said", [(1e-7, "The same steps"), (-0.2, "These are other steps")])
+def test_a_launched_run_says_whether_it_took_the_notebooks_steps(off, said, tmp_path, capsys):
+    (tmp_path / "torchrun").mkdir()
+    history = [{"loss": 3.0}, {"loss": 2.0 + off}, {"train_runtime": 1}]
+    (tmp_path / "torchrun/trainer_state.json").write_text(json.dumps({"log_history": history}))
+    names = dict(FLEET=tmp_path, STEPS=2, json=json, losses={"notebook": [3.0, 2.0]}, compare=lambda *_: None)
+    exec(cell("07_past_one_gpu", "def losses_in"), names)
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("times, said", [(1.51, "The formula holds"), (1.8, "It does not hold")])
+def test_measured_bytes_say_whether_the_formula_holds(times, said, capsys):
+    names = dict(measured={("all-reduce", 4): [times]}, formula={"all-reduce": 2}, compare=lambda *_: None)
+    exec(cell("07_past_one_gpu", "for (name, n), found"), names)
+    assert said in capsys.readouterr().out
+
+
+def test_the_lessons_launch_configs_are_the_repositorys(tmp_path):
+    names = dict(FLEET=tmp_path, yaml=yaml, write=lambda *_, **__: None, start=lambda *_: None, losses={"notebook": []},
+                 follow=lambda *_: ("", 0), losses_in=lambda *_: [0.0], LAUNCH="", distances=lambda _: [0.0])
+    exec(cell("07_past_one_gpu", "CPU2 = "), names)
+    exec(cell("07_past_one_gpu", "FSDP = "), names)
+    for name in ("cpu2", "cpu2_fsdp"):
+        theirs, ours = (yaml.safe_load((folder / f"{name}.yaml").read_text())
+                        for folder in (FOLDER.parent / "launch", tmp_path))
+        theirs.get("fsdp_config", {}).pop("fsdp_offload_params", None)  # false, as without it
+        assert ours == theirs
+
+
+def test_the_configs_for_other_engines_are_yaml_and_agree():
+    text = "".join(c.source for c in jupytext.read(FOLDER / "07_past_one_gpu.py").cells if c.cell_type == "markdown")
+    axolotl, factory = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert (axolotl["lora_r"], axolotl["lora_alpha"]) == (factory["lora_rank"], factory["lora_alpha"])
+    assert axolotl["micro_batch_size"] == factory["per_device_train_batch_size"] == 2
+    assert axolotl["gradient_accumulation_steps"] == factory["gradient_accumulation_steps"] == 4
+    assert axolotl["learning_rate"] == float(factory["learning_rate"])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -96,3 +173,111 @@ def train(model, batches):
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+@pytest.mark.parametrize("rounds, said", [
+    ([1.0, 2.0, 2.1, 2.2], "slower in every round"), ([9.0, 0.5, 0.5, 0.5], "faster in every round"),
+    ([1.0, 1.0, 1.1, 1.3], "rounds overlap with those"),
+])
+def test_the_race_of_bits_says_what_its_rounds_allow(rounds, said, capsys):
+    taken = {"bfloat16": [5.0, 1.0, 1.1, 1.2], "int8": rounds, "nf4": rounds}
+    names = dict(taken=taken, rates={kind: 1.0 for kind in taken}, OWN="bfloat16", compare=lambda *_: None)
+    exec(cell("03_train_in_8bit", "slowest, fastest"), names)
+    assert capsys.readouterr().out.count(said) == 2
+
+
+@pytest.mark.parametrize("loss, said", [(0.5, "0.100: further away"), (0.21, "no further away than")])
+def test_rounded_bases_are_measured_by_the_seed(loss, said, capsys):
+    scores = {kind: Score(0.9, None, 100, value) for kind, value in
+              {"float32": 0.2, "bfloat16": 0.2, "bfloat16, other seed": 0.3, "int8": loss, "nf4": loss}.items()}
+    names = dict(scores=scores, OWN="bfloat16", compare=lambda *_: None, scoring=scoring)
+    exec(cell("03_train_in_8bit", "for kind in scores:"), names)
+    printed = capsys.readouterr().out
+    assert printed.count(said) == 2 and printed.count("cannot tell the two apart") == 4
+
+
+def test_published_peaks_of_the_lesson_are_the_benchmarks():
+    """Figures and settings as they stand in benchmarks/published_peaks.toml."""
+    table = tomllib.loads((FOLDER.parent / "benchmarks/published_peaks.toml").read_text())
+    def lora(r, targets=None, **more):
+        return dict(r=r, **({"targets": targets} if targets else {}), **more)
+
+    names = dict(LlamaConfig=LlamaConfig, Qwen2Config=Qwen2Config, llama=LlamaConfig(), lora=lora)
+    exec(cell("04_memory", "wide = dict"), names)
+    for gb, config, adapter, options in names["PEAKS"].values():
+        [peak] = [peak for peak in table["peaks"] if peak["plan"] == adapter | options]
+        assert peak["gb"] == gb
+        sizes = table["models"][peak["model"]]["config"]
+        assert all(getattr(config, key) == value for key, value in sizes.items() if "tie" not in key
+                   and key != "max_position_embeddings")
+
+
+@pytest.mark.parametrize("gaps, said", [((0.1, -0.3), ["1 of 2 plans are short", "second, -30%"]),
+                                        ((0.2, 0.1), ["0 of 2 plans are short", "first, +20%"])])
+def test_the_gap_of_the_plans_is_computed(gaps, said, capsys):
+    plan = memory.Plan(*range(7), reserve=0.15)
+    names = dict(gaps=dict(zip(("first", "second"), gaps)), found={"first": plan}, compare=lambda *_: None,
+                 PEAKS={"first": (9, None, None, {"precision": "nf4"})})
+    exec(cell("04_memory", "worst = max(gaps"), names)
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in [*said, "15% for a base in nf4"])
+ALPHA = "05_alpha_scaling"
+
+
+def printed(starts, names, capsys):
+    names = dict(math=math, np=np, itertools=itertools, interval=interval, scoring=scoring,
+                 compare=lambda *_: None, table=lambda rows: rows) | names
+    for start in [starts] if isinstance(starts, str) else starts:
+        exec(cell(ALPHA, start), names)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("exact, prose, said", [
+    ((1, 1, 0.9, 0.2), (10, 10, 30, 90), ["left from factor 2 on", "doubled from factor 1.5 on", "Prose breaks first"]),
+    ((1, 1, 0.2, 0.2), (10, 10, 12, 14), ["left from factor 1.5 on", "at none of these", "The answers break first"]),
+    ((1, 1, 1, 1), (10, 10, 10, 10), ["left at none of these", "both break at the same", "cannot tell the two apart"]),
+])
+def test_the_dial_is_told_from_its_own_curve(exact, prose, said, capsys):
+    factors = (0, 1, 1.5, 2)
+    names = dict(FACTORS=factors, prose=dict(zip(factors, prose)),
+                 dial={factor: Score(share, None, 42, 1.0) for factor, share in zip(factors, exact)})
+    out = printed("def first(broken)", names, capsys)
+    assert all(words in out for words in said)
+
+
+@pytest.mark.parametrize("ends, said", [((-0.5, -1), "bends downwards"), ((-1, -0.5), "bends upwards"),
+                                        ((-0.8, -0.8), "show no bend")])
+def test_a_ridge_bends_only_if_the_seeds_say_so(ends, said, capsys):
+    noise = (0.01, -0.02, 0.0, 0.02, -0.01)
+    best = {1: [1.0] * 5, 10: [10 ** (ends[0] + off) for off in noise]}
+    best[100] = [rate * 10 ** (ends[1] - off) for rate, off in zip(best[10], noise)]
+    names = dict(SEEDS=range(5), LAWS={"AdamW": {"a": -0.5, "b": -1}}, adam=best, ridge=lambda runs, setting: runs,
+                 plus_minus=lambda slopes: f"{np.mean(slopes):.2f}", known=list,
+                 distance=lambda runs, alpha, best: 1 / alpha)
+    out = printed(["def segments", "def bend("], names, capsys)
+    assert said in out and "it stands still where alpha is large" in out
+
+
+@pytest.mark.parametrize("lora, full, said", [
+    ((50, 60, 50, 60, 50), (10, 20, 10, 10, 20), "LoRA forgets less here"),
+    ((10, 20, 10, 10, 20), (50, 60, 50, 60, 50), "LoRA forgets more here"),
+    ((10, 50, 10, 50, 20), (40, 20, 30, 20, 10), "cannot tell them apart"), (None, (1, 2, 3, 4, 5), "never learned"),
+])
+def test_what_is_forgotten_is_told_either_way(lora, full, said, capsys):
+    kept = {("LoRA", 1): lora, ("LoRA", 2): (0,) * 5} if lora else {}
+    out = printed("def best_of", dict(kept=kept | {("full", 3): full, ("full", 4): (0,) * 5}), capsys)
+    assert said in out and "full 3" in out
+
+
+@pytest.mark.parametrize("doubled, said", [((0.1, 0.2, 0.1, 0.2, 0.1), "behind"), ((1, 1, 1, 1, 0.9), "ahead"),
+                                           ((0.4, 0.6, 0.5, 0.5, 0.6), "not told apart")])
+def test_the_doubled_adapter_is_compared_with_its_control(doubled, said, capsys):
+    runs = {"doubled": [doubled], "control": [(0.5, 0.5, 0.6, 0.5, 0.5)]}
+    assert said in printed("for more, doubled, control", dict(MORE=(8,), runs=runs), capsys)
+
+
+@pytest.mark.parametrize("moved, curve, said", [(0.1, 1.01, "stands still is the nearer"),
+                                                (3, 1.8, "forgot its start is the nearer")])
+def test_the_nearer_law_is_told_from_the_curves(moved, curve, said, capsys):
+    followed = {"alpha 16": [4, 2], "256, rate / 16": [4, 2 * curve], "256, rate / 4": [4, 2 * 1.3]}
+    assert said in printed("def off(name)", dict(followed=followed, travelled={"alpha 16": moved}), capsys)

@@ -1,9 +1,14 @@
 """The benchmarks measure the lesson's recipe, not a relative of it."""
 
 import ast
+import json
 from pathlib import Path
 
+import gguf_template
+import lm_eval_task
 import recipe
+import yaml
+from lora_lab import smart_home
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -28,3 +33,20 @@ def test_recipe_is_the_lessons():
     }
     text = (REPOSITORY / "notebooks/00_first_adapter.py").read_text()
     assert f"SEED, STEPS, BATCH = 0, {recipe.STEPS}, {recipe.BATCH}" in text
+
+
+def test_the_task_for_lm_eval_has_the_lessons_rows(tmp_path):
+    lm_eval_task.write_task(tmp_path)
+    task = yaml.safe_load((tmp_path / "own_general.yaml").read_text())
+    rows = [json.loads(line) for line in Path(task["dataset_kwargs"]["data_files"]["test"]).read_text().splitlines()]
+    assert task["doc_to_text"] == "{{beginning}}" and len(rows) == len(lm_eval_task.items()) >= 28
+    assert all(row.keys() == {"beginning", "endings"} and len(set(row["endings"])) == 3 for row in rows)
+
+
+def test_the_template_of_the_gguf_benchmark_makes_the_trainings_prompt():
+    tokenizer, command = recipe.tokenizer(), smart_home.commands("train", 1, 0)[0]
+    made = {name: tokenizer.apply_chat_template([{"role": "user", "content": command.text}], tokenize=False,
+                                                add_generation_prompt=True, chat_template=template or None)
+            for name, template in gguf_template.TEMPLATES.items()}
+    assert made["the training's"] == command.prompt == made["the training's, new line lost"] + "\n"
+    assert made["the base's"] == made["none"] != command.prompt

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jupytext
 import pytest
+from lora_lab import memory
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS = {"weights_bytes", "quantization_bytes", "adapter_bytes", "gradient_bytes", "optimizer_bytes"}
@@ -105,24 +106,30 @@ def test_a_gpu_is_needed_where_figures_are_measured(benchmark, command):
             benchmark.main(command[:2])
 
 
-def test_lesson_shows_a_recorded_run_beside_this_machine(results, tmp_path):
-    """The lesson's own cell, with a record in the file's format."""
-    lesson = jupytext.read(BENCHMARKS.parent / "notebooks/03_train_in_8bit.py")
-    [cell] = [cell.source for cell in lesson.cells if "gpu_8bit.json" in cell.source and cell.cell_type == "code"]
-    shown, run = [], json.loads(json.dumps(results))
+@pytest.mark.parametrize("lesson, said", [
+    ("03_train_in_8bit", ["float32 on Some GPU", "here 200", "nf4 on Some GPU", "here 170"]),
+    ("04_memory", ["planned 8.00 GB, took 10.00 GB, -20%"]),
+])
+@pytest.mark.parametrize("there", [True, False])
+def test_lessons_show_a_recorded_run_beside_this_machine(lesson, said, there, results, tmp_path, capsys):
+    """The lesson's own cell, with a record in the file's format and without one."""
+    cells = jupytext.read(BENCHMARKS.parent / f"notebooks/{lesson}.py").cells
+    [cell] = [cell.source for cell in cells if "gpu_8bit.json" in cell.source and cell.cell_type == "code"]
+    run = json.loads(json.dumps(results))
     run["hardware"]["gpu"] = "Some GPU"
     for record in run["configurations"].values():
         record["seq"], record["checkpointing"], record["prepared"] = 128, False, False
+        record["planned"], record["steps"]["peak_allocated_bytes"] = {"total_bytes": 8e9}, 10e9
     folder = tmp_path / "benchmarks/results"
     folder.mkdir(parents=True)
-    (folder / "gpu_8bit.json").write_text(json.dumps(run))
+    if there:
+        (folder / "gpu_8bit.json").write_text(json.dumps(run))
     (tmp_path / "notebooks").mkdir()
     with contextlib.chdir(tmp_path / "notebooks"):
-        exec(cell, {"Path": Path, "json": json, "table": shown.append,
+        exec(cell, {"Path": Path, "json": json, "memory": memory,
                     "rates": {"float32": 200.0, "int8": 180.0, "nf4": 170.0}})
-    [rows] = shown
-    assert [row["base"] for row in rows] == ["float32", "nf4"]
-    assert all("Some GPU" in "".join(row) and row["your machine"] for row in rows)
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in said) == there and ("Not recorded." in printed) != there
 
 
 def test_table_has_a_line_for_each_configuration(benchmark, results, command, capsys):

@@ -57,9 +57,19 @@ def test_fsdp_holds_shares_and_what_is_gathered():
 
 def test_a_base_that_is_quantised_already_is_not_shared_out():
     quantised = LlamaConfig(**{**CONFIG.to_dict(), "quantization_config": {"quant_method": "bitsandbytes",
-                                                                           "load_in_4bit": True}})
-    with pytest.raises(LabError, match="nf4 weights cannot be shared out"):
+                                                                           "load_in_8bit": True}})
+    with pytest.raises(LabError, match="int8 weights cannot be shared out"):
         distributed.plan(quantised, LORA, gpus=1, batch_size=8, seq_len=16, mode="fsdp")
+
+
+def test_four_bits_are_shared_out_and_their_scales_are_not():
+    whole = memory.plan(CONFIG, LORA, "nf4", batch_size=2, seq_len=16)
+    (share,) = distributed.plan(CONFIG, LORA, "nf4", gpus=4, batch_size=8, seq_len=16, mode="fsdp")
+    layer = LlamaForCausalLM(CONFIG).model.layers[0]
+    block = sum(p.numel() for p in layer.parameters()) / 2  # bytes; its norms are few
+    unpacked = whole.weights_bytes - 12 * block
+    assert share.memory.weights_bytes == pytest.approx(whole.weights_bytes / 4 + unpacked + block, rel=0.05)
+    assert share.memory.quantization_bytes == whole.quantization_bytes
 
 
 def test_a_loss_without_full_logits_is_planned_on_many_gpus():
@@ -68,15 +78,18 @@ def test_a_loss_without_full_logits_is_planned_on_many_gpus():
     assert chunked.memory.logits_bytes < full.memory.logits_bytes and chunked.sent_bytes == full.sent_bytes
 
 
-@pytest.mark.parametrize("keep", [0, 5])
-def test_operations_are_those_that_torch_counts(keep):
+@pytest.mark.parametrize(("keep", "checkpointing"), [(0, False), (5, False), (0, True)])
+def test_operations_are_those_that_torch_counts(keep, checkpointing):
     model, tokens = get_peft_model(LlamaForCausalLM(CONFIG), LORA), torch.ones((4, 32), dtype=torch.long)
+    if checkpointing:
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
     with FlopCounterMode(display=False) as counter:
         kept = slice(-keep, None) if keep else slice(None)
         model(input_ids=tokens, labels=tokens[:, kept], logits_to_keep=keep).loss.backward()
     counted = sum(count for operation, count in counter.get_flop_counts()["Global"].items()
                   if "attention" not in str(operation))
-    (share,) = distributed.plan(CONFIG, LORA, gpus=1, batch_size=4, seq_len=32, logits_to_keep=keep)
+    (share,) = distributed.plan(CONFIG, LORA, gpus=1, batch_size=4, seq_len=32, logits_to_keep=keep,
+                                checkpointing=checkpointing)
     assert share.flops == pytest.approx(counted, rel=0.03)  # the first block's inputs need no gradients
 
 
@@ -100,7 +113,7 @@ def test_more_gpus_never_need_more_memory_each(r, mode, rows):
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"gpus": 3}, "divide batch_size"), ({"gpus": 0}, "gpus has 0"), ({"gpus": [True]}, "gpus has True"),
-    ({"mode": "dp"}, "mode is 'dp'"), ({"mode": "fsdp", "precision": "nf4"}, "cannot be shared out"),
+    ({"mode": "dp"}, "mode is 'dp'"), ({"mode": "fsdp", "precision": "int8"}, "cannot be shared out"),
     ({"bytes_per_second": 0}, "bytes_per_second is 0"), ({"flop_per_second": "fast"}, "flop_per_second is 'fast'"),
     ({"batch_size": 0}, "batch_size is 0"), ({"gpus": None}, "gpus has None"),
     ({"batch_size": "8"}, "batch_size is '8'"),

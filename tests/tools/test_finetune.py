@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from lora_lab import LabError, batches, files, finetune, pocket, smart_home
+from lora_lab import LabError, batches, distributed, files, finetune, models, pocket, smart_home
 from lora_lab.finetune import recipes, run_folder
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -66,6 +66,24 @@ if os.environ["RANK"] == "0":
     print(json.dumps({"sent": sum(sizes), "trained": trained}))
 '''
 
+WATCHED = '''
+import psutil, sys
+from lora_lab import finetune
+from lora_lab.finetune import recipes
+from transformers import TrainerCallback
+class Watch(TrainerCallback):
+    def on_train_begin(self, args, state, control, model=None, **_):
+        held = sum(getattr(p, "_local_tensor", p).nbytes for p in model.parameters())
+        print("held", args.process_index, held, flush=True)
+    def on_step_begin(self, args, state, control, **_):
+        self.before = psutil.Process().io_counters().write_chars
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 2:
+            print("sent", args.process_index, psutil.Process().io_counters().write_chars - self.before, flush=True)
+resume = "--resume" in sys.argv
+finetune.train(recipes.read(sys.argv[1], 2, resume), resume, callbacks=(Watch(),)).accelerator.end_training()
+'''
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
@@ -77,22 +95,23 @@ def work(tmp_path_factory):
     return folder
 
 
-def write(work, name, **changes):
+def write(work, name, model="pocket", precision="auto", **changes):
     training = {"max_steps": STEPS, "batch_size": BATCH, "learning_rate": 1e-2, "warmup_steps": 2, "save_steps": 3}
     recipe = {
-        "model": "pocket", "output": str(work / name), "data": {"path": str(work / "rows.jsonl")},
+        "model": model, "precision": precision, "output": str(work / name), "data": {"path": str(work / "rows.jsonl")},
         "lora": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}, "training": training | changes,
     }
     return recipes.write(recipe, work / f"{name}.yaml")
 
 
-def launch(*arguments, processes=2):
+def launch(*arguments, processes=2, config="cpu2"):
     """A started launch; its output comes together, as on a terminal."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m"]
     if processes > 1:
-        config = str(ROOT / "launch" / "cpu2.yaml")
-        command += ["accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if config == "torchrun" else [
+            "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / f"{config}.yaml"),
+            "--main_process_port", "0"]
     command += [str(argument) for argument in arguments] if processes > 1 else list(map(str, arguments))[1:]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True)
@@ -136,6 +155,66 @@ def together(work):
 def test_two_processes_take_the_same_steps_as_one(alone, together):
     assert_same(alone, together)
     assert any(line["grad_norm"] > 1.0 for line in run_folder.read_metrics(alone))  # some gradients were clipped
+
+
+def test_torchrun_launches_the_same_training(work, alone):
+    said = finish(launch("-m", "lora_lab.finetune", write(work, "torchrun"), config="torchrun"))
+    assert "2 processes share each batch of 8 (DDP, gloo)." in said
+    assert_same(alone, work / "torchrun")
+
+
+def told(said, word):
+    return {int(rank): int(number) for rank, number in re.findall(rf"{word} (\d) (\d+)", said)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the bytes that Linux counts")
+def test_sharded_weights_take_the_same_steps_and_go_on_after_a_stop(work, alone):
+    (work / "watched.py").write_text(WATCHED)
+    recipe = write(work, "sharded")
+    said = finish(launch(work / "watched.py", recipe, config="cpu2_fsdp"))
+    assert "2 processes share each batch of 8 (FSDP, gloo)." in said
+    assert_same(alone, work / "sharded")
+    model = get_peft_model(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear"))
+    assert set(told(said, "held").values()) == {sum(p.nbytes for p in model.parameters()) // 2}
+    (share,) = distributed.plan(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear"), gpus=2, batch_size=8,
+                                seq_len=16, mode="fsdp")
+    assert list(told(said, "sent").values()) == pytest.approx([share.sent_bytes] * 2, rel=0.1)
+    shutil.rmtree(work / "sharded" / "adapter")
+    for step in range(6, STEPS + 1, 3):
+        shutil.rmtree(work / "sharded" / f"checkpoint-{step}")
+    said = finish(launch(work / "watched.py", recipe, "--resume", config="cpu2_fsdp"))
+    assert "Going on after step 3." in said
+    assert_same(alone, work / "sharded")
+
+
+@pytest.fixture(scope="module")
+def folder(work):
+    """A model's folder: the pocket model, as transformers saves it."""
+    model, tokenizer = pocket.load()
+    model.save_pretrained(work / "base")
+    tokenizer.save_pretrained(work / "base")
+    return str(work / "base")
+
+
+def test_a_base_in_four_bits_is_sharded(work, folder, monkeypatch):
+    monkeypatch.setenv("LORA_LAB_PRECISION", "float32")
+    (work / "watched.py").write_text(WATCHED)
+    finetune.train(recipes.read(write(work, "nf4", folder, "nf4")))
+    said = finish(launch(work / "watched.py", write(work, "nf4_sharded", folder, "nf4"), config="cpu2_fsdp"))
+    assert_same(work / "nf4", work / "nf4_sharded", 1e-4)
+    held = told(said, "held")
+    assert held[0] == held[1] < sum(p.nbytes for p in pocket.load()[0].parameters()) / 4
+
+
+def test_processes_that_get_their_weights_from_the_first_hold_none(folder, monkeypatch):
+    monkeypatch.setenv("LORA_LAB_PRECISION", "float32")
+    (here, _), (there, _) = (models.load_to_shard(folder, "float32", first) for first in (True, False))
+    assert {p.device.type for p in here.parameters()} == {"cpu"}
+    assert {p.device.type for p in there.parameters()} == {"meta"}
+    assert [n for n, _ in here.named_parameters()] == [n for n, _ in there.named_parameters()]  # tied ones, too
+    assert all(torch.equal(a, b) for a, b in zip(here.buffers(), there.buffers(), strict=True))
+    packed, _ = models.load_to_shard(folder, "nf4", False)
+    assert packed.model.layers[0].self_attn.q_proj.weight.dtype == torch.float32
 
 
 def test_without_counting_tokens_across_processes_the_steps_would_differ(work, alone):
@@ -398,7 +477,7 @@ def test_each_pass_sees_a_row_once_and_no_row_is_left_out(n, steps, size):
         assert set(seen) == set(range(n))
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "cpu2"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "cpu2", "cpu2_fsdp"])
 def test_the_launch_files_are_read_by_accelerate(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -406,11 +485,14 @@ def test_the_launch_files_are_read_by_accelerate(name):
     assert config.num_processes == 2 and config.num_machines == 1
 
 
-@pytest.mark.parametrize(("variable", "precision", "word"), [
-    ("ACCELERATE_USE_FSDP", "auto", "FSDP"), ("NOTHING", "float16", "precision")])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="these are possible with a GPU")
-def test_what_this_machine_cannot_do_is_refused(work, monkeypatch, variable, precision, word):
-    monkeypatch.setenv(variable, "true")
+@pytest.mark.parametrize(("variables", "precision", "word"), [
+    ({"ACCELERATE_USE_FSDP": "true"}, "auto", "fsdp_version: 2"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "int8", "found int8 under FSDP"),
+    ({}, "float16", "precision")])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one of these is possible with a GPU")
+def test_what_this_machine_cannot_do_is_refused(work, monkeypatch, variables, precision, word):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     recipe = recipes.read(write(work, "refused"))
     with pytest.raises(LabError, match=word):
         finetune.train(dataclasses.replace(recipe, precision=precision))

@@ -7,6 +7,7 @@ from lora_lab.display import table
 from lora_lab.plots import figures
 from lora_lab.plots.curves import smoothed
 from lora_lab.scoring import Score
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from transformers import TrainerControl, TrainerState
 
@@ -44,6 +45,14 @@ def test_curves_say_where_they_begin_and_end():
     assert "<A> from 0.5 at 1 to 0.25 at 2" in image.alt and "<A>" not in image._repr_mimebundle_()["text/html"]
 
 
+def test_seeds_are_dots_in_the_colour_of_their_curve(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda self, *args, **options: drawn.append((args, options)))
+    plots.lines({"a": ((1, 2, 3), (1, 2, 3)), "b": ((1, 2, 3), (3, 2, 1))}, "x", "y", seeds={"b": ((1, 1), (3, 4))})
+    curve, dots = drawn[-2:]
+    assert dots[0] == ((1, 1), (3, 4), "o") and dots[1]["color"] == curve[1]["color"] and len(drawn) == 3
+
+
 def test_matrices_are_named():
     image = plots.matrices({"W": torch.randn(4, 6), "rank 2": torch.zeros(4, 6)})
     assert image.png.startswith(b"\x89PNG") and "W; rank 2" in image.alt
@@ -56,6 +65,14 @@ def test_memory_bars_say_the_largest_part_and_mark_the_limit():
     assert "r = 8 19.00 GB, most of it activation" in picture.alt
     assert "r = 64 32.00 GB, most of it weights" in picture.alt
     assert picture.alt.endswith("A line marks 16 GB.")
+
+
+def test_memory_bars_carry_what_was_found_elsewhere():
+    plain, marked = (plots.memory({"a": {"weights_bytes": 7e9}, "b": {"weights_bytes": 9e9}}, marks=marks)
+                     for marks in (None, {"b": 10.5}))
+    assert "b 9.00 GB, most of it weights, a diamond at 10.5 GB" in marked.alt and "a 7.00 GB, most of it weights;" in \
+        marked.alt
+    assert marked.png != plain.png and "diamond" not in plain.alt
 
 
 def contrast(colour, paper):
@@ -103,6 +120,18 @@ def test_smoothing_is_on_the_scale_that_is_drawn():
 def test_a_dot_for_each_seed_and_their_mean():
     alt = plots.dots({"q": [0.25, 0.75], "v": [1.0, 2.0]}, "loss", "Which is lower?").alt
     assert alt == "Which is lower? loss, a dot a seed: q 0.25, 0.75, mean 0.50; v 1.00, 2.00, mean 1.50."
+
+
+def test_many_dots_are_told_by_their_range_and_median():
+    alt = plots.dots({"q": [*range(9), 100]}, "ms", form="{:.1f}", each="round", middle="median").alt
+    assert alt == "ms, a dot a round: q 0.0 to 100.0, median 4.5."
+
+
+def test_shares_have_a_panel_for_each_measure():
+    found = {"bfloat16": {"moved": 0.7, "error": 1.3}, "nf4": {"moved": 0.001, "error": 1.0}}
+    picture = plots.shares(found, "How much?")
+    assert picture.alt == "How much? bfloat16: moved 70.0%, error 130.0%; nf4: moved 0.1%, error 100.0%."
+    assert picture.png.startswith(b"\x89PNG")
 
 
 def test_lora_is_drawn_with_its_numbers():

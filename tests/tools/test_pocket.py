@@ -1,4 +1,4 @@
-"""The pocket model, and two laws of alpha that have to hold exactly on it."""
+"""The pocket model, its trainings side by side, and two laws of alpha that have to hold exactly on it."""
 
 import copy
 import itertools
@@ -8,7 +8,7 @@ import math
 import make_pocket
 import pytest
 import torch
-from lora_lab import pocket, scoring, smart_home
+from lora_lab import LabError, pocket, scoring, smart_home
 from peft import LoraConfig, get_peft_model
 
 
@@ -87,3 +87,36 @@ def test_with_a_scaled_at_the_start_it_moves_by_half_the_power(small, optimizer,
         trained_loss(small, 16 * k, lr / k**power, optimizer, divide_a=k**0.5) for k in (1, 16)
     )
     assert other == pytest.approx(one, rel=tolerance)
+
+
+@pytest.mark.parametrize("optimizer, rates", [("AdamW", [0.02, 0.005]), ("SGD", [0.3, 0.05])])
+def test_copies_side_by_side_are_trained_as_peft_and_torch_train_them(small, optimizer, rates):
+    commands = pocket.dialect(smart_home.commands("train", n=100, seed=0))
+    data, held_out = list(itertools.islice(pocket.stream(commands, 4), 6)), next(pocket.stream(commands, 20, seed=1))
+    config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear")
+    copies = pocket.side_by_side(small[0], config, [*rates, 1e30], data, held_out, optimizer, seed=0)
+    assert math.isnan(copies[2]["loss"]) and math.isnan(copies[2]["moved"])
+    for rate, copied in zip(rates, copies):
+        model = adapted(small, r=4, lora_alpha=8, use_rslora=True, init_lora_weights=True)
+        starts = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name}
+        chosen = getattr(torch.optim, optimizer)([p for p in model.parameters() if p.requires_grad], lr=rate)
+        for number, batch in enumerate(data):
+            chosen.param_groups[0]["lr"] = rate * (1 - number / len(data))
+            model(**batch).loss.backward()
+            chosen.step()
+            chosen.zero_grad()
+        ends = dict(model.named_parameters())
+        moved = sum((ends[name] - start).square().sum() for name, start in starts.items())
+        with torch.no_grad():
+            assert copied["loss"] == pytest.approx(model(**held_out).loss.item(), rel=1e-4)
+            size = sum(start.square().sum() for start in starts.values())
+            assert copied["moved"] == pytest.approx((moved / size).sqrt().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("odd, words", [(dict(optimizer="Adam"), "optimizer is"), (dict(rates=[0.1, 0]), "rate is"),
+                                        (dict(data=[]), "one batch"), (dict(rates=[]), "one rate")])
+def test_side_by_side_refuses_what_trains_nothing(small, odd, words):
+    batch = next(pocket.stream(smart_home.commands("train", n=4), 4))
+    given = dict(rates=[0.1], data=[batch], held_out=batch, config=LoraConfig(target_modules=["q_proj"])) | odd
+    with pytest.raises(LabError, match=words):
+        pocket.side_by_side(small[0], **given)

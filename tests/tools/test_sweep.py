@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_lab import LabError
-from lora_lab.sweep import Runs, sweep
+from lora_lab.sweep import Runs, interval, sweep
 
 first_process = os.getpid()
 
@@ -65,6 +65,24 @@ def test_every_combination_with_every_seed():
     assert found == {(x, y, s): x * x + y + s for x, y, s in itertools.product((1, 2), (0, 10), (0, 1, 2))}
     assert runs.mean("loss", x=2, y=10) == 15 and runs.spread("loss", x=2, y=10) == (14, 16)
     assert runs.values("x") == [1, 2] and len(runs.where(x=1)) == 6
+
+
+@pytest.mark.parametrize("values, point", [
+    ([0.0, 2.0], math.tan(math.pi * 0.475)),  # 1 degree of freedom: Cauchy's distribution
+    ([0.0, 1.0, 2.0], 0.95 * math.sqrt(2 / (1 - 0.95**2))),  # 2
+    ([1.0, 2.0, 3.0, 4.0, 5.0], 2.7764), ([float(x) for x in range(101)], 2.042),
+])
+def test_an_interval_has_one_degree_of_freedom_less_than_values(values, point):
+    mean, half = interval(values)
+    assert mean == pytest.approx(np.mean(values))
+    assert half == pytest.approx(point * np.std(values, ddof=1) / math.sqrt(len(values)), rel=1e-3)
+
+
+def test_what_has_no_interval_says_nan():
+    assert interval([3.0])[0] == 3 and math.isnan(interval([3.0])[1])
+    assert all(map(math.isnan, interval([1.0, math.nan])))
+    with pytest.raises(LabError, match="at least one number"):
+        interval([])
 
 
 def test_a_list_of_settings_is_a_grid():

@@ -1,64 +1,106 @@
 """Checks of the exercises of lesson 5: each runs the learner's answer on fresh inputs and says what it found."""
 
+import copy
 import functools
+import math
+import random
+import tempfile
+from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 
-from ... import pocket, scoring, smart_home
+from ... import pocket, smart_home
 from ..question_kinds import Verdict
 from . import say
 
 
-def new_alpha(lr: float, r: int, alpha: float) -> Verdict:
-    """Check: does the pocket model learn with this rate, at rank `r` and `alpha`, as well as with a tuned setting?"""
-    if not isinstance(lr, (int, float)) or not 0 < lr < 1:
-        return say(False, f"Expected a learning rate between 0 and 1, found {lr!r}.")
-    loss = _pocket_loss(LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear"), lr)
-    tuned = _tuned_loss()
-    found = f"Held-out loss {loss:.3f}; rank 8 and alpha 16 reach {tuned:.3f} with their own rate."
-    return say(loss < 1.5 * tuned, found)
+def save_turned(save) -> Verdict:
+    """Check: does what `save(model, folder, factor)` writes load with `factor`, and is the live model as it was?"""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], alpha_pattern={"v_proj": 32},
+                        init_lora_weights=False)
+    model, factor = get_peft_model(pocket.load()[0], config), random.choice((0.5, 0.75, 1.25, 1.5))
+    trained, live = _updates(model), _state(model)
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder, factor)
+        if not Path(folder, "adapter_config.json").is_file():
+            return say(False, "Nothing is saved in the folder. model.save_pretrained(folder) writes both files.")
+        loaded = _updates(PeftModel.from_pretrained(pocket.load()[0], folder))
+    found = {name: _ratio(loaded[name], update) for name, update in trained.items()}
+    off = {name: ratio for name, ratio in found.items() if not math.isclose(ratio, factor, rel_tol=1e-3)}
+    if off:
+        name = next(reversed(off))
+        more = " Its alpha is in alpha_pattern." if len(off) < len(found) and name.endswith("v_proj") else ""
+        return say(False, f"With factor {factor:g}, {name} loads at {off[name]:.3g} times what it added in "
+                          f"training.{more}")
+    changed = [name for name, value in _state(model).items() if value != live[name]]
+    if changed:
+        return say(False, f"It loads as it should, but the live model is not as it was: {', '.join(changed)}.")
+    return say(True, f"Loaded, every layer adds {factor:g} times as much, and the live model is as it was.")
 
 
-def flat(config) -> Verdict:
-    """Check: does the pocket model learn with `config` and a rate of 0.01, at rank 8?"""
-    return _pocket_learns(config, r=8)
+def _layers(model) -> dict[str, LoraLayer]:
+    return {name.rpartition("model.layers.")[2]: layer for name, layer in model.named_modules()
+            if isinstance(layer, LoraLayer)}
 
 
-def loud(config) -> Verdict:
-    """Check: does it with rank 64 and rsLoRA?"""
-    return _pocket_learns(config, r=64, use_rslora=True)
+def _updates(model) -> dict[str, torch.Tensor]:
+    return {name: layer.get_delta_weight("default").detach() for name, layer in _layers(model).items()}
 
 
-def _pocket_learns(config, **kept) -> Verdict:
-    for name, value in kept.items():
-        if getattr(config, name, None) != value:
-            return say(False, f"{name} was to stay {value!r}, and is {getattr(config, name, None)!r}.")
-    loss = _pocket_loss(config, 0.01)
-    return say(loss < 0.7, f"Held-out loss {loss:.3f} after 40 steps; under 0.7 is learning, 3.9 is the base.")
+def _ratio(loaded: torch.Tensor, trained: torch.Tensor) -> float:
+    return ((loaded * trained).sum() / trained.square().sum()).item()
+
+
+def _state(model) -> dict[str, object]:
+    config, layers = model.peft_config["default"], _layers(model).values()
+    return {"the config's lora_alpha": config.lora_alpha, "its alpha_pattern": dict(config.alpha_pattern),
+            "the layers' scaling": [layer.scaling["default"] for layer in layers],
+            "A": [layer.lora_A["default"].weight.tolist() for layer in layers],
+            "B": [layer.lora_B["default"].weight.tolist() for layer in layers]}
+
+
+def stretched(rate_for) -> Verdict:
+    """Check: with A's start divided by √k and alpha times k, does `rate_for(lr, k, optimizer)` repeat the training?"""
+    for optimizer, lr in (("SGD", 0.2), ("AdamW", 0.01)):
+        k = random.choice((4, 16))
+        rate = rate_for(lr, k, optimizer)
+        if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 < rate < math.inf:
+            return say(False, f"Expected a rate above 0 for {optimizer}, found {rate!r}.")
+        one, other = _loss(optimizer, lr, 1), _loss(optimizer, rate, k)
+        if not math.isclose(one, other, rel_tol=3e-3):
+            return say(False, f"{optimizer}, k = {k}: with alpha 16 and rate {lr:g} the loss ends at {one:.4f}, with "
+                              f"alpha {16 * k} and rate {rate:.3g} at {other:.4f}.")
+    return say(True, "Under both optimizers the same training, up to rounding.")
 
 
 @functools.cache
-def _tuned_loss() -> float:
+def _loss(optimizer: str, lr: float, k: int, steps: int = 10) -> float:
+    """The last training loss with alpha 16 k and A's start divided by √k."""
+    torch.manual_seed(0)
+    model = get_peft_model(pocket.load()[0], LoraConfig(r=8, lora_alpha=16 * k, target_modules="all-linear")).train()
+    with torch.no_grad():
+        for layer in _layers(model).values():
+            layer.lora_A["default"].weight /= k**0.5
+    chosen = getattr(torch.optim, optimizer)([p for p in model.parameters() if p.requires_grad], lr=lr)
+    commands, loss = pocket.dialect(smart_home.commands("train", n=100, seed=0)), torch.tensor(math.nan)
+    for _, batch in zip(range(steps), pocket.stream(commands, 8)):
+        chosen.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        chosen.step()
+    return loss.item()
 
-    return _pocket_loss(LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), 0.0135)
 
-
-def _pocket_loss(config, lr: float) -> float:
-    """Mean held-out loss of two seeds after 40 steps on the dialect, as the lesson on alpha trains."""
-    data = pocket.dialect(smart_home.commands("train", n=1500, seed=0))
-    held_out = pocket.dialect(smart_home.commands("validation combinations", n=200, seed=0))
-    losses = []
-    for seed in (0, 1):
-        small, words = pocket.load()
-        torch.manual_seed(seed)
-        model = get_peft_model(small, config).train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, fused=True)
-        for step, batch in zip(range(40), pocket.stream(data, 16, seed)):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * (1 - step / 40)
-            model(**batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(scoring.quick_score(model, words, held_out).loss)
-    return sum(losses) / 2
+def same_scaling(tuned, with_rslora) -> Verdict:
+    """Check: does a config with rsLoRA give the layers the scaling that the `tuned` one gives them?"""
+    if not isinstance(with_rslora, LoraConfig) or not with_rslora.use_rslora:
+        return say(False, f"Expected a LoraConfig with use_rslora=True, found {str(with_rslora)[:80]!r}.")
+    if (with_rslora.r, with_rslora.target_modules) != (tuned.r, tuned.target_modules) or with_rslora.rank_pattern:
+        return say(False, "Rank and target modules were to stay: the same parameters, and another alpha.")
+    before, after = ({layer.scaling["default"] for layer in _layers(get_peft_model(
+        pocket.load()[0], copy.deepcopy(config))).values()} for config in (tuned, with_rslora))  # PEFT adds to a config
+    scalings = ", ".join(f"{scaling:g}" for scaling in sorted(after))
+    return say(after == before, f"The layers had scaling {next(iter(before)):g}, and have {scalings} with rsLoRA.")

@@ -1,7 +1,10 @@
 """Checks of the exercises of lesson 7: each runs the learner's answer on fresh inputs and says what it found."""
 
+import contextlib
 import functools
+import io
 import random
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -21,8 +24,9 @@ def repaired_recipe(recipe: dict) -> Verdict:
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder, "run"))  # the learner's own may have a run in it by now
         try:
-            rows = files.write(Path(folder, "rows.jsonl"), '{"prompt": "ask", "answer": "say"}\n' * 200)
-            own = {"output": output} | ({"data": {"path": str(rows)}} if recipe.get("data") else {})
+            rows = files.write(Path(folder, "rows.jsonl"), '{"prompt": "ask", "completion": "say"}\n' * 200)
+            data = recipe.get("data")
+            own = {"output": output} | ({"data": data | {"path": str(rows)}} if isinstance(data, dict) else {})
             path = files.write(Path(folder, "recipe.yaml"), yaml.safe_dump(recipe | own))
             read = recipes.read(path, processes=2)
         except (LabError, yaml.YAMLError) as error:
@@ -50,8 +54,6 @@ def smallest_fleet(chosen: dict) -> Verdict:
 
 @functools.cache
 def _fleet_memory(gpus: int, mode: str):
-
-
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     (share,) = distributed.plan(LlamaConfig(dtype="bfloat16"), lora, gpus=gpus, mode=mode, checkpointing=True)
     return share.memory
@@ -74,3 +76,33 @@ def per_process(function) -> Verdict:
         if times != passes:
             return say(False, f"{asked}: {passes} passes are enough, and yours are {times}.")
     return say(True, "Thirty batches are shared out rightly.")
+
+
+def second_machine(command: str) -> Verdict:
+    """Check: does `command` start the second of two machines with eight GPUs, as torchrun itself reads it?"""
+    from torch.distributed.run import get_args_parser
+
+    first, *rest = shlex.split(command) if isinstance(command, str) and command.strip() else [""]
+    if first != "torchrun":
+        return say(False, f"Expected a command that begins with torchrun, found {command!r}.")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            given = get_args_parser().parse_args(rest)
+    except SystemExit:
+        return say(False, "torchrun does not take it: " + (said.getvalue().strip().splitlines() or [""])[-1])
+    host, _, port = given.rdzv_endpoint.partition(":")
+    meeting = (host, port or "29400") if host else (given.master_addr, str(given.master_port or 29500))  # defaults
+    asked = [
+        (given.nnodes in ("2", "2:2"), f"--nnodes is {given.nnodes}: there are two machines."),
+        (given.nproc_per_node != "16", "--nproc-per-node is 16: it counts the processes of one machine."),
+        (given.nproc_per_node in ("8", "gpu", "auto"), f"--nproc-per-node is {given.nproc_per_node}, for 8 GPUs."),
+        (meeting[0] != "127.0.0.1", "It meets at 127.0.0.1, which is every machine's name for itself."),
+        (meeting == ("10.0.0.1", "29400"), f"It meets at {':'.join(meeting)}, and the first machine waits at "
+                                           "10.0.0.1:29400."),
+        # With a rendezvous backend of its own, torchrun numbers the machines itself.
+        (given.node_rank == 1 or given.rdzv_backend == "c10d", f"--node-rank is {given.node_rank}: the machines are "
+                                                               "counted from 0, and this is the second."),
+    ]
+    faults = [fault for right, fault in asked if not right]
+    return say(not faults, faults[0] if faults else "The second machine joins the first, with 8 of 16 processes.")

@@ -1,14 +1,40 @@
 """Checks of the exercises of lesson 6: each runs the learner's answer on fresh inputs and says what it found."""
 
 import random
-import tempfile
 
 import torch
-from peft import LoraConfig, get_peft_model
 
-from ... import pocket
+from ... import smart_home
+from ...cache import model_folder
 from ..question_kinds import Verdict
 from . import deployments, say
+
+
+def onto_grid(function) -> Verdict:
+    """Check: does `function(W, A, B, scaling, grid)` give a weight on the grid that holds the update?"""
+    step = random.choice((0.02, 0.05))
+    rows, columns = random.choice((48, 64)), random.choice((96, 128))
+    W, A, B, scaling = torch.randn(rows, columns), torch.randn(4, columns), torch.randn(rows, 4), random.choice((2, 4))
+    A *= 0.1 * step / (scaling * B @ A).std()  # a tenth of a step
+    kept = W.clone()
+
+    def grid(weight: torch.Tensor) -> torch.Tensor:
+        return (weight / step).round() * step
+
+    found = function(W, A, B, scaling, grid)
+    if not isinstance(found, torch.Tensor) or found.shape != W.shape:
+        return say(False, f"Expected a weight of shape {tuple(W.shape)}, found "
+                          f"{tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__}.")
+    if not torch.equal(W, kept):
+        return say(False, "It changed W itself. Return a new weight.")
+    found, update = found.detach().cpu().float(), scaling * B @ A
+    share = (((found - grid(W)) * update).sum() / update.square().sum()).item()
+    if not torch.allclose(found, grid(found), atol=1e-6):
+        return say(False, f"It is not on the grid: rounded again, weights move. Of the update, {share:.0%} is in it.")
+    if abs(share - 1) > 0.3:
+        hint = " scaling times B A is the update." if abs(share * scaling - 1) < 0.3 else ""
+        return say(False, f"Of an update of a tenth of a step, {share:.0%} arrives.{hint}")
+    return say(True, f"On the grid, and of an update of a tenth of a step {share:.0%} arrives.")
 
 
 def faults(found: dict, folder) -> Verdict:
@@ -22,23 +48,25 @@ def faults(found: dict, folder) -> Verdict:
     return say(count == len(right), f"{count} of {len(right)} are right.")
 
 
-def repaired(function) -> Verdict:
-    """Check: does `function(folder, right_base, alpha)` give the model that was meant, for each fault?"""
-    alpha, rank = random.choice((6, 10, 24)), random.choice((2, 4))
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    reference = get_peft_model(pocket.load()[0], config).eval()
-    ids = torch.randint(5, 150, (2, 9))
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for name, parameter in reference.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.02)
-        expected = reference(ids).logits
-        deployments.make(reference, folder)
-        for name, fault in deployments.faults(folder).items():
-            model = function(f"{folder}/{name}", pocket.load()[0], alpha)
-            if not hasattr(model, "forward"):
-                return say(False, f"Expected a model, found {type(model).__name__}.")
-            off = (model.eval()(ids.to(model.device)).logits.cpu() - expected).abs().max().item()
-            if not off < 1e-3:
-                return say(False, f"The deployment with the fault {fault!r}: its logits are off by up to {off:.2g}.")
-    return say(True, "All four answer as the model that was trained.")
+def my_template(template: str) -> Verdict:
+    """Check: does the chat template make the training's prompt of a command, whatever was said before it?"""
+    from transformers import AutoTokenizer
+
+    if not isinstance(template, str):
+        return say(False, f"Expected a template, which is a text, found {type(template).__name__}.")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    text = random.choice(smart_home.commands("train", 20, random.randrange(1000))).text
+    user, wanted = {"role": "user", "content": text}, smart_home.prompt(text)
+    earlier = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "{}"}]
+    for messages in ([user], [*earlier, user]):
+        made = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
+                                             chat_template=template)
+        if made == wanted:
+            continue
+        if len(messages) > 1:
+            return say(False, f"Right for one message. After two earlier ones it makes {made!r}, and training showed "
+                              f"{wanted!r}: it never saw a command with others before it.")
+        lost = " The new line at the end is lost." if made == wanted.rstrip("\n") else \
+            " There is a new line too many." if made.rstrip("\n") == wanted.rstrip("\n") else ""
+        return say(False, f"It makes {made!r}, and training showed {wanted!r}.{lost}")
+    return say(True, f"It makes {wanted!r}, as training did.")

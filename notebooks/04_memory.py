@@ -1,0 +1,667 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 4 · Where the memory goes
+#
+# *Lessons:* ← [3 · Training in 8 bits](03_train_in_8bit.ipynb) ·
+# [5 · The alpha experiments](05_alpha_scaling.ipynb) →
+#
+# A training runs for three hours and then stops: out of memory, at the longest row of the data. A common first idea is
+# a lower rank. Here you count every byte of a training step, and find out what helps and what only sounds as if it did.
+# You run out of memory on purpose, and climb out. Then you kill a training and lose nothing.
+#
+# **You will be able to** say what a step will need before you start it, choose the change that makes it fit, and go on
+# after a crash.
+#
+# **You need** [Lesson 0](00_first_adapter.ipynb) and [Lesson 3](03_train_in_8bit.ipynb).
+#
+# **It takes** about two minutes of computing on two CPU cores
+# (on a GPU: not recorded).
+
+# %% jupyter={"source_hidden": true}
+# Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
+import os
+from importlib import invalidate_caches, util
+
+if util.find_spec("lora_lab") is None:
+    course = os.environ.get("LORA_LAB_REPOSITORY", "")
+    assert course, "lora_lab is not installed. Clone the course and run `make lab` in it: its README says how."
+    # %pip install -q --no-deps git+{course}
+    invalidate_caches()
+    from lora_lab.course import environment
+    environment.complete()
+    environment.report()
+
+# %%
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from lora_lab import compare, load_base, memory, plots, progress, quiz
+from lora_lab.course import explorers
+from lora_lab.display import Progress, table
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig, PrinterCallback, Qwen2Config
+
+# %% [markdown]
+# ## A step that does not fit
+#
+# Llama-2-7B has 6.7 billion weights. In 16 bits that is 13.5 GB. You want to train an adapter of rank 8 on q and v,
+# less than a thousandth of the parameters, on a GPU with 16 GB. One row of text at a time, 2,048 tokens long.
+#
+# Does it fit? Commit to a number.
+
+# %%
+quiz("memory/step_gb")
+
+# %% [markdown]
+# `memory.plan` answers without the weights. It takes the model's config, and lets the model's own code run one training
+# step on tensors that have a shape and no contents. Meanwhile it keeps the account of what is alive.
+
+# %%
+GPU_GB = 16  # a T4, Colab's free one
+llama = LlamaConfig(dtype="bfloat16")  # Llama-2-7B's sizes
+
+def lora(r=8, target_modules="all-linear", **others):
+    return LoraConfig(r=r, lora_alpha=2 * r, target_modules=target_modules, task_type="CAUSAL_LM", **others)
+
+qv = lora(8, ["q_proj", "v_proj"])
+rows = {f"1 × {length:,}": memory.plan(llama, qv, "bfloat16", batch_size=1, seq_len=length)
+        for length in (512, 1024, 2048)}
+print(rows["1 × 2,048"])
+compare("memory/step_gb", rows["1 × 2,048"].total_bytes / 1e9)
+
+# %%
+plots.memory({name: planned.parts() for name, planned in rows.items()}, GPU_GB,
+             "One row of 512, 1,024 or 2,048 tokens: which parts grow with the text?")
+
+# %% [markdown]
+# **Look** at the colours. Two parts grow with the text, and the adapter's own parts are too thin to see. This is what a
+# step holds:
+#
+# | part | what it is | grows with |
+# |---|---|---|
+# | weights | the frozen base | model, precision |
+# | quantization | the scales of a base in 8 or 4 bits (Lesson 3) | model, precision |
+# | adapter | A and B | rank, targets |
+# | gradient | a number for each entry of A and B | rank, targets |
+# | optimizer | AdamW's running means, two for each entry | rank, targets |
+# | activation | what the forward pass keeps for the backward pass | tokens in the step, depth, targets |
+# | logits | a score for each token of the vocabulary, at each place, and the loss's copies | tokens, vocabulary |
+#
+# Turn the controls and try to get below the line. Which of them move the bar, and which do nothing that you can see?
+
+# %%
+explorers.plan_memory(llama, gpu_gb=GPU_GB, precision="bfloat16", seq_len=2048)
+
+# %% [markdown]
+# ## Count a step yourself
+#
+# A plan is a promise. Check it on our model, with a real step: everything that is there afterwards can be counted.
+#
+# Activations and logits are gone by then. `memory.measure` watches for them while the step runs. On a GPU it asks torch
+# what was allocated. On a CPU it adds up what torch's operations return and subtracts what is freed.
+
+# %%
+base, _ = load_base(precision="float32")  # small differences matter in this lesson
+
+def fill(model, rows=2, length=128, **options):
+    """Take one step, and return the most bytes that it held beside parameters and gradients."""
+    for p in model.parameters():
+        if p.requires_grad and p.grad is None:  # as every step after the first one finds them
+            p.grad = torch.zeros_like(p)
+    ids = torch.randint(0, 1000, (rows, length), device=model.device)
+    labels = ids[:, -options.get("logits_to_keep", 0):]
+    with memory.measure(model.train()) as used:
+        model(input_ids=ids, labels=labels, use_cache=False, **options).loss.backward()
+    return used.peak_tensor_bytes
+
+model = get_peft_model(base, lora())
+print(f"a step of 2 rows of 128 tokens held {memory.human(fill(model))} beside parameters and gradients")
+
+# %%
+trained = [p for p in model.parameters() if p.requires_grad]
+optimizer = torch.optim.AdamW(trained)
+optimizer.step()
+means = [tensor for state in optimizer.state.values() for tensor in state.values() if tensor.dim()]
+counted = {"weights": sum(p.nbytes for p in model.parameters()) - sum(p.nbytes for p in trained),
+           "adapter": sum(p.nbytes for p in trained), "gradient": sum(p.grad.nbytes for p in trained),
+           "optimizer": sum(tensor.nbytes for tensor in means), "activation and logits": fill(model)}
+plan = memory.plan(model, batch_size=2, seq_len=128)
+planned = {part: getattr(plan, f"{part}_bytes", 0) for part in counted}
+planned["activation and logits"] = plan.activation_bytes + plan.logits_bytes
+table([{"part": part, "counted": memory.human(counted[part]), "planned": memory.human(planned[part]),
+        "planned / counted": f"{planned[part] / counted[part]:.3f}"} for part in counted])
+
+# %%
+worst = max(counted, key=lambda part: abs(planned[part] / counted[part] - 1))
+print(f"The plan is furthest off for {worst}: {planned[worst] / counted[worst] - 1:+.1%}.",
+      "Shapes and lifetimes are right." if abs(planned[worst] / counted[worst] - 1) < 0.05 else
+      "That is more than rounding: here the plan leaves something out, or counts something that is not there.")
+base = model.unload()  # the adapter is off again
+
+# %% [markdown]
+# ## Does the plan hold on a GPU?
+#
+# That was our model. The course has no recorded GPU run to put beside the plan, but other people have published what
+# their trainings took. Below are six of them, with the settings that they state. Each is planned as it was trained.
+
+# %%
+quiz("memory/planner_gap")
+
+# %%
+wide = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, dtype="bfloat16")
+llama_31 = LlamaConfig(**wide, intermediate_size=14336, num_key_value_heads=8, vocab_size=128256)
+qwen = Qwen2Config(**wide, intermediate_size=11008, num_key_value_heads=32, vocab_size=151936)
+mlp_too = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+nf4 = dict(precision="nf4", double_quant=True, checkpointing="reentrant")
+half = dict(precision="bfloat16", checkpointing="reentrant")
+PEAKS = {  # who, bits, rows × tokens: published GB, model, adapter, how it was trained
+    "Unsloth's docs, 4 bits, 1 × 2,551": (16, llama_31, lora(32), dict(nf4, seq_len=2551, prepared=True)),
+    "Unsloth's docs, 4 bits, 1 × 15,502": (48, llama_31, lora(32), dict(nf4, seq_len=15502, prepared=True)),
+    "LLaMA-Factory, 4 bits, 1 × 8,192": (12, llama, lora(8), dict(nf4, seq_len=8192)),
+    "LLaMA-Factory, 16 bits, 4 × 1,024": (17, llama, lora(8), dict(half, batch_size=4, seq_len=1024)),
+    "Qwen's README, 16 bits, 1 × 2,048": (23.8, qwen, lora(64, lora_dropout=0.05), dict(half, seq_len=2048)),
+    "torchtune, 16 bits, 2 × 2,048": (17.4, llama_31, lora(8, mlp_too), dict(half, batch_size=2, seq_len=2048,
+                                                                            cross_entropy="chunked"))}
+print(f"{len(PEAKS)} published peaks")
+
+# %%
+found = {}
+with Progress("planning", total=len(PEAKS)) as bar:
+    for name, (_, config, adapter, options) in PEAKS.items():
+        found[name] = memory.plan(config, adapter, **options)
+        bar.update(1)
+plots.memory({name: planned.parts() for name, planned in found.items()}, title="How far is each plan from its diamond?",
+             marks={name: peak[0] for name, peak in PEAKS.items()})
+
+# %%
+gaps = {name: planned.total_bytes / 1e9 / PEAKS[name][0] - 1 for name, planned in found.items()}
+table([{"published by": name, "published, GB": PEAKS[name][0], "planned, GB": f"{planned.total_bytes / 1e9:.1f}",
+        "off by": f"{gaps[name]:+.0%}"} for name, planned in found.items()])
+
+# %%
+worst = max(gaps, key=lambda name: abs(gaps[name]))
+short = sum(gap < 0 for gap in gaps.values())
+print(f"{short} of {len(gaps)} plans are short of the published peak. Furthest off: {worst}, {gaps[worst]:+.0%}.")
+kept = {options["precision"]: found[name].reserve for name, (*_, options) in PEAKS.items()}
+print("So fits() keeps part of a GPU free:",
+      ", ".join(f"{share:.0%} for a base in {kind}" for kind, share in kept.items()))
+compare("memory/planner_gap", 100 * abs(gaps[worst]))
+
+# %% [markdown]
+# What a plan of tensors leaves out is what CUDA and the allocator take beside them. A published figure has its own
+# choices, too: whole GB, older code, another attention. [The benchmark](../benchmarks/README.md) has all the peaks that
+# were found and their sources, and says what is known of each gap. Is there a run of the course's own?
+
+# %%
+recorded = Path("../benchmarks/results/gpu_8bit.json")
+runs = json.loads(recorded.read_text())["configurations"] if recorded.exists() else {}
+for name, job in runs.items():
+    if job["status"] == "ok" and job.get("planned") and job["steps"]["peak_allocated_bytes"]:
+        peak, total = job["steps"]["peak_allocated_bytes"], job["planned"]["total_bytes"]
+        print(f"{name}: planned {memory.human(total)}, took {memory.human(peak)}, {total / peak - 1:+.0%}")
+if not runs:
+    print("Not recorded. benchmarks/gpu_8bit.py records one, on a machine with a GPU.")
+
+# %% [markdown]
+# ## Out of memory, on purpose
+#
+# Now run into the wall. A process of its own may take a gigabyte above what it has after its first step. It doubles the
+# rows of a step until that is too little. Then it takes the same rows in parts, and lets the gradients add up.
+#
+# **Guess:** is the process still able to train after the error?
+
+# %%
+model_and_limit = '''
+import psutil, torch
+from lora_lab import load_base
+from peft import LoraConfig, get_peft_model
+model = get_peft_model(load_base(precision="float32", quiet=True)[0], LoraConfig(target_modules="all-linear")).train()
+ids = torch.randint(0, 1000, (32, 64), device=model.device)
+def step(rows): model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+step(ids[:1])
+if torch.cuda.is_available():
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 1e9) / whole)
+else:
+    import resource  # Linux holds a process to this limit, macOS does not, Windows has none
+    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + 10**9, resource.RLIM_INFINITY))'''
+print(len(model_and_limit.splitlines()), "lines: the model, one step, and then the limit")
+
+# %%
+script = model_and_limit + '''
+for rows in (2, 4, 8, 16, 32):
+    try:
+        step(ids[:rows])
+        print(rows, "rows fit")
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        print(f"{rows} rows: {type(error).__name__}: {str(error).splitlines()[0].split(" == 0. ")[-1][:110]}")
+        break
+else: print("and no error: this system does not hold a process to such a limit")
+model.zero_grad()
+for some in ids[:rows].split(2): step(some)
+print(f"{rows} rows, two at a time: fit")'''
+with Progress("running into the wall", total=1):
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+print(ran.stdout or f"This system sets no such limit: {ran.stderr.strip().splitlines()[-1]}")
+
+# %% [markdown]
+# Read the error's name and the bytes that it asked for. It is the *last* straw: what fills the memory was there before.
+# On a GPU the class is `torch.OutOfMemoryError`, a RuntimeError as well.
+#
+# The process lives on. But what the failed step holds is freed only when nothing refers to it, and the error's own
+# traceback does. Leave the `except` block before you try again. In a notebook, also set the gradients to None and call
+# `torch.cuda.empty_cache()`. A CPU process without such a limit gets no error: the system kills it.
+#
+# Rows in parts are **gradient accumulation**: in the Trainer, `per_device_train_batch_size=2` and
+# `gradient_accumulation_steps=16` in place of 32 rows.
+#
+# ## The ladder: what helps?
+#
+# Start from a training of our model with rank 64 and dropout 0.05, on 2 rows of 128 tokens. Change *one* thing at a
+# time, each time from the start. First everybody's first idea.
+
+# %%
+quiz("memory/lower_rank")
+
+# %%
+def climb(base, r=64, lora_dropout=0.05, rows=2, checkpointing=False):
+    """Return the parts of one step in bytes, with the logits of the last 16 places only."""
+    if checkpointing:
+        base.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+    weights = base.get_memory_footprint()
+    model = get_peft_model(base, lora(r, lora_dropout=lora_dropout))
+    adapter = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    held = fill(model, rows, logits_to_keep=16)
+    model.unload().activation_checkpointing_disable()
+    return {"weights_bytes": weights, "adapter_bytes": adapter, "gradient_bytes": adapter,
+            "optimizer_bytes": 2 * adapter, "activation_bytes": held}
+
+START = "start: r 64, dropout 0.05, 2 × 128"
+climbed = {START: climb(base)}
+print(START, memory.human(sum(climbed[START].values())))
+
+# %%
+CHANGES = {"rank 64 → 4": dict(r=4), "dropout 0.05 → 0": dict(lora_dropout=0.0), "rows 2 → 1": dict(rows=1)}
+with Progress("climbing", total=len(CHANGES)) as bar:
+    for label, change in CHANGES.items():
+        climbed[label] = climb(base, **change)
+        bar.update(1)
+plots.memory(climbed, title="Which change shrinks the activations?")
+
+# %%
+start = climbed[START]
+for label, parts in climbed.items():
+    print(f"{label:35} {sum(parts.values()) / sum(start.values()):4.0%} of the start's memory, "
+          f"{parts['activation_bytes'] / start['activation_bytes']:4.0%} of its activations")
+compare("memory/lower_rank", 100 * sum(climbed["rank 64 → 4"].values()) / sum(start.values()))
+
+# %% [markdown]
+# **Look** at the orange. What forward keeps for backward depends on how many tokens pass through how many layers. The
+# rank is the width of one thin tensor among many. It counts in the three thin parts, and our model is small: rank 64 on
+# all its layers is a seventh of it. In a 7B model it is a fortieth.
+#
+# Dropout keeps a mask and a masked copy of the input for every adapted layer. (On a CPU the mask takes four bytes for
+# each entry, on a GPU one.)
+#
+# ## Checkpointing: forget, and compute again
+#
+# Why does the forward pass keep anything? The gradient of a product needs both factors, so the backward pass needs what
+# the layers were given. It comes to them in reverse order, and until then everything waits.
+#
+# **Checkpointing** (Chen et al. 2016) keeps only the input of each block and forgets the rest. When the backward pass
+# reaches a block, it runs the block's forward pass again, from the kept input. See it on 16 small blocks, and count how
+# often a block runs.
+
+# %%
+nn = torch.nn
+blocks = nn.ModuleList(nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256)) for _ in range(16))
+blocks.to(base.device)
+calls = []
+for block in blocks:
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
+
+def through(x, forget):
+    for block in blocks:
+        x = checkpoint(block, x, use_reentrant=False) if forget else block(x)
+    return x.sum()
+
+x = torch.randn(512, 256, device=base.device)
+through(x, forget=False).backward()  # from now on the gradients are there
+print(f"16 blocks ran {len(calls)} times in one step")
+
+# %%
+for forget in (False, True):
+    calls.clear()
+    with memory.measure(blocks) as used:
+        through(x, forget).backward()
+    print(f"{'with' if forget else 'without'} checkpointing: held {memory.human(used.peak_tensor_bytes)}, "
+          f"blocks ran {len(calls)} times")
+
+# %% [markdown]
+# So checkpointing costs one more forward pass. In transformers it is one switch: `activation_checkpointing=True` in
+# `TrainingArguments` (`gradient_checkpointing` in older versions). Each of our model's 30 blocks is then run again.
+
+# %%
+quiz("memory/checkpointing")
+
+# %%
+climbed["checkpointing"] = climb(base, checkpointing=True)
+left = climbed["checkpointing"]["activation_bytes"]
+print(f"activations: {memory.human(start['activation_bytes'])} without checkpointing, {memory.human(left)} with it")
+compare("memory/checkpointing", start["activation_bytes"] / left)
+
+# %% [markdown]
+# What is left? The inputs of all blocks, and one block in full: the one that the backward pass is at.
+#
+# ## The logits: a loss in pieces
+#
+# The last big tensor is the scores. Our vocabulary has 49,152 tokens, so each place of each row has 49,152 scores, and
+# the loss makes float32 copies of them. Until now the lesson kept the scores of 16 places. Now take them all.
+#
+# They are needed only for the loss, a sum over places. So compute it piece by piece: 32 places, their scores, their
+# part of the sum, and on to the next 32.
+
+# %%
+quiz("memory/pieces")
+
+# %%
+def piece(hidden, labels):
+    return torch.nn.functional.cross_entropy(base.get_output_embeddings()(hidden).float(), labels, reduction="sum")
+
+def loss_in_pieces(hidden, labels, size=32, forget=False):
+    total = 0
+    for some, right in zip(hidden[:, :-1].flatten(0, 1).split(size), labels[:, 1:].flatten().split(size)):
+        total = total + (checkpoint(piece, some, right, use_reentrant=False) if forget else piece(some, right))
+    return total / labels[:, 1:].numel()
+
+ids = torch.randint(0, 1000, (2, 128), device=base.device)
+base.requires_grad_(False)
+with torch.no_grad():
+    hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state
+whole = base(input_ids=ids, labels=ids).loss.item()
+print(f"loss from all scores {whole:.5f}, in pieces of 32 places {loss_in_pieces(hidden, ids).item():.5f}")
+
+# %%
+WAYS = {"all scores at once": dict(size=10**6), "in pieces": dict(size=32),
+        "in pieces, forgetting": dict(size=32, forget=True)}
+held = {}
+for name, options in WAYS.items():
+    given = hidden.clone().requires_grad_()
+    with memory.measure(base) as used:
+        loss_in_pieces(given, ids, **options).backward()
+    held[name] = used.peak_tensor_bytes
+    print(f"{name:22} held {memory.human(held[name])}")
+loop, forgetting = (held[name] / held["all scores at once"] for name in ("in pieces", "in pieces, forgetting"))
+print(f"The loop holds {loop:.0%}, forgetting each piece {forgetting:.0%} of what all at once hold.")
+compare("memory/pieces", 100 * loop)
+
+# %% [markdown]
+# In the loop, autograd keeps the probabilities of every piece until the backward pass. **Look** at the third line:
+# there a piece is forgotten and computed again. It is checkpointing once more, of the smallest kind. You need not write
+# this yourself. TRL's SFTTrainer computes its loss in pieces. Liger's kernel also computes the gradient on the way (Hsu
+# et al. 2024): `use_liger_kernel=True` in `TrainingArguments`, with the package liger-kernel and a GPU (not run here).
+# The plan knows all three. Llama-3.1-8B's sizes, one row of 4,096 tokens, checkpointing:
+
+# %%
+for loss in ("full", "chunked", "fused"):
+    planned = memory.plan(llama_31, lora(), "bfloat16", seq_len=4096, checkpointing=True, cross_entropy=loss)
+    print(f"loss {loss:8} logits {memory.human(planned.logits_bytes):>8} of {memory.human(planned.total_bytes)}")
+
+# %% [markdown]
+# **Exercise 1: a loss in pieces, for answers only.** Training on answers masks the prompt's labels with -100. This
+# function takes the mean of each piece, and then the mean of those means. Pieces hold different numbers of labels that
+# count. Repair it: it must give the loss of all the scores at once.
+
+# %%
+def mean_loss(head, hidden, labels, size):
+    """hidden: (places, width), labels: (places,), of which -100 do not count; head gives the scores."""
+    means = []
+    for some, right in zip(hidden.split(size), labels.split(size)):
+        means.append(torch.nn.functional.cross_entropy(head(some), right, ignore_index=-100))
+    return torch.stack(means).mean()
+
+quiz("memory/mean_loss", mean_loss)
+
+# %% [markdown]
+# ## Two savings that do not add up
+#
+# A base in 8 bits saves weights, checkpointing saves activations. Take both, at rank 4 without dropout.
+
+# %%
+quiz("memory/both")
+
+# %%
+eight, _ = load_base(precision="int8")
+small = dict(r=4, lora_dropout=0.0)
+both = {"float32": climb(base, **small), "float32, checkpointing": climb(base, **small, checkpointing=True),
+        "int8": climb(eight, **small), "int8, checkpointing": climb(eight, **small, checkpointing=True),
+        "int8, use_reentrant=True": climb(eight, **small, checkpointing="reentrant")}
+plots.memory(both, title="On which base does checkpointing save activations?")
+
+# %%
+held = {label: parts["activation_bytes"] for label, parts in both.items()}
+for label, size in held.items():
+    print(f"{label:26} activations {memory.human(size)}")
+remains = held["int8, checkpointing"] / held["int8"]
+print(f"On the 8-bit base {remains:.0%} of them remain with the default kind of checkpointing, "
+      f"{held['int8, use_reentrant=True'] / held['int8']:.0%} with the reentrant kind.")
+compare("memory/both", 100 * remains)
+
+# %% [markdown]
+# Why? Torch's default kind drops what layers *save for backward* in the official way. bitsandbytes' 8-bit layer keeps
+# its input as an attribute of its context, past that way, so it stays. The older, *reentrant* kind runs the first
+# forward pass without a graph, and then there is nothing that could hold it. 4-bit layers do not keep their input.
+#
+# So name the kind when you prepare an 8-bit base, and leave the Trainer's own switch off:
+#
+# `prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": True})`
+#
+# (Measured with bitsandbytes 0.50 on a CPU. Its GPU code keeps the input in the same way, so the plan predicts the same
+# there.)
+#
+# **Exercise 2: repair.** This function was written in a hurry. It must return a model whose adapter trains, whose base
+# is frozen, and whose blocks are checkpointed in the way that suits 8-bit layers.
+
+# %%
+def ready(model, config):
+    model = get_peft_model(model, config)
+    return prepare_model_for_kbit_training(model)
+
+quiz("memory/ready", ready)
+
+# %% [markdown]
+# ## The ladder on a GPU
+#
+# Back to Llama-2-7B's sizes and 16 GB. You start with all linear layers at rank 64, and 4 rows of 2,048 tokens. This
+# time each rung stands on the one before it. Which takes away the most?
+
+# %%
+quiz("memory/ladder_order")
+
+# %%
+one, four = dict(batch_size=1, seq_len=2048), dict(batch_size=4, seq_len=2048)
+RUNGS = {"start: bf16, r 64, 4 × 2,048": (64, "bfloat16", four), "rank 64 → 8": (8, "bfloat16", four),
+         "rows 4 → 1": (8, "bfloat16", one), "checkpointing": (8, "bfloat16", one | dict(checkpointing="reentrant")),
+         "base in 8 bits": (8, "int8", one | dict(checkpointing="reentrant", prepared=True)),
+         "base in 4 bits": (8, "nf4", one | dict(checkpointing="reentrant", prepared=True))}
+plans = {label: memory.plan(llama, lora(r), precision, **options) for label, (r, precision, options) in RUNGS.items()}
+plots.memory({label: planned.parts() for label, planned in plans.items()}, GPU_GB,
+             "Which rung gets below the line?")
+
+# %% tags=["nbval-check-output"]
+before = None
+for label, planned in plans.items():
+    saved = f"{(before - planned.total_bytes) / 1e9:5.1f} GB less" if before else " " * 13
+    print(f"{label:30} {memory.human(planned.total_bytes):>9} {saved}  {'fits' if planned.fits(GPU_GB) else ''}")
+    before = planned.total_bytes
+
+# %% [markdown]
+# By price the order is another. A smaller batch with accumulation trains the same, and costs little. Checkpointing
+# costs a forward pass. Fewer bits are another base; what that costs, Lesson 3 measures. A lower rank is another
+# adapter, and brings the least. Between them stand: dropout 0, a loss in pieces, the longest rows cut or left out.
+#
+# `prepared` means that `prepare_model_for_kbit_training` has turned embedding, head and norms into float32. What flows
+# between the blocks is then float32, too: steadier arithmetic, and more memory.
+#
+# **Exercise 3: make it fit.** Llama-2-7B's sizes on 16 GB, at least 8,192 tokens in a step (rows times length), rows of
+# at least 2,048, and the highest precision that allows it. A quantised base counts as prepared.
+
+# %%
+my_settings = dict(precision="bfloat16", batch_size=1, seq_len=2048, checkpointing=False)
+quiz("memory/fits_gpu", my_settings, 16)
+
+# %% [markdown]
+# ## Killed, and going on
+#
+# Kernels die, with or without an error. The Trainer saves **checkpoints**: folders with adapter, optimizer, schedule
+# and random state. (They share nothing but the name with the checkpointing above.) A training that you cannot afford to
+# lose belongs into a file:
+
+# %%
+script = '''
+from lora_lab import batches, cache, load_base, smart_home
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments, set_seed
+def make_trainer(folder, r=8, alpha=16):
+    base, tokenizer = load_base(str(cache.model_folder()), "float32", quiet=True)  # PEFT would ask the hub about a name
+    set_seed(0)  # A is drawn at random, and before the Trainer seeds anything
+    model = get_peft_model(base, LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"))
+    rows = batches.encode(smart_home.commands("train", n=24, seed=0), tokenizer)
+    return Trainer(model, TrainingArguments(folder, max_steps=8, per_device_train_batch_size=3, learning_rate=2e-3,
+        warmup_steps=2, save_steps=4, logging_steps=1, remove_unused_columns=False, disable_tqdm=True,
+        dataloader_pin_memory=False), batches.AnswerCollator(tokenizer), rows)
+if __name__ == "__main__": make_trainer("runs/killed").train()'''
+Path("runs").mkdir(exist_ok=True)
+print(Path("runs/train_job.py").write_text(script), "characters written to runs/train_job.py")
+
+# %% [markdown]
+# Start it in a process of its own. It saves at step 4. Let it go on to step 5, and kill it without warning, as the
+# system would:
+
+# %%
+shutil.rmtree("runs/killed", ignore_errors=True)
+process = subprocess.Popen([sys.executable, "runs/train_job.py"], stdout=subprocess.PIPE,
+                           stderr=subprocess.DEVNULL, text=True)
+seen = 0
+with Progress("training, until it is killed", total=5) as bar:
+    for line in process.stdout:  # the Trainer prints a line for every step
+        seen += "'loss'" in line
+        bar.update("'loss'" in line)
+        if seen == 5:
+            process.kill()
+            break
+print("exit status:", process.wait(), "after steps:", seen)
+table([{"file": path.name, "kB": f"{path.stat().st_size / 1000:,.0f}"}
+       for path in sorted(Path("runs/killed/checkpoint-4").iterdir())])
+
+# %%
+quiz("memory/resume")
+
+# %% [markdown]
+# A checkpoint is about as large as three adapters, so save often. Resume here, in another process than the one that
+# died, and beside it run the same training without an accident:
+
+# %%
+make_trainer = runpy.run_path("runs/train_job.py")["make_trainer"]
+trainers = {}
+
+def go_on(label, folder, checkpoint=None, **changed):
+    trainers[label] = make_trainer(folder, **changed)
+    trainers[label].remove_callback(PrinterCallback)
+    trainers[label].train(resume_from_checkpoint=checkpoint)
+    return [entry["loss"] for entry in trainers[label].state.log_history if "loss" in entry]
+
+curves = {"resumed": go_on("resumed", "runs/killed", "runs/killed/checkpoint-4"),
+          "not killed": go_on("not killed", "runs/whole")}
+apart = [abs(a - b) / b for a, b in zip(*curves.values())]
+print("largest relative difference of a loss: ", f"{max(apart):.1g}.", "One training." if max(apart) < 1e-3 else
+      "Within what a GPU's order of adding explains." if max(apart) < 0.05 else "These are two different trainings.")
+
+# %% [markdown]
+# Optimizer, schedule and the order of the data went on where they were. That needs the *same* script. Suppose that you
+# find the training too timid, and double alpha before you resume. What will the Trainer say, and what happens to the
+# loss of the next step?
+
+# %%
+quiz("memory/other_alpha")
+
+# %%
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    curves["resumed, alpha 32"] = go_on("other", "runs/other", "runs/killed/checkpoint-4", alpha=32)
+print("warnings that mention alpha:", sum("alpha" in str(warning.message) for warning in said))
+steps = range(4, 9)
+plots.lines({label: (steps, curve[3:]) for label, curve in curves.items()}, "step", "training loss",
+            title="After step 4 alpha is doubled. Does the training notice?")
+
+# %%
+ratio = curves["resumed, alpha 32"][4] / curves["not killed"][4]
+layer = trainers["other"].model.base_model.model.model.layers[0].self_attn.q_proj
+print(f"scaling now {layer.scaling['default']}; loss of step 5: {curves['resumed, alpha 32'][4]:.3f}, "
+      f"and {curves['not killed'][4]:.3f} at the old alpha")
+print("The next step starts", "worse." if ratio > 1.05 else "better." if ratio < 0.95 else "about where it was.")
+compare("memory/other_alpha", 100 * ratio)
+try:
+    go_on("wider", "runs/other", "runs/killed/checkpoint-4", r=16)
+except RuntimeError as error:
+    print(f"and with rank 16: RuntimeError: {str(error).splitlines()[1].strip()[:110]}")
+
+# %% [markdown]
+# The checkpoint holds A and B, and your script says what they are multiplied by. A rank that does not fit is refused.
+# An alpha always fits. So keep the script with the checkpoints, and compare `adapter_config.json` in the checkpoint
+# with what you are about to train.
+#
+# ## Experienced-dev note
+#
+# - Watch the longest row of your data, not the mean. Plan for it, or try it first.
+# - "Reserved but unallocated" memory that is large: free pieces, and none of them large enough. Set
+#   `PYTORCH_ALLOC_CONF=expandable_segments:True` before torch starts. (It was called `PYTORCH_CUDA_ALLOC_CONF`; that
+#   name is still read. Not run here: it is about a GPU's allocator.)
+# - `nvidia-smi` shows what torch has reserved. `torch.cuda.max_memory_allocated()` says what it needed.
+# - Out of memory in *evaluation*: the Trainer gathers logits there. Give `eval_accumulation_steps` or
+#   `prediction_loss_only=True`.
+# - An 8-bit or paged optimizer saves little here: it holds the state of the adapter alone.
+# - On a CPU a plan is a lower bound. Quantising while you load reads the float32 file, and what was read may stay
+#   resident. `save_pretrained` the 8-bit model once, and load that folder.
+# - `optimizer.pt` in a checkpoint is a pickle: resume from your own only.
+#
+# ## Recap
+#
+# - Weights, activations and logits fill the memory of a LoRA step; adapter, gradients and optimizer are thin.
+# - Fewer rows at a time and checkpointing come first, fewer bits next, a lower rank last. Check that savings add up.
+# - A checkpoint, the same script and the same data: a killed training goes on as if nothing had been.
+#
+# **The exercise worth doing.** Take the model and the GPU that you have at work. Plan a training that should fit with a
+# tenth to spare, and one that should not. Run both, and compare with `torch.cuda.max_memory_allocated()`.
+
+# %%
+progress()
+
+# %% [markdown]
+# Next: **Lesson 5** turns the dial alpha.
+#
+# Sources: Chen et al., *Training Deep Nets with Sublinear Memory Cost* (2016); Korthikanti et al., *Reducing Activation
+# Recomputation in Large Transformer Models* (2022), section 4.1; Hsu et al., *Liger Kernel* (2024); Hu et al., *LoRA*
+# (2021), section 4.2; the published peaks: Unsloth's benchmarks, LLaMA-Factory's wiki, Qwen's README, torchtune's
+# README.
+#
+# *Lessons:* ← [3 · Training in 8 bits](03_train_in_8bit.ipynb) ·
+# [5 · The alpha experiments](05_alpha_scaling.ipynb) →
