@@ -486,7 +486,7 @@ plots.lines({kind: (range(1, STEPS + 1), curve) for kind, curve in losses.items(
             yscale="log", title="Cover the labels: which curve was trained on rounded weights?")
 
 # %%
-plots.score_bars({"base": scores}, "Do the bits of the base show in the answers?")
+plots.score_bars(scores, "Do the bits of the base show in the answers?")
 
 # %%
 for kind in scores:

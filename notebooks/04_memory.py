@@ -44,6 +44,8 @@ if util.find_spec("lora_lab") is None:
 
 # %%
 import json
+import logging
+import re
 import runpy
 import shutil
 import subprocess
@@ -55,7 +57,7 @@ import torch
 from lora_lab import compare, load_base, memory, plots, progress, quiz
 from lora_lab.course import explorers
 from lora_lab.display import Progress, table
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftConfig, get_peft_model, prepare_model_for_kbit_training
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PrinterCallback, Qwen2Config
 
@@ -75,7 +77,7 @@ quiz("memory/step_gb")
 # step on tensors that have a shape and no contents. Meanwhile it keeps the account of what is alive.
 
 # %%
-GPU_GB = 16  # a T4, Colab's free one
+GPU_GB = 16  # a T4 (Colab's free one) has as many; it computes in float16, which takes the same bytes
 llama = LlamaConfig(dtype="bfloat16")  # Llama-2-7B's sizes
 
 def lora(r=8, target_modules="all-linear", **others):
@@ -92,8 +94,7 @@ plots.memory({name: planned.parts() for name, planned in rows.items()}, GPU_GB,
              "One row of 512, 1,024 or 2,048 tokens: which parts grow with the text?")
 
 # %% [markdown]
-# **Look** at the colours. Two parts grow with the text, and the adapter's own parts are too thin to see. This is what a
-# step holds:
+# **Look** at the colours. Which parts grow with the text? This is what a step holds:
 #
 # | part | what it is | grows with |
 # |---|---|---|
@@ -102,8 +103,10 @@ plots.memory({name: planned.parts() for name, planned in rows.items()}, GPU_GB,
 # | adapter | A and B | rank, targets |
 # | gradient | a number for each entry of A and B | rank, targets |
 # | optimizer | AdamW's running means, two for each entry | rank, targets |
-# | activation | what the forward pass keeps for the backward pass | tokens in the step, depth, targets |
+# | activation | what the forward pass keeps for the backward pass | tokens, depth, targets |
 # | logits | a score for each token of the vocabulary, at each place, and the loss's copies | tokens, vocabulary |
+#
+# (Eager attention also keeps a score for each pair of places: there a row counts with its square.)
 #
 # Turn the controls and try to get below the line. Which of them move the bar, and which do nothing that you can see?
 
@@ -152,15 +155,48 @@ table([{"part": part, "counted": memory.human(counted[part]), "planned": memory.
 # %%
 worst = max(counted, key=lambda part: abs(planned[part] / counted[part] - 1))
 print(f"The plan is furthest off for {worst}: {planned[worst] / counted[worst] - 1:+.1%}.",
-      "Shapes and lifetimes are right." if abs(planned[worst] / counted[worst] - 1) < 0.05 else
+      "Its shapes and lifetimes are those of a real step." if abs(planned[worst] / counted[worst] - 1) < 0.05 else
       "That is more than rounding: here the plan leaves something out, or counts something that is not there.")
 base = model.unload()  # the adapter is off again
 
 # %% [markdown]
+# Both columns add up tensors. What a process takes beside its tensors is in neither; that comes next.
+#
+# But why are there so many activations? Let one block speak. torch hands every tensor that a layer keeps for its
+# backward pass to a hook. (A layer may also keep one past that way. You will meet one that does.)
+
+# %%
+frozen = {p.data_ptr() for p in base.parameters()}
+kept = {}
+
+def keep(tensor):
+    if tensor.data_ptr() not in frozen:  # the same tensor is kept once, and a weight is there anyway
+        kept[tensor.data_ptr()] = tensor
+    return tensor
+
+adapted = get_peft_model(base, qv).train()
+block = adapted.base_model.model.model.layers[5]
+hidden = torch.randn(2, 128, base.config.hidden_size, device=base.device, requires_grad=True)
+turned = base.model.rotary_emb(hidden, torch.arange(128, device=base.device)[None])
+with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    block(hidden, position_embeddings=turned)
+shapes = [tuple(tensor.shape) for tensor in kept.values() if tensor.nbytes > 1e5]
+table([{"kept, shape": str(shape), "times": shapes.count(shape)} for shape in sorted(set(shapes), key=str)])
+
+# %%
+size, blocks = sum(tensor.nbytes for tensor in kept.values()), base.config.num_hidden_layers
+thin = sum(p.nbytes for p in block.parameters() if p.requires_grad)
+print(f"One block keeps {len(kept)} tensors, {memory.human(size)} for 256 tokens; {blocks} blocks "
+      f"{memory.human(blocks * size)}. Its A and B take {memory.human(thin)}.")
+kept.clear()
+base = adapted.unload()
+
+# %% [markdown]
 # ## Does the plan hold on a GPU?
 #
-# That was our model. The course has no recorded GPU run to put beside the plan, but other people have published what
-# their trainings took. Below are six of them, with the settings that they state. Each is planned as it was trained.
+# That was our model. For large ones there are figures that other people published: peaks of their trainings, and the
+# longest row that a card of so many GB could take. Below are six of the 21 that the course has found. Each is planned
+# as its source trained it. What a source leaves out is assumed, and [the benchmark](../benchmarks/README.md) says what.
 
 # %%
 quiz("memory/planner_gap")
@@ -172,9 +208,9 @@ qwen = Qwen2Config(**wide, intermediate_size=11008, num_key_value_heads=32, voca
 mlp_too = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 nf4 = dict(precision="nf4", double_quant=True, checkpointing="reentrant")
 half = dict(precision="bfloat16", checkpointing="reentrant")
-PEAKS = {  # who, bits, rows × tokens: published GB, model, adapter, how it was trained
-    "Unsloth's docs, 4 bits, 1 × 2,551": (16, llama_31, lora(32), dict(nf4, seq_len=2551, prepared=True)),
-    "Unsloth's docs, 4 bits, 1 × 15,502": (48, llama_31, lora(32), dict(nf4, seq_len=15502, prepared=True)),
+PEAKS = {  # who, bits, rows × tokens: published GB, model, adapter, how it was trained (HF: a table of Unsloth's docs)
+    "HF in a 16 GB card, 4 bits, 1 × 2,551": (16, llama_31, lora(32), dict(nf4, seq_len=2551, prepared=True)),
+    "HF in a 48 GB card, 4 bits, 1 × 15,502": (48, llama_31, lora(32), dict(nf4, seq_len=15502, prepared=True)),
     "LLaMA-Factory, 4 bits, 1 × 8,192": (12, llama, lora(8), dict(nf4, seq_len=8192)),
     "LLaMA-Factory, 16 bits, 4 × 1,024": (17, llama, lora(8), dict(half, batch_size=4, seq_len=1024)),
     "Qwen's README, 16 bits, 1 × 2,048": (23.8, qwen, lora(64, lora_dropout=0.05), dict(half, seq_len=2048)),
@@ -206,9 +242,11 @@ print("So fits() keeps part of a GPU free:",
 compare("memory/planner_gap", 100 * abs(gaps[worst]))
 
 # %% [markdown]
-# What a plan of tensors leaves out is what CUDA and the allocator take beside them. A published figure has its own
-# choices, too: whole GB, older code, another attention. [The benchmark](../benchmarks/README.md) has all the peaks that
-# were found and their sources, and says what is known of each gap. Is there a run of the course's own?
+# A GPU holds CUDA's own context and what the allocator cannot use. That does not grow with the text. A gap that does,
+# as in the first two rows, looks like one more copy of the logits; where it is made is not known. A published figure
+# has its own choices, too: whole GB, older code, another attention. The reserve was chosen from all the figures of the
+# benchmark and tested on no others; for 8 bits none was found, so it takes that of 16 bits. Is there a run of the
+# course's own?
 
 # %%
 recorded = Path("../benchmarks/results/gpu_8bit.json")
@@ -224,7 +262,8 @@ if not runs:
 # ## Out of memory, on purpose
 #
 # Now run into the wall. A process of its own may take a gigabyte above what it has after its first step. It doubles the
-# rows of a step until that is too little. Then it takes the same rows in parts, and lets the gradients add up.
+# rows of a step until that is too little. Then it takes the same rows in parts, and lets the gradients add up: each
+# part's mean loss counts for its share of the rows, so the sum is the gradient of the whole.
 #
 # **Guess:** is the process still able to train after the error?
 
@@ -235,7 +274,7 @@ from lora_lab import load_base
 from peft import LoraConfig, get_peft_model
 model = get_peft_model(load_base(precision="float32", quiet=True)[0], LoraConfig(target_modules="all-linear")).train()
 ids = torch.randint(0, 1000, (32, 64), device=model.device)
-def step(rows): model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+def step(rows, parts=1): (model(input_ids=rows, labels=rows, use_cache=False).loss / parts).backward()
 step(ids[:1])
 if torch.cuda.is_available():
     whole = torch.cuda.get_device_properties(0).total_memory
@@ -252,45 +291,53 @@ for rows in (2, 4, 8, 16, 32):
         step(ids[:rows])
         print(rows, "rows fit")
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        print(f"{rows} rows: {type(error).__name__}: {str(error).splitlines()[0].split(" == 0. ")[-1][:110]}")
+        print(f"{rows} rows: {type(error).__name__}: {str(error).splitlines()[0].split('Allocator: ')[-1][:110]}")
         break
 else: print("and no error: this system does not hold a process to such a limit")
 model.zero_grad()
-for some in ids[:rows].split(2): step(some)
-print(f"{rows} rows, two at a time: fit")'''
+for some in ids[:rows].split(2): step(some, rows // 2)
+print(f"{rows} rows, two at a time: fit. The process is still able to train.")'''
 with Progress("running into the wall", total=1):
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-print(ran.stdout or f"This system sets no such limit: {ran.stderr.strip().splitlines()[-1]}")
+if ran.returncode and (torch.cuda.is_available() or sys.platform.startswith("linux")):
+    raise RuntimeError(ran.stderr[-2000:])
+print("This system sets no such limit." if ran.returncode else ran.stdout)
 
 # %% [markdown]
-# Read the error's name and the bytes that it asked for. It is the *last* straw: what fills the memory was there before.
-# On a GPU the class is `torch.OutOfMemoryError`, a RuntimeError as well.
+# If a line names an error, read its class and the bytes that it asked for. They are the *last* straw: what fills the
+# memory was there before. On a GPU the class is `torch.OutOfMemoryError`, a RuntimeError as well. The last line answers
+# the guess. A CPU process without such a limit gets no error: the system kills it.
 #
-# The process lives on. But what the failed step holds is freed only when nothing refers to it, and the error's own
-# traceback does. Leave the `except` block before you try again. In a notebook, also set the gradients to None and call
-# `torch.cuda.empty_cache()`. A CPU process without such a limit gets no error: the system kills it.
+# What a failed step holds is freed only when nothing refers to it, and the error's own traceback does. So leave the
+# `except` block before you try again. In a notebook an uncaught error is worse: the kernel keeps its traceback, with
+# every tensor of the step. Restart the kernel; or clear `sys.last_exc`, `sys.last_value` and `sys.last_traceback`, set
+# the gradients to None, and call `gc.collect()` and `torch.cuda.empty_cache()`.
 #
 # Rows in parts are **gradient accumulation**: in the Trainer, `per_device_train_batch_size=2` and
-# `gradient_accumulation_steps=16` in place of 32 rows.
+# `gradient_accumulation_steps=16` in place of 32 rows. (It weighs each label alike, however the rows are cut.)
 #
 # ## The ladder: what helps?
 #
 # Start from a training of our model with rank 64 and dropout 0.05, on 2 rows of 128 tokens. Change *one* thing at a
-# time, each time from the start. First everybody's first idea.
+# time, each time from the start. Only the last 16 places of each row get scores here, so that the activations stand
+# alone. First everybody's first idea.
 
 # %%
 quiz("memory/lower_rank")
 
 # %%
+SWITCH = "activation_checkpointing"
+SWITCH = SWITCH if hasattr(base, f"{SWITCH}_enable") else "gradient_checkpointing"  # before transformers 5.23
+
 def climb(base, r=64, lora_dropout=0.05, rows=2, checkpointing=False):
     """Return the parts of one step in bytes, with the logits of the last 16 places only."""
     if checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+        getattr(base, f"{SWITCH}_enable")({"use_reentrant": checkpointing == "reentrant"})
     weights = base.get_memory_footprint()
     model = get_peft_model(base, lora(r, lora_dropout=lora_dropout))
     adapter = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     held = fill(model, rows, logits_to_keep=16)
-    model.unload().activation_checkpointing_disable()
+    getattr(model.unload(), f"{SWITCH}_disable")()
     return {"weights_bytes": weights, "adapter_bytes": adapter, "gradient_bytes": adapter,
             "optimizer_bytes": 2 * adapter, "activation_bytes": held}
 
@@ -311,12 +358,17 @@ start = climbed[START]
 for label, parts in climbed.items():
     print(f"{label:35} {sum(parts.values()) / sum(start.values()):4.0%} of the start's memory, "
           f"{parts['activation_bytes'] / start['activation_bytes']:4.0%} of its activations")
+least = min(climbed, key=lambda label: sum(climbed[label].values()))
+adapter = start["adapter_bytes"]
+of_llama = memory.plan(llama, lora(64), "bfloat16")
+print(f"Least is left by: {least}. At rank 64 the adapter is {adapter / start['weights_bytes']:.0%} of this base, and "
+      f"{of_llama.adapter_bytes / of_llama.weights_bytes:.0%} of Llama-2-7B in 16 bits.")
 compare("memory/lower_rank", 100 * sum(climbed["rank 64 → 4"].values()) / sum(start.values()))
 
 # %% [markdown]
 # **Look** at the orange. What forward keeps for backward depends on how many tokens pass through how many layers. The
-# rank is the width of one thin tensor among many. It counts in the three thin parts, and our model is small: rank 64 on
-# all its layers is a seventh of it. In a 7B model it is a fortieth.
+# rank is the width of one thin tensor among many. It counts in the three thin parts. How much these weigh hangs on the
+# size of the model: the last line has ours and a larger one.
 #
 # Dropout keeps a mask and a masked copy of the input for every adapted layer. (On a CPU the mask takes four bytes for
 # each entry, on a GPU one.)
@@ -356,8 +408,9 @@ for forget in (False, True):
           f"blocks ran {len(calls)} times")
 
 # %% [markdown]
-# So checkpointing costs one more forward pass. In transformers it is one switch: `activation_checkpointing=True` in
-# `TrainingArguments` (`gradient_checkpointing` in older versions). Each of our model's 30 blocks is then run again.
+# So checkpointing costs one more forward pass. In transformers it is one switch of `TrainingArguments`:
+# `activation_checkpointing=True` (before version 5.23, and in TRL, it is called `gradient_checkpointing`). Each of our
+# model's 30 blocks is then run again.
 
 # %%
 quiz("memory/checkpointing")
@@ -374,7 +427,8 @@ compare("memory/checkpointing", start["activation_bytes"] / left)
 # ## The logits: a loss in pieces
 #
 # The last big tensor is the scores. Our vocabulary has 49,152 tokens, so each place of each row has 49,152 scores, and
-# the loss makes float32 copies of them. Until now the lesson kept the scores of 16 places. Now take them all.
+# the loss makes copies of them, in float32 whatever the model computes in. The ladder left most of them out. Now take
+# them all: 2 rows of 127 places, as the last place of a row has no next token.
 #
 # They are needed only for the loss, a sum over places. So compute it piece by piece: 32 places, their scores, their
 # part of the sum, and on to the next 32.
@@ -416,9 +470,11 @@ compare("memory/pieces", 100 * loop)
 # %% [markdown]
 # In the loop, autograd keeps the probabilities of every piece until the backward pass. **Look** at the third line:
 # there a piece is forgotten and computed again. It is checkpointing once more, of the smallest kind. You need not write
-# this yourself. TRL's SFTTrainer computes its loss in pieces. Liger's kernel also computes the gradient on the way (Hsu
-# et al. 2024): `use_liger_kernel=True` in `TrainingArguments`, with the package liger-kernel and a GPU (not run here).
-# The plan knows all three. Llama-3.1-8B's sizes, one row of 4,096 tokens, checkpointing:
+# this yourself. TRL's SFTTrainer (1.16) computes its loss in pieces. Liger's kernel also computes the gradient on the
+# way (Hsu et al. 2024): `use_liger_kernel=True` in `TrainingArguments`, with the package liger-kernel and a GPU (not
+# run here). The plan knows all three: "full" is all scores at once, "chunked" in pieces as TRL does it, "fused" with
+# the gradient as Liger does it. Llama-3.1-8B's sizes, one row of 4,096 tokens, checkpointing. **Look** at the last
+# column: once the logits are thin, another moment of the step is the fullest, and it no longer hangs on them.
 
 # %%
 for loss in ("full", "chunked", "fused"):
@@ -441,9 +497,10 @@ def mean_loss(head, hidden, labels, size):
 quiz("memory/mean_loss", mean_loss)
 
 # %% [markdown]
-# ## Two savings that do not add up
+# ## Eight bits and checkpointing
 #
-# A base in 8 bits saves weights, checkpointing saves activations. Take both, at rank 4 without dropout.
+# A base in 8 bits saves weights, checkpointing saves activations. Take both, at rank 4 without dropout. transformers
+# knows two kinds of checkpointing, `use_reentrant=False` and `True`. The Trainer's switch takes the first.
 
 # %%
 quiz("memory/both")
@@ -454,29 +511,49 @@ small = dict(r=4, lora_dropout=0.0)
 both = {"float32": climb(base, **small), "float32, checkpointing": climb(base, **small, checkpointing=True),
         "int8": climb(eight, **small), "int8, checkpointing": climb(eight, **small, checkpointing=True),
         "int8, use_reentrant=True": climb(eight, **small, checkpointing="reentrant")}
-plots.memory(both, title="On which base does checkpointing save activations?")
+plots.memory({label: {"activation_bytes": parts["activation_bytes"]} for label, parts in both.items()},
+             title="The activations alone: what does checkpointing leave of them?")
 
 # %%
 held = {label: parts["activation_bytes"] for label, parts in both.items()}
 for label, size in held.items():
     print(f"{label:26} activations {memory.human(size)}")
 remains = held["int8, checkpointing"] / held["int8"]
-print(f"On the 8-bit base {remains:.0%} of them remain with the default kind of checkpointing, "
-      f"{held['int8, use_reentrant=True'] / held['int8']:.0%} with the reentrant kind.")
+reentrant = held["int8, use_reentrant=True"] / held["int8"]
+print(f"On the 8-bit base (the rest of it in {eight.dtype}) {remains:.0%} of them remain with use_reentrant=False, "
+      f"{reentrant:.0%} with True.", "The kind matters." if remains > 1.3 * reentrant else "It hardly matters here.")
+inputs = 256 * blocks * sum(block.get_submodule(name).in_features for name in
+                            ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"))
+print(f"Between them lie {memory.human(held['int8, checkpointing'] - held['int8, use_reentrant=True'])}. "
+      f"The inputs of all linear layers, each once: {memory.human(inputs * eight.dtype.itemsize)}")
 compare("memory/both", 100 * remains)
 
 # %% [markdown]
-# Why? Torch's default kind drops what layers *save for backward* in the official way. bitsandbytes' 8-bit layer keeps
-# its input as an attribute of its context, past that way, so it stays. The older, *reentrant* kind runs the first
-# forward pass without a graph, and then there is nothing that could hold it. 4-bit layers do not keep their input.
+# Why? The kind `use_reentrant=False` drops what layers *save for backward* in the official way. bitsandbytes' 8-bit
+# layer hangs its input on the object that carries it to the backward pass, past that way, so it stays: four inputs a
+# block, as q, k and v share one, and gate and up another. The older, *reentrant* kind runs the first forward pass
+# without a graph, and then there is nothing to hang it on. 4-bit layers do not keep their input.
 #
-# So name the kind when you prepare an 8-bit base, and leave the Trainer's own switch off:
+# Preparing switches checkpointing on and leaves the kind to torch, which takes the reentrant one (2.13 does, and warns
+# that this will change). But a Trainer whose own switch is on comes later, and sets `use_reentrant=False` again. It is
+# on by default in TRL's `SFTConfig` (there under the old name). So name the kind in both places:
 #
-# `prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": True})`
+# ```python
+# model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": True})
+# TrainingArguments(..., activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
+# ```
 #
-# (Measured with bitsandbytes 0.50 on a CPU. Its GPU code keeps the input in the same way, so the plan predicts the same
-# there.)
-#
+# What is that worth on a card of 16 GB? (Measured above with bitsandbytes 0.50 on a CPU. Its GPU code keeps the input
+# in the same way, so the plan predicts the same there. Preparing also turns embedding, head and norms into float32, and
+# then what flows between the blocks is float32, too.)
+
+# %%
+for kind in (False, True, "reentrant"):
+    planned = memory.plan(llama, lora(), "int8", seq_len=2048, checkpointing=kind, prepared=True)
+    print(f"Llama-2-7B in 8 bits, prepared, 1 × 2,048, checkpointing {kind!s:9} {memory.human(planned.total_bytes)}:",
+          "fits" if planned.fits(GPU_GB) else "does not fit")
+
+# %% [markdown]
 # **Exercise 2: repair.** This function was written in a hurry. It must return a model whose adapter trains, whose base
 # is frozen, and whose blocks are checkpointed in the way that suits 8-bit layers.
 
@@ -503,8 +580,8 @@ RUNGS = {"start: bf16, r 64, 4 × 2,048": (64, "bfloat16", four), "rank 64 → 8
          "base in 8 bits": (8, "int8", one | dict(checkpointing="reentrant", prepared=True)),
          "base in 4 bits": (8, "nf4", one | dict(checkpointing="reentrant", prepared=True))}
 plans = {label: memory.plan(llama, lora(r), precision, **options) for label, (r, precision, options) in RUNGS.items()}
-plots.memory({label: planned.parts() for label, planned in plans.items()}, GPU_GB,
-             "Which rung gets below the line?")
+plots.memory({label: planned.parts() for label, planned in plans.items()}, 0.9 * GPU_GB,
+             "Which rung leaves a tenth of 16 GB free?")
 
 # %% tags=["nbval-check-output"]
 before = None
@@ -514,15 +591,17 @@ for label, planned in plans.items():
     before = planned.total_bytes
 
 # %% [markdown]
-# By price the order is another. A smaller batch with accumulation trains the same, and costs little. Checkpointing
-# costs a forward pass. Fewer bits are another base; what that costs, Lesson 3 measures. A lower rank is another
-# adapter, and brings the least. Between them stand: dropout 0, a loss in pieces, the longest rows cut or left out.
+# By price the order is another. A smaller batch with accumulation is the same training, as long as every label weighs
+# alike. Checkpointing is the same training, too, and costs a forward pass. Fewer bits are another base; what that
+# costs, Lesson 3 measures. A lower rank is another adapter. Between them stand: dropout 0, a loss in pieces, the
+# longest rows cut or left out.
 #
-# `prepared` means that `prepare_model_for_kbit_training` has turned embedding, head and norms into float32. What flows
-# between the blocks is then float32, too: steadier arithmetic, and more memory.
+# `prepared` stands for a base that went through `prepare_model_for_kbit_training`. Its float32 parts are steadier
+# arithmetic, and more memory: a base that does not fit may fit unprepared.
 #
-# **Exercise 3: make it fit.** Llama-2-7B's sizes on 16 GB, at least 8,192 tokens in a step (rows times length), rows of
-# at least 2,048, and the highest precision that allows it. A quantised base counts as prepared.
+# **Exercise 3: make it fit.** Llama-2-7B's sizes on 16 GB, at least 4,096 tokens in a step (rows times length), rows of
+# at least 2,048, the loss from all scores at once, and the highest precision that allows it. A quantised base counts as
+# prepared.
 
 # %%
 my_settings = dict(precision="bfloat16", batch_size=1, seq_len=2048, checkpointing=False)
@@ -531,9 +610,9 @@ quiz("memory/fits_gpu", my_settings, 16)
 # %% [markdown]
 # ## Killed, and going on
 #
-# Kernels die, with or without an error. The Trainer saves **checkpoints**: folders with adapter, optimizer, schedule
-# and random state. (They share nothing but the name with the checkpointing above.) A training that you cannot afford to
-# lose belongs into a file:
+# Kernels die, with or without an error. The Trainer saves **checkpoints**: folders from which a training can go on.
+# (They share nothing but the name with the checkpointing above.) A training that you cannot afford to lose belongs into
+# a file:
 
 # %%
 script = '''
@@ -558,8 +637,9 @@ print(Path("runs/train_job.py").write_text(script), "characters written to runs/
 
 # %%
 shutil.rmtree("runs/killed", ignore_errors=True)
-process = subprocess.Popen([sys.executable, "runs/train_job.py"], stdout=subprocess.PIPE,
-                           stderr=subprocess.DEVNULL, text=True)
+log = Path("runs/train_job.log")
+process = subprocess.Popen([sys.executable, "-u", "runs/train_job.py"], stdout=subprocess.PIPE,  # -u: line by line
+                           stderr=log.open("w"), text=True)
 seen = 0
 with Progress("training, until it is killed", total=5) as bar:
     for line in process.stdout:  # the Trainer prints a line for every step
@@ -568,7 +648,9 @@ with Progress("training, until it is killed", total=5) as bar:
         if seen == 5:
             process.kill()
             break
-print("exit status:", process.wait(), "after steps:", seen)
+print("exit status:", process.wait(), "after steps:", seen)  # -9: killed by signal 9
+assert seen == 5, log.read_text()[-2000:]
+print("saved:", sorted(path.name for path in Path("runs/killed").glob("checkpoint-*")))
 table([{"file": path.name, "kB": f"{path.stat().st_size / 1000:,.0f}"}
        for path in sorted(Path("runs/killed/checkpoint-4").iterdir())])
 
@@ -576,8 +658,9 @@ table([{"file": path.name, "kB": f"{path.stat().st_size / 1000:,.0f}"}
 quiz("memory/resume")
 
 # %% [markdown]
-# A checkpoint is about as large as three adapters, so save often. Resume here, in another process than the one that
-# died, and beside it run the same training without an accident:
+# Set against the adapter, how large is a checkpoint? Large enough to keep few of them (`save_total_limit=2`), small
+# enough to save often. One that was being written when the kill came may be incomplete: then take the one before it.
+# Resume here, in another process than the one that died, and beside it run the same training without an accident:
 
 # %%
 make_trainer = runpy.run_path("runs/train_job.py")["make_trainer"]
@@ -591,9 +674,9 @@ def go_on(label, folder, checkpoint=None, **changed):
 
 curves = {"resumed": go_on("resumed", "runs/killed", "runs/killed/checkpoint-4"),
           "not killed": go_on("not killed", "runs/whole")}
-apart = [abs(a - b) / b for a, b in zip(*curves.values())]
-print("largest relative difference of a loss: ", f"{max(apart):.1g}.", "One training." if max(apart) < 1e-3 else
-      "Within what a GPU's order of adding explains." if max(apart) < 0.05 else "These are two different trainings.")
+apart = max(abs(a - b) / b for a, b in zip(*(curve[4:] for curve in curves.values())))
+print(f"largest relative difference of a loss, steps 5 to 8: {apart:.1g}.", "One training." if apart < 1e-3 else
+      "Close, not equal." if apart < 0.05 else "These are two different trainings.")
 
 # %% [markdown]
 # Optimizer, schedule and the order of the data went on where they were. That needs the *same* script. Suppose that you
@@ -604,10 +687,18 @@ print("largest relative difference of a loss: ", f"{max(apart):.1g}.", "One trai
 quiz("memory/other_alpha")
 
 # %%
-with warnings.catch_warnings(record=True) as said:
+def speak(record):
+    spoken.append(record.getMessage())
+    return True
+
+spoken = []
+for name in ("transformers.trainer", "peft.peft_model"):
+    logging.getLogger(name).addFilter(speak)
+with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always")
     curves["resumed, alpha 32"] = go_on("other", "runs/other", "runs/killed/checkpoint-4", alpha=32)
-print("warnings that mention alpha:", sum("alpha" in str(warning.message) for warning in said))
+spoken += [str(warning.message) for warning in warned]
+print("warnings and log lines that mention alpha:", sum("alpha" in words for words in spoken))
 steps = range(4, 9)
 plots.lines({label: (steps, curve[3:]) for label, curve in curves.items()}, "step", "training loss",
             title="After step 4 alpha is doubled. Does the training notice?")
@@ -622,35 +713,54 @@ compare("memory/other_alpha", 100 * ratio)
 try:
     go_on("wider", "runs/other", "runs/killed/checkpoint-4", r=16)
 except RuntimeError as error:
-    print(f"and with rank 16: RuntimeError: {str(error).splitlines()[1].strip()[:110]}")
+    print("and with rank 16: RuntimeError:", ", ".join(re.findall(r"torch.Size\(\[.*?\]\)", str(error))[:2]))
 
 # %% [markdown]
-# The checkpoint holds A and B, and your script says what they are multiplied by. A rank that does not fit is refused.
-# An alpha always fits. So keep the script with the checkpoints, and compare `adapter_config.json` in the checkpoint
-# with what you are about to train.
+# The checkpoint's `adapter_config.json` has the old alpha, but on resume nobody reads it: an adapter of that name is
+# there, so only weights are loaded. A rank that does not fit is refused. An alpha always fits. Read the file yourself,
+# before the first step:
+
+# %%
+def same_adapter(model, checkpoint):
+    saved, mine = PeftConfig.from_pretrained(checkpoint), model.peft_config["default"]
+    keys = ("r", "lora_alpha", "use_rslora", "target_modules")
+    return {key: (getattr(saved, key), getattr(mine, key)) for key in keys if getattr(saved, key) != getattr(mine, key)}
+
+for label in ("resumed", "other"):
+    print(f"{label:8} (checkpoint, script) differ in:", same_adapter(trainers[label].model, "runs/killed/checkpoint-4"))
+
+# %% [markdown]
+# Put an `assert not same_adapter(...)` into the script. (One seed and a batch of three rows: how far the loss jumps is
+# this run's. That the scaling jumped is not.)
 #
 # ## Experienced-dev note
 #
 # - Watch the longest row of your data, not the mean. Plan for it, or try it first.
-# - "Reserved but unallocated" memory that is large: free pieces, and none of them large enough. Set
+# - "Reserved but unallocated" memory that is large: free pieces, and none of them large enough. On Linux set
 #   `PYTORCH_ALLOC_CONF=expandable_segments:True` before torch starts. (It was called `PYTORCH_CUDA_ALLOC_CONF`; that
 #   name is still read. Not run here: it is about a GPU's allocator.)
-# - `nvidia-smi` shows what torch has reserved. `torch.cuda.max_memory_allocated()` says what it needed.
-# - Out of memory in *evaluation*: the Trainer gathers logits there. Give `eval_accumulation_steps` or
-#   `prediction_loss_only=True`.
+# - To resume, `resume_from_checkpoint=True` takes the newest folder. Keep `max_steps`, batch, accumulation and the
+#   number of processes, or schedule and data differ.
+# - `nvidia-smi` shows what torch has reserved, and CUDA's context. `torch.cuda.max_memory_allocated()` says what the
+#   tensors needed, `max_memory_reserved()` what has to fit.
+# - Out of memory in *evaluation*: set `per_device_eval_batch_size` first (it is 8 by default). With `compute_metrics`
+#   the Trainer gathers all logits; return the argmax from `preprocess_logits_for_metrics` in their place.
+# - `auto_find_batch_size=True` makes the Trainer halve a batch that does not fit, and start again.
 # - An 8-bit or paged optimizer saves little here: it holds the state of the adapter alone.
 # - On a CPU a plan is a lower bound. Quantising while you load reads the float32 file, and what was read may stay
 #   resident. `save_pretrained` the 8-bit model once, and load that folder.
-# - `optimizer.pt` in a checkpoint is a pickle: resume from your own only.
+# - `training_args.bin` and `optimizer.pt` in a checkpoint are pickles: resume from your own only.
 #
 # ## Recap
 #
 # - Weights, activations and logits fill the memory of a LoRA step; adapter, gradients and optimizer are thin.
-# - Fewer rows at a time and checkpointing come first, fewer bits next, a lower rank last. Check that savings add up.
+# - Fewer rows at a time and checkpointing come first, fewer bits next; a lower rank helps where the adapter is thick.
+#   Check that savings add up.
 # - A checkpoint, the same script and the same data: a killed training goes on as if nothing had been.
 #
 # **The exercise worth doing.** Take the model and the GPU that you have at work. Plan a training that should fit with a
-# tenth to spare, and one that should not. Run both, and compare with `torch.cuda.max_memory_allocated()`.
+# tenth to spare, and one that should not. Run both, and compare with `torch.cuda.max_memory_allocated()` and
+# `max_memory_reserved()`.
 
 # %%
 progress()

@@ -45,8 +45,14 @@ def memory(parts_of: dict[str, dict[str, int]], limit_gb: float | None = None, t
     axes.set_ylim(len(starts) - 0.5, -0.7 if limit_gb is None else -1.0)  # room for its name
     figure.legend(frameon=False, labelcolor=INK, ncols=7, fontsize=7.5, loc="outside upper left", columnspacing=1)
     figure.set_layout_engine("constrained")
-    most = {label: max(parts, key=parts.__getitem__).removesuffix("_bytes") for label, parts in parts_of.items()}
-    said = [f"{label} {sum(parts_of[label].values()) / 1e9:.2f} GB, most of it {part}"
-            + f", a diamond at {marks.get(label, 0):g} GB" * (label in marks) for label, part in most.items()]
+    said = [f"{label} {total:.2f} GB ({_large(parts)})"
+            + f", a diamond at {marks.get(label, 0):g} GB" * (label in marks)
+            for (label, parts), total in zip(parts_of.items(), starts)]
     line = "" if limit_gb is None else f" A line marks {limit_gb:g} GB."
     return Picture(figure, "Memory by part: " + "; ".join(said) + "." + line)
+
+
+def _large(parts: Mapping[str, int]) -> str:
+    """Return the parts that are a twentieth of the whole or more, the largest first, with their GB."""
+    large = sorted((size, name) for name, size in parts.items() if size >= 0.05 * sum(parts.values()))[::-1]
+    return ", ".join(f"{name.removesuffix('_bytes')} {size / 1e9:.3g}" for size, name in large)

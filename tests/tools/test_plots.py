@@ -58,20 +58,19 @@ def test_matrices_are_named():
     assert image.png.startswith(b"\x89PNG") and "W; rank 2" in image.alt
 
 
-def test_memory_bars_say_the_largest_part_and_mark_the_limit():
-    parts = {"weights_bytes": 7e9, "activation_bytes": 12e9}
+def test_memory_bars_say_their_large_parts_and_mark_the_limit():
+    parts = {"weights_bytes": 7e9, "adapter_bytes": 1e7, "activation_bytes": 12e9}
     picture = plots.memory({"r = 8": parts, "r = 64": parts | {"weights_bytes": 20e9}}, 16)
     assert picture.png.startswith(b"\x89PNG")
-    assert "r = 8 19.00 GB, most of it activation" in picture.alt
-    assert "r = 64 32.00 GB, most of it weights" in picture.alt
+    assert "r = 8 19.01 GB (activation 12, weights 7);" in picture.alt
+    assert "r = 64 32.01 GB (weights 20, activation 12)" in picture.alt
     assert picture.alt.endswith("A line marks 16 GB.")
 
 
 def test_memory_bars_carry_what_was_found_elsewhere():
     plain, marked = (plots.memory({"a": {"weights_bytes": 7e9}, "b": {"weights_bytes": 9e9}}, marks=marks)
                      for marks in (None, {"b": 10.5}))
-    assert "b 9.00 GB, most of it weights, a diamond at 10.5 GB" in marked.alt and "a 7.00 GB, most of it weights;" in \
-        marked.alt
+    assert "a 7.00 GB (weights 7); b 9.00 GB (weights 9), a diamond at 10.5 GB" in marked.alt
     assert marked.png != plain.png and "diamond" not in plain.alt
 
 

@@ -35,15 +35,15 @@ def mean_loss(function) -> Verdict:
 
 
 def fits_gpu(settings: dict, gpu_gb: float) -> Verdict:
-    """Check: does a training of the 7B shape with these settings fit, 8,192 tokens a step, at the best precision?"""
+    """Check: does a training of the 7B shape with these settings fit, 4,096 tokens a step, at the best precision?"""
     config = LlamaConfig(dtype="bfloat16")
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     if other := sorted(set(settings) - {"precision", "batch_size", "seq_len", "checkpointing"}):
         return say(False, f"Leave out {', '.join(other)}: set precision, batch_size, seq_len and checkpointing. A "
                           "quantised base is planned as prepared.")
     tokens = settings.get("batch_size", 1) * settings.get("seq_len", 0)
-    if settings.get("seq_len", 0) < 2048 or tokens < 8192:
-        return say(False, f"That is {tokens:,} tokens in rows of {settings.get('seq_len', 0):,}; wanted are 8,192 in "
+    if settings.get("seq_len", 0) < 2048 or tokens < 4096:
+        return say(False, f"That is {tokens:,} tokens in rows of {settings.get('seq_len', 0):,}; wanted are 4,096 in "
                           "rows of at least 2,048.")
     own = settings.get("precision") or "bfloat16"
     planned = memory.plan(config, lora, **settings, prepared=own in ("int8", "nf4"))
@@ -51,8 +51,8 @@ def fits_gpu(settings: dict, gpu_gb: float) -> Verdict:
         return say(False, f"It needs {memory.human(planned.total_bytes)}; {gpu_gb:g} GB allow "
                           f"{(1 - planned.reserve) * gpu_gb:.1f}.")
     better = {"nf4": "int8", "int8": "bfloat16", "bfloat16": "float32", "float16": "float32"}.get(own)
-    for rows in range(1, 5) if better else ():  # reentrant checkpointing is the kind that takes least
-        if memory.plan(config, lora, better, rows, -(-8192 // rows), checkpointing="reentrant",
+    for rows in (1, 2) if better else ():  # reentrant checkpointing is the kind that takes least
+        if memory.plan(config, lora, better, rows, -(-4096 // rows), checkpointing="reentrant",
                        prepared=better == "int8").fits(gpu_gb):
             return say(False, f"It fits, but {better} can be made to fit, too.")
     return say(True, f"{planned}")
