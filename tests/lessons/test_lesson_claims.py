@@ -180,13 +180,13 @@ def train(model, batches):
     ([1.0, 1.0, 1.1, 1.3], "rounds overlap with those"),
 ])
 def test_the_race_of_bits_says_what_its_rounds_allow(rounds, said, capsys):
-    taken = {"bfloat16": [5.0, 1.0, 1.1, 1.2], "int8": rounds, "nf4": rounds}
+    taken = {"bfloat16": [5.0, 1.0, 1.1, 1.2], "int8": rounds, "int8, prepared": rounds, "nf4": rounds}
     names = dict(taken=taken, rates={kind: 1.0 for kind in taken}, OWN="bfloat16", compare=lambda *_: None)
     exec(cell("03_train_in_8bit", "slowest, fastest"), names)
-    assert capsys.readouterr().out.count(said) == 2
+    assert capsys.readouterr().out.count(said) == 3
 
 
-@pytest.mark.parametrize("loss, said", [(0.5, "0.100: further away"), (0.21, "no further away than")])
+@pytest.mark.parametrize("loss, said", [(0.5, "further away than the seed by loss."), (0.21, "no further away than")])
 def test_rounded_bases_are_measured_by_the_seed(loss, said, capsys):
     scores = {kind: Score(0.9, None, 100, value) for kind, value in
               {"float32": 0.2, "bfloat16": 0.2, "bfloat16, other seed": 0.3, "int8": loss, "nf4": loss}.items()}
