@@ -184,10 +184,10 @@ shapes = [tuple(tensor.shape) for tensor in kept.values() if tensor.nbytes > 1e5
 table([{"kept, shape": str(shape), "times": shapes.count(shape)} for shape in sorted(set(shapes), key=str)])
 
 # %%
-size, blocks = sum(tensor.nbytes for tensor in kept.values()), base.config.num_hidden_layers
+size, depth = sum(tensor.nbytes for tensor in kept.values()), base.config.num_hidden_layers
 thin = sum(p.nbytes for p in block.parameters() if p.requires_grad)
-print(f"One block keeps {len(kept)} tensors, {memory.human(size)} for 256 tokens; {blocks} blocks "
-      f"{memory.human(blocks * size)}. Its A and B take {memory.human(thin)}.")
+print(f"One block keeps {len(kept)} tensors, {memory.human(size)} for 256 tokens; {depth} blocks "
+      f"{memory.human(depth * size)}. Its A and B take {memory.human(thin)}.")
 kept.clear()
 base = adapted.unload()
 
@@ -522,10 +522,12 @@ remains = held["int8, checkpointing"] / held["int8"]
 reentrant = held["int8, use_reentrant=True"] / held["int8"]
 print(f"On the 8-bit base (the rest of it in {eight.dtype}) {remains:.0%} of them remain with use_reentrant=False, "
       f"{reentrant:.0%} with True.", "The kind matters." if remains > 1.3 * reentrant else "It hardly matters here.")
-inputs = 256 * blocks * sum(block.get_submodule(name).in_features for name in
-                            ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"))
+one = base.model.layers[5]  # q, k and v share an input, gate and up another
+inputs = sum(one.get_submodule(name).in_features for name in
+             ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"))
+inputs *= 256 * base.config.num_hidden_layers * eight.dtype.itemsize
 print(f"Between them lie {memory.human(held['int8, checkpointing'] - held['int8, use_reentrant=True'])}. "
-      f"The inputs of all linear layers, each once: {memory.human(inputs * eight.dtype.itemsize)}")
+      f"The inputs of all linear layers, each once: {memory.human(inputs)}")
 compare("memory/both", 100 * remains)
 
 # %% [markdown]
