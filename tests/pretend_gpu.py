@@ -60,13 +60,16 @@ def put(model):
     """Mark all that a model holds: parameters, buffers, and the scales of quantised weights."""
     for module in model.modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            for held in (tensor, *_held(vars(tensor)), *_held(vars(getattr(tensor, "quant_state", None) or module))):
+            for held in (tensor, *_held(tensor), *_held(module)):
                 mark(held)
     return model
 
 
-def _held(values: dict) -> list[torch.Tensor]:
-    return [value for value in values.values() if isinstance(value, torch.Tensor)]
+def _held(thing) -> list[torch.Tensor]:
+    """The tensors among the attributes, and those of the states of 4-bit weights, whose scales have a state, too."""
+    values = vars(thing)
+    states = [values[name] for name in ("quant_state", "state2") if values.get(name) is not None]
+    return [value for value in values.values() if isinstance(value, torch.Tensor)] + sum(map(_held, states), [])
 
 
 class _Move(torch.autograd.Function):
