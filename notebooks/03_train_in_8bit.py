@@ -156,8 +156,8 @@ print(f"largest difference: {residual.abs().max() / scale:.2f} of a step; "
       f"error of the row: {residual.norm() / row.norm():.2%} of its length")
 ours = torch.round(W / W.abs().amax(1, keepdim=True) * 127).to(torch.int8)
 stored = eight.model.layers[5].self_attn.q_proj.weight
-halved = W.half().float()
-ours = {"ours": ours, "ours, of W in float16": torch.round(halved / halved.abs().amax(1, True) * 127)}
+halved = W.to(eight.dtype).half().float()  # as it was loaded, and then as bitsandbytes takes it
+ours = {"ours": ours, "ours, of W in 16 bits": torch.round(halved * (127 / halved.abs().amax(1, keepdim=True)))}
 for name, codes_of in ours.items():
     apart = (codes_of.int() - stored.data.cpu().int()).abs()
     print(f"{name}: the code that bitsandbytes stores for {(apart == 0).float().mean():.1%} of a layer's weights,",
@@ -312,7 +312,9 @@ print("back to scoring:", not layer.eval().training)
 # ## Four bits
 #
 # With 4 bits there are 16 marks. **nf4** (QLoRA, Dettmers et al. 2023) does not set them evenly. Weights crowd around
-# zero, roughly in the shape of a bell, so the marks do, too. Each block of 64 weights has its scale.
+# zero, roughly in the shape of a bell, so the marks do, too. Each block of 64 weights has its scale. Below, a layer's
+# weights are sorted and cut into 16 equal groups. If the marks went with the middles of the groups, each would serve as
+# many weights as any other.
 
 # %%
 from bitsandbytes.functional import get_4bit_type
@@ -324,7 +326,7 @@ sizes = (blocks / blocks.abs().amax(1, keepdim=True)).flatten().sort().values
 middles = sizes[(torch.arange(16) + 0.5).mul(len(sizes) / 16).long()].tolist()
 plots.lines({"nf4": (range(16), marks), "even steps": (range(16), even), "a layer's weights": (range(16), middles)},
             "code, or sixteenth of the weights", "share of the block's largest",
-            title="Sixteen marks, and weights in 16 equal groups: which marks go with them?")
+            title="Which sixteen marks go with the weights?")
 
 # %% [markdown]
 # How much coarser is that than 8 bits? Measure the error of each linear layer, in percent of its weights.
@@ -407,7 +409,7 @@ def lora(r=8):
 late = get_peft_model(load_base(precision="int8", quiet=True)[0].to(device), lora())
 late.print_trainable_parameters()
 print(f"before preparing {late.get_memory_footprint() / 1e6:.0f} MB", end=", ")
-prepare_model_for_kbit_training(late)
+prepare_model_for_kbit_training(late, gradient_checkpointing_kwargs={"use_reentrant": True})  # torch's own choice
 print(f"after it {late.get_memory_footprint() / 1e6:.0f} MB")
 late.print_trainable_parameters()
 

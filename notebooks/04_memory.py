@@ -162,8 +162,9 @@ base = model.unload()  # the adapter is off again
 # %% [markdown]
 # Both columns add up tensors. What a process takes beside its tensors is in neither; that comes next.
 #
-# But why are there so many activations? Let one block speak. torch hands every tensor that a layer keeps for its
-# backward pass to a hook. (A layer may also keep one past that way. You will meet one that does.)
+# But why are there so many activations? Let one block speak, with an adapter on q and v alone. torch hands every tensor
+# that a layer keeps for its backward pass to a hook. (A layer may also keep one past that way. You will meet one that
+# does.)
 
 # %%
 frozen = {p.data_ptr() for p in base.parameters()}
