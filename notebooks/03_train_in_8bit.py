@@ -47,7 +47,6 @@ if util.find_spec("lora_lab") is None:
 import copy
 import hashlib
 import json
-import textwrap
 from pathlib import Path
 
 import torch
@@ -60,7 +59,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 SEED, STEPS, BATCH = 0, 16, 8
 transformers.utils.logging.disable_progress_bar()
 base, tokenizer = load_base(precision="float32")
-device = torch.device("cpu") if base.device.type == "mps" else base.device  # the course never ran 8 bits on Apple's GPU
+device = torch.device("cpu") if base.device.type == "mps" else base.device  # 8 bits were not run on Apple's GPU
 base = base.to(device)
 
 # %% [markdown]
@@ -732,7 +731,7 @@ def meet(attempt):
     try:
         attempt()
     except (ValueError, RuntimeError) as error:
-        print(f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}")
+        print(f"{type(error).__name__}: {str(error)[:300]}")
 
 def no_adapter(): Trainer(model=bare, args=TrainingArguments("runs/eight", use_cpu=bare.device.type == "cpu"))
 

@@ -45,7 +45,6 @@ if util.find_spec("lora_lab") is None:
 # %%
 import json
 import logging
-import re
 import runpy
 import shutil
 import subprocess
@@ -716,7 +715,7 @@ compare("memory/other_alpha", 100 * ratio)
 try:
     go_on("wider", "runs/other", "runs/killed/checkpoint-4", r=16)
 except RuntimeError as error:
-    print("and with rank 16: RuntimeError:", ", ".join(re.findall(r"torch.Size\(\[.*?\]\)", str(error))[:2]))
+    print("and with rank 16: RuntimeError:", str(error).splitlines()[1].split("copying ")[-1])
 
 # %% [markdown]
 # The checkpoint's `adapter_config.json` has the old alpha, but on resume nobody reads it: an adapter of that name is
