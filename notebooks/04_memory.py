@@ -297,6 +297,9 @@ else: print("and no error: this system does not hold a process to such a limit")
 model.zero_grad()
 for some in ids[:rows].split(2): step(some, rows // 2)
 print(f"{rows} rows, two at a time: fit. The process is still able to train.")'''
+print(len(script.splitlines()), "lines in all")
+
+# %%
 with Progress("running into the wall", total=1):
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 if ran.returncode and (torch.cuda.is_available() or sys.platform.startswith("linux")):
