@@ -329,18 +329,17 @@ print("This system sets no such limit." if ran.returncode else ran.stdout)
 quiz("memory/lower_rank")
 
 # %%
-SWITCH = "activation_checkpointing"
-SWITCH = SWITCH if hasattr(base, f"{SWITCH}_enable") else "gradient_checkpointing"  # before transformers 5.23
+SWITCH = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"  # before transformers 5.23
 
 def climb(base, r=64, lora_dropout=0.05, rows=2, checkpointing=False):
     """Return the parts of one step in bytes, with the logits of the last 16 places only."""
     if checkpointing:
-        getattr(base, f"{SWITCH}_enable")({"use_reentrant": checkpointing == "reentrant"})
+        getattr(base, f"{SWITCH}_checkpointing_enable")({"use_reentrant": checkpointing == "reentrant"})
     weights = base.get_memory_footprint()
     model = get_peft_model(base, lora(r, lora_dropout=lora_dropout))
     adapter = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     held = fill(model, rows, logits_to_keep=16)
-    getattr(model.unload(), f"{SWITCH}_disable")()
+    getattr(model.unload(), f"{SWITCH}_checkpointing_disable")()
     return {"weights_bytes": weights, "adapter_bytes": adapter, "gradient_bytes": adapter,
             "optimizer_bytes": 2 * adapter, "activation_bytes": held}
 
