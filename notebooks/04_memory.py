@@ -654,6 +654,8 @@ with Progress("training, until it is killed", total=5) as bar:
             break
 print("exit status:", process.wait(), "after steps:", seen)  # -9: killed by signal 9
 assert seen == 5, log.read_text()[-2000:]
+
+# %%
 print("saved:", sorted(path.name for path in Path("runs/killed").glob("checkpoint-*")))
 table([{"file": path.name, "kB": f"{path.stat().st_size / 1000:,.0f}"}
        for path in sorted(Path("runs/killed/checkpoint-4").iterdir())])
