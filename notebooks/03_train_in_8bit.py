@@ -88,11 +88,13 @@ plots.memory({kind: plan.parts() for kind, plan in plans.items()}, 12, "One step
 for kind, plan in plans.items():
     share = plan.total_bytes / plans["bfloat16"].total_bytes
     print(f"{kind:9} {plan.total_bytes / 1e9:5.1f} GB, {share:4.0%} of bfloat16: "
-          f"{'fits' if plan.fits(12) else 'does not fit'} (with {plan.reserve:.0%} kept free, as plans may fall short)")
+          f"{'fits' if plan.fits(12) else 'does not fit'} (kept free, since plans fell short by so much: "
+          f"{plan.reserve:.0%})")
 
 # %% [markdown]
-# **Look** at which part shrinks with the bits, which does not, and which even grows. The orange part (activations) is
-# what the forward pass keeps for the backward pass: it belongs to the text.
+# **Look** at which part shrinks with the bits. The orange part (activations) is what the forward pass keeps for the
+# backward pass: it grows with the number of tokens, not with the weights. It is wider in 8 and 4 bits for another
+# reason: the plan counts these bases as *prepared* for training, which turns what is not rounded into float32 (below).
 #
 # That was on paper. Now our own model, in bytes that are really there. In float32 it takes 538 MB.
 
@@ -106,8 +108,9 @@ eight = AutoModelForCausalLM.from_pretrained(
     dtype=models.pick_dtype(base.device),  # of all that is not in 8 bits
     device_map={"": device},
 )
-share = eight.get_memory_footprint() / base.get_memory_footprint()
-print(f"{eight.get_memory_footprint() / 1e6:.0f} MB of {base.get_memory_footprint() / 1e6:.0f} MB: {share:.1%}",
+megabytes = {kind: model.get_memory_footprint() / 1e6 for kind, model in (("float32", base), ("int8", eight))}
+share = megabytes["int8"] / megabytes["float32"]
+print(f"{megabytes['int8']:.0f} MB of {megabytes['float32']:.0f} MB: {share:.1%}",
       "(and the scales of the next section, which this count leaves out)")
 compare("eight/footprint", 100 * share)
 
@@ -147,12 +150,12 @@ print("restored", [f"{w:+.4f}" for w in (codes[:6] * scale).tolist()])
 residual = row - codes * scale
 entries, half_step = range(96), [scale.item() / 2] * 96  # all 576 would be too dense to see
 plots.lines({"weight minus restored": (entries, residual[:96].tolist()), "half a step": (entries, half_step),
-             "-half a step": (entries, [-h for h in half_step])}, "entry of the row", "what rounding leaves",
+             "minus half a step": (entries, [-h for h in half_step])}, "entry of the row", "what rounding leaves",
             title="Rounding to 255 marks: does any entry leave the lines?")
 
 # %%
 print(f"largest difference: {residual.abs().max() / scale:.2f} of a step; "
-      f"error of the row: {residual.norm() / row.norm():.2%} of its length")
+      f"relative error (norm of the difference over norm of the row): {residual.norm() / row.norm():.2%}")
 ours = torch.round(W / W.abs().amax(1, keepdim=True) * 127).to(torch.int8)
 stored = eight.model.layers[5].self_attn.q_proj.weight
 halved = W.to(eight.dtype).half().float()  # as it was loaded, and then as bitsandbytes takes it
@@ -163,7 +166,7 @@ for name, codes_of in ours.items():
           f"{apart.max()} steps away at most")
 
 # %% [markdown]
-# **Analogy.** The row is measured with a ruler of 255 marks, as long as its largest entry. That is the weak spot. Put
+# **Analogy.** The row is measured with a ruler of 255 marks that reaches to its largest entry, on either side. Put
 # one giant into the row, a hundred times as large as the largest of the others.
 
 # %%
@@ -305,8 +308,9 @@ for mode in ("scoring", "training"):
 print("back to scoring:", not layer.eval().training)
 
 # %% [markdown]
-# In training, a CPU restores the weights to floats, and rounds no input. A GPU rounds the inputs in both, except the
-# features above the threshold; its backward pass restores the weights.
+# Where the difference is that of floats, no input was rounded: the layer restored its weights and multiplied as ever. A
+# GPU's code (bitsandbytes 0.50, read, not run here) rounds the inputs in both modes, except the features above the
+# threshold; its backward pass restores the weights.
 #
 # ## Four bits
 #
@@ -328,7 +332,7 @@ plots.lines({"nf4": (range(16), marks), "even steps": (range(16), even), "a laye
             title="Which sixteen marks go with the weights?")
 
 # %% [markdown]
-# How much coarser is that than 8 bits? Measure the error of each linear layer, in percent of its weights.
+# How much coarser is that than 8 bits? Measure the relative error of each linear layer.
 
 # %%
 quiz("eight/error_ratio")
@@ -341,7 +345,8 @@ four = AutoModelForCausalLM.from_pretrained(
         bnb_4bit_compute_dtype=models.pick_dtype(base.device)))
 for layer in four.modules():  # on some CPUs, scoring would repack the codes, and they could not train any more
     layer.support_avx512bf16_for_cpu = False
-print(f"{four.get_memory_footprint() / 1e6:.0f} MB")
+megabytes["nf4"] = four.get_memory_footprint() / 1e6
+print(f"{megabytes['nf4']:.0f} MB")
 
 # %%
 errors = {"int8": [], "nf4": []}
@@ -351,7 +356,7 @@ for name in linear:
         off = (restored(quantised.get_submodule(name)) - exact).norm() / exact.norm()
         errors[kind].append(100 * off.item())
 plots.lines({kind: (range(len(found)), found) for kind, found in errors.items()}, "linear layer of the model",
-            "error (% of the weights)", yscale="log", title="How far apart are 8 and 4 bits, in every layer?")
+            "relative error (%)", yscale="log", title="How far apart are 8 and 4 bits, in every layer?")
 
 # %%
 means = {kind: sum(found) / len(found) for kind, found in errors.items()}
@@ -395,7 +400,8 @@ print(f"and Llama-2-7B: {shapes.num_parameters():,} parameters, {packed:,} entri
 #
 # ## Ready to train
 #
-# `prepare_model_for_kbit_training` makes a quantised base ready for training. Suppose that you call it late: first
+# `prepare_model_for_kbit_training` makes a quantised base ready for training. It freezes the parameters, turns what is
+# in 16 bits (embedding, norms) into float32, and switches checkpointing on. Suppose that you first call
 # `get_peft_model`, then prepare what that returns, and train.
 
 # %%
@@ -424,9 +430,8 @@ print("parameters with a gradient:", sum(p.grad is not None for p in late.parame
 del late, optimizer, losses
 
 # %% [markdown]
-# The function freezes *all* weights that it finds, turns 16-bit parameters (embedding, norms) into float32, and
-# switches checkpointing on. That last one makes the model's inputs ask for a gradient, so `backward` finds something to
-# do and nobody complains. One line in your script finds it: `assert any(p.requires_grad for p in model.parameters())`.
+# Checkpointing makes the model's inputs ask for a gradient, so `backward` finds something to do and nobody complains.
+# One line in your script finds it: `assert any(p.requires_grad for p in model.parameters())`.
 #
 # Preparing costs memory, as the two MB figures say: twice the bytes for embedding and head, and what flows between the
 # blocks gets wider. It is not required. Where it does not fit, call `get_peft_model` on the loaded model, and train
@@ -434,7 +439,7 @@ del late, optimizer, losses
 #
 # Training needs a token to pad with, too, and Llama's tokenizer has none. The usual repair is `pad_token = eos_token`.
 # A **collator** pads rows to one length and makes their labels. A label of -100 does not count in the loss.
-# `DataCollatorForLanguageModeling` puts it wherever the token is the pad token.
+# The collator of transformers is `DataCollatorForLanguageModeling`. Where will it put -100?
 
 # %%
 quiz("eight/pad_is_eos")
@@ -534,6 +539,7 @@ trial("float32")
 # %%
 if SIXTEEN:
     bases[OWN] = load_base(precision=OWN, quiet=True)[0].to(device)
+    megabytes[OWN] = bases[OWN].get_memory_footprint() / 1e6
     for kind in ("int8", "nf4"):  # the same kind of attention for all three
         bases[kind].set_attn_implementation(bases[OWN].config._attn_implementation)
     trial(OWN)
@@ -552,8 +558,9 @@ print(f"{same} of {len(before)} weights of the 8-bit base are bit-identical afte
 trial("nf4")
 
 # %%
-plots.lines({kind: (range(1, STEPS + 1), curve) for kind, curve in losses.items()}, "step", "training loss",
-            yscale="log", title="Do the rounded bases leave the path that another seed takes?")
+same_batches = {kind: (range(1, STEPS + 1), curve) for kind, curve in losses.items() if "seed" not in kind}
+plots.lines(same_batches, "step", "training loss", yscale="log",
+            title="The same batches: how far from one another do the bases train?")
 
 # %%
 plots.score_bars(scores, "Do the bits of the base show in the answers?")
@@ -574,7 +581,7 @@ for kind in ("int8", "nf4"):
 compare("eight/answers", 100 * (scores["int8"].exact - scores[OWN].exact))
 
 # %% [markdown]
-# Three rulers, and they need not agree: perplexity before any training, answers and loss after it. The interval says
+# Three measures, and they need not agree: perplexity before any training, answers and loss after it. The interval says
 # which differences of answers 80 commands can show at all: a price of a few points is not among them. The other seed
 # has the same base, another order of the data and another random A. It is *one* draw of chance: "further away" is a
 # hint, three to five seeds would be evidence.
@@ -583,7 +590,8 @@ compare("eight/answers", 100 * (scores["int8"].exact - scores[OWN].exact))
 #
 # The adapter of the 8-bit base was trained beside rounded weights. It is not rounded itself. Did it learn to make up
 # for the rounding? Then it would be at home on its own base, and lose on unrounded weights. Serve both adapters on both
-# bases. (On a CPU it meets rounded *inputs* only now, in scoring, as you saw in one layer.)
+# bases. (Two things differ between them: the weights are rounded, and in scoring the inputs are, too. On a CPU the
+# adapter was trained with exact inputs, as you saw in one layer.)
 
 # %%
 quiz("eight/served")
@@ -609,15 +617,14 @@ compare("eight/served", 100 * (away.exact - home.exact))
 #
 # ## Is it faster?
 #
-# The linear layers take half the bytes that they take in 16 bits. **Predict** the speed of a training step. (Preparing
-# turned a part of the 8-bit model into float32, which has a price of its own. So a base in 8 bits that was not prepared
-# runs along.)
+# The linear layers take half the bytes that they take in 16 bits. **Predict** the speed of a training step. (A prepared
+# base has float32 parts. Does that cost time? One that was not prepared runs along.)
 
 # %%
 quiz("eight/race")
 
 # %%
-bases["int8, prepared"] = bases["int8"]
+bases["int8 (prepared)"] = bases["int8"]
 for kind in ("int8", "nf4"):
     bases[kind] = load_base(precision=kind, quiet=True)[0].to(device)
 racers = {kind: get_peft_model(model, lora()) for kind, model in bases.items()}
@@ -631,7 +638,7 @@ def seconds_of_a_step(racer, half):
     racer.zero_grad()
     return models.clock() - started
 
-print(f"{batch['input_ids'].numel()} tokens, {', '.join(racers)}")
+print(f"{batch['input_ids'].numel()} tokens, {torch.get_num_threads()} threads; {', '.join(racers)}")
 
 # %%
 taken = {kind: [] for kind in racers}
@@ -640,20 +647,22 @@ with Progress("a race in turns", total=5) as bar:
         for kind in racers:
             taken[kind].append(seconds_of_a_step(racers[kind], SIXTEEN and kind != "float32"))
         bar.update(1)
-print("rounds:", {kind: [round(s, 2) for s in rounds] for kind, rounds in taken.items()})
+for kind, rounds in taken.items():
+    print(f"{kind:16} seconds in each round, the first to warm up:", ", ".join(f"{s:.3f}" for s in rounds))
 
 # %%
-rates = {kind: batch["input_ids"].numel() / sorted(rounds[1:])[1] for kind, rounds in taken.items()}  # one warms up
+middle = {kind: sorted(rounds[1:])[len(rounds) // 2] for kind, rounds in taken.items()}
+rates = {kind: batch["input_ids"].numel() / seconds for kind, seconds in middle.items()}
 table([{"base": kind, "tokens per second": f"{rate:.0f}", f"of {OWN}'s": f"{rate / rates[OWN]:.0%}"}
        for kind, rate in rates.items()])
 
 # %%
-slowest, fastest = max(taken[OWN][1:]), min(taken[OWN][1:])
-for kind in ("int8", "int8, prepared", "nf4"):
-    rounds = taken[kind][1:]
-    print(f"{kind}: {rates[kind] / rates[OWN]:.0%} of the speed of {OWN};",
-          "slower in every round." if min(rounds) > slowest else "faster in every round." if max(rounds) < fastest
-          else "but its rounds overlap with those, so this race does not settle it.")
+for one, other in (("int8", OWN), ("nf4", OWN), ("int8 (prepared)", "int8"), ("int8", "nf4")):
+    mine, theirs = taken[one][1:], taken[other][1:]
+    print(f"{one}: {rates[one] / rates[other]:.0%} of the speed of {other};",
+          "its quickest round is slower than the other's slowest." if min(mine) > max(theirs) else
+          "its slowest round is quicker than the other's quickest." if max(mine) < min(theirs)
+          else "their rounds overlap, so this race does not settle it.")
 compare("eight/race", 100 * rates["int8"] / rates[OWN])
 
 # %% [markdown]
@@ -670,6 +679,17 @@ for kind, rate in theirs.items():
     print(f"{kind} on {runs['hardware']['gpu']}: {rate:,.0f} tokens per second; here {rates.get(kind, 0):,.0f}")
 if not theirs:
     print("Not recorded. benchmarks/gpu_8bit.py records one, on a machine with a GPU.")
+
+# %% [markdown]
+# All that you measured of the bases, in one table. Which one would you train on, and what would you measure before you
+# answer?
+
+# %%
+said = {"int8": "int8, threshold 6", OWN: f"{OWN}, nothing in 8 bits"} | {"float32": "float32"}
+table([{"base": kind, "MB": f"{size:.0f}", "relative error": f"{means[kind]:.2f} %" if kind in means else "-",
+        "perplexity": f"{perplexity[said.get(kind, kind)]:.2f}" if said.get(kind, kind) in perplexity else "-",
+        "answers": f"{scores[kind].exact:.1%}", "loss": f"{scores[kind].loss:.3f}",
+        "tokens a second": f"{rates[kind]:.0f}"} for kind, size in megabytes.items()])
 
 # %% [markdown]
 # ## The card
