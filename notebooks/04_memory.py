@@ -18,7 +18,8 @@
 #
 # A training runs for three hours and then stops: out of memory, at the longest row of the data. A common first idea is
 # a lower rank. Here you count every byte of a training step, and find out what helps and what only sounds as if it did.
-# You run out of memory on purpose, and climb out. Then you kill a training and lose nothing.
+# You run out of memory on purpose, and climb out. Then you kill a training and lose no more than the steps since it was
+# last saved.
 #
 # **You will be able to** say what a step will need before you start it, choose the change that makes it fit, and go on
 # after a crash.
@@ -61,10 +62,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PrinterCallback, Qwen2Config
 
 # %% [markdown]
-# ## A step that does not fit
+# ## Will this step fit?
 #
 # Llama-2-7B has 6.7 billion weights. In 16 bits that is 13.5 GB. You want to train an adapter of rank 8 on q and v,
-# less than a thousandth of the parameters, on a GPU with 16 GB. One row of text at a time, 2,048 tokens long.
+# less than a thousandth of the parameters, on a GPU with 16 GB (10⁹ bytes each, here and everywhere below). One row of
+# text at a time, 2,048 tokens long.
 #
 # Does it fit? Commit to a number.
 
@@ -153,13 +155,14 @@ table([{"part": part, "counted": memory.human(counted[part]), "planned": memory.
 
 # %%
 worst = max(counted, key=lambda part: abs(planned[part] / counted[part] - 1))
-print(f"The plan is furthest off for {worst}: {planned[worst] / counted[worst] - 1:+.1%}.",
+print(f"The plan is furthest off for {worst}: {planned[worst] / counted[worst] - 1:+.2%}.",
       "Its shapes and lifetimes are those of a real step." if abs(planned[worst] / counted[worst] - 1) < 0.05 else
       "That is more than rounding: here the plan leaves something out, or counts something that is not there.")
 base = model.unload()  # the adapter is off again
 
 # %% [markdown]
-# Both columns add up tensors. What a process takes beside its tensors is in neither; that comes next.
+# Both columns add up tensors in the same way, one of them without their contents. What a process takes beside its
+# tensors is in neither.
 #
 # But why are there so many activations? Let one block speak, with an adapter on q and v alone. torch hands every tensor
 # that a layer keeps for its backward pass to a hook. (A layer may also keep one past that way. You will meet one that
@@ -186,17 +189,22 @@ table([{"kept, shape": str(shape), "times": shapes.count(shape)} for shape in so
 # %%
 size, depth = sum(tensor.nbytes for tensor in kept.values()), base.config.num_hidden_layers
 thin = sum(p.nbytes for p in block.parameters() if p.requires_grad)
-print(f"One block keeps {len(kept)} tensors, {memory.human(size)} for 256 tokens; {depth} blocks "
-      f"{memory.human(depth * size)}. Its A and B take {memory.human(thin)}.")
+print(f"One block keeps {len(kept)} tensors ({len(shapes)} of them large), {memory.human(size)} for 256 tokens;",
+      f"{depth} blocks {memory.human(depth * size)}. Its A and B take {memory.human(thin)}.")
 kept.clear()
 base = adapted.unload()
 
 # %% [markdown]
 # ## Does the plan hold on a GPU?
 #
-# That was our model. For large ones there are figures that other people published: peaks of their trainings, and the
-# longest row that a card of so many GB could take. Below are six of the 21 that the course has found. Each is planned
-# as its source trained it. What a source leaves out is assumed, and [the benchmark](../benchmarks/README.md) says what.
+# That was our model. For large ones there are figures that other people published: peaks of their trainings, and cards
+# with the longest row that they could take. Below are six of the 21 that the course has found. Each is planned as its
+# source trained it. What a source leaves out is assumed, and [the benchmark](../benchmarks/README.md) says what. (GB
+# are read as 10⁹ bytes. Where a source means 2³⁰, its figure is 7 % larger, and the plan falls that much shorter.)
+#
+# Two words that come up in these settings: `checkpointing` forgets and computes again, in one of two kinds, and
+# `prepared` is a base that went through `prepare_model_for_kbit_training`, whose float32 parts are steadier arithmetic
+# and more memory. Sections below try both.
 
 # %%
 quiz("memory/planner_gap")
@@ -242,11 +250,10 @@ print("So fits() keeps part of a GPU free:",
 compare("memory/planner_gap", 100 * abs(gaps[worst]))
 
 # %% [markdown]
-# A GPU holds CUDA's own context and what the allocator cannot use. That does not grow with the text. A gap that does,
-# as in the first two rows, looks like one more copy of the logits; where it is made is not known. A published figure
-# has its own choices, too: whole GB, older code, another attention. The reserve was chosen from all the figures of the
-# benchmark and tested on no others; for 8 bits none was found, so it takes that of 16 bits. Is there a run of the
-# course's own?
+# A GPU holds CUDA's own context and what the allocator cannot use, and a published figure has its own choices: whole
+# GB, older code, another attention. The reserve is the largest shortfall of all the benchmark's figures, after half a
+# GB for those in whole GB, and was tested on no others. For 8 bits none was found, so it takes that of 16 bits. Is
+# there a run of the course's own?
 
 # %%
 recorded = Path("../benchmarks/results/gpu_8bit.json")
@@ -263,9 +270,11 @@ if not runs:
 #
 # Now run into the wall. A process of its own may take a gigabyte above what it has after its first step. It doubles the
 # rows of a step until that is too little. Then it takes the same rows in parts, and lets the gradients add up: each
-# part's mean loss counts for its share of the rows, so the sum is the gradient of the whole.
+# part's mean loss counts for its share of the rows. (That is the gradient of the whole because all these rows have
+# equally many labels. Exercise 1 is about rows that have not.)
 #
-# **Guess:** is the process still able to train after the error?
+# **Guess:** which tensor will it be that it cannot get? Each row has 64 places, and each place 49,152 scores of 4
+# bytes.
 
 # %%
 model_and_limit = '''
@@ -307,9 +316,10 @@ if ran.returncode and (torch.cuda.is_available() or sys.platform.startswith("lin
 print("This system sets no such limit." if ran.returncode else ran.stdout)
 
 # %% [markdown]
-# If a line names an error, read its class and the bytes that it asked for. They are the *last* straw: what fills the
-# memory was there before. On a GPU the class is `torch.OutOfMemoryError`, a RuntimeError as well. The last line answers
-# the guess. A CPU process without such a limit gets no error: the system kills it.
+# If a line names an error, read its class and the bytes that it asked for: divide them by the rows, and compare with
+# your guess. They are the *last* straw: what fills the memory was there before. On a GPU the class is
+# `torch.OutOfMemoryError`, a RuntimeError as well, and the process goes on, as the last line shows. A CPU process
+# without such a limit gets no error: the system kills it.
 #
 # What a failed step holds is freed only when nothing refers to it, and the error's own traceback does. So leave the
 # `except` block before you try again. In a notebook an uncaught error is worse: the kernel keeps its traceback, with
@@ -345,7 +355,7 @@ def climb(base, r=64, lora_dropout=0.05, rows=2, checkpointing=False):
 
 START = "start: r 64, dropout 0.05, 2 × 128"
 climbed = {START: climb(base)}
-print(START, memory.human(sum(climbed[START].values())))
+print(START, {part: memory.human(size) for part, size in climbed[START].items()})
 
 # %%
 CHANGES = {"rank 64 → 4": dict(r=4), "dropout 0.05 → 0": dict(lora_dropout=0.0), "rows 2 → 1": dict(rows=1)}
@@ -353,7 +363,7 @@ with Progress("climbing", total=len(CHANGES)) as bar:
     for label, change in CHANGES.items():
         climbed[label] = climb(base, **change)
         bar.update(1)
-plots.memory(climbed, title="Which change shrinks the activations?")
+plots.memory(climbed, title="Which change leaves least, and which part shrinks?")
 
 # %%
 start = climbed[START]
@@ -475,8 +485,8 @@ compare("memory/pieces", 100 * loop)
 # this yourself. TRL's SFTTrainer (1.16) computes its loss in pieces. Liger's kernel also computes the gradient on the
 # way (Hsu et al. 2024): `use_liger_kernel=True` in `TrainingArguments`, with the package liger-kernel and a GPU (not
 # run here). The plan knows all three: "full" is all scores at once, "chunked" in pieces as TRL does it, "fused" with
-# the gradient as Liger does it. Llama-3.1-8B's sizes, one row of 4,096 tokens, checkpointing. **Look** at the last
-# column: once the logits are thin, another moment of the step is the fullest, and it no longer hangs on them.
+# the gradient as Liger does it. Llama-3.1-8B's sizes, one row of 4,096 tokens, checkpointing. (Which moment of the step
+# is the fullest changes from line to line, so the whole need not follow the logits.)
 
 # %%
 for loss in ("full", "chunked", "fused"):
@@ -510,9 +520,13 @@ quiz("memory/both")
 # %%
 eight, _ = load_base(precision="int8")
 small = dict(r=4, lora_dropout=0.0)
-both = {"float32": climb(base, **small), "float32, checkpointing": climb(base, **small, checkpointing=True),
-        "int8": climb(eight, **small), "int8, checkpointing": climb(eight, **small, checkpointing=True),
-        "int8, use_reentrant=True": climb(eight, **small, checkpointing="reentrant")}
+KINDS = {"": False, ", use_reentrant=False": True, ", use_reentrant=True": "reentrant"}
+both = {}
+with Progress("two bases, three ways", total=6) as bar:
+    for name, model in (("float32", base), ("int8", eight)):
+        for kind, checkpointing in KINDS.items():
+            both[name + kind] = climb(model, **small, checkpointing=checkpointing)
+            bar.update(1)
 plots.memory({label: {"activation_bytes": parts["activation_bytes"]} for label, parts in both.items()},
              title="The activations alone: what does checkpointing leave of them?")
 
@@ -520,15 +534,17 @@ plots.memory({label: {"activation_bytes": parts["activation_bytes"]} for label, 
 held = {label: parts["activation_bytes"] for label, parts in both.items()}
 for label, size in held.items():
     print(f"{label:26} activations {memory.human(size)}")
-remains = held["int8, checkpointing"] / held["int8"]
+remains = held["int8, use_reentrant=False"] / held["int8"]
 reentrant = held["int8, use_reentrant=True"] / held["int8"]
-print(f"On the 8-bit base (the rest of it in {eight.dtype}) {remains:.0%} of them remain with use_reentrant=False, "
-      f"{reentrant:.0%} with True.", "The kind matters." if remains > 1.3 * reentrant else "It hardly matters here.")
+exact = held["float32, use_reentrant=False"] / held["float32, use_reentrant=True"]
+print(f"use_reentrant=False leaves {remains / reentrant:.1f} times as much as True on the 8-bit base, its other parts "
+      f"in {eight.dtype}, and {exact:.1f} times on float32.", "The kind matters in 8 bits."
+      if remains > 1.3 * reentrant * exact else "In 8 bits it matters no more than there.")
 one = base.model.layers[5]  # q, k and v share an input, gate and up another
 inputs = sum(one.get_submodule(name).in_features for name in
              ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"))
 inputs *= 256 * base.config.num_hidden_layers * eight.dtype.itemsize
-print(f"Between them lie {memory.human(held['int8, checkpointing'] - held['int8, use_reentrant=True'])}. "
+print(f"Between them lie {memory.human(held['int8, use_reentrant=False'] - held['int8, use_reentrant=True'])}. "
       f"The inputs of all linear layers, each once: {memory.human(inputs)}")
 compare("memory/both", 100 * remains)
 
@@ -547,14 +563,14 @@ compare("memory/both", 100 * remains)
 # TrainingArguments(..., activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
 # ```
 #
-# What is that worth on a card of 16 GB? (Measured above with bitsandbytes 0.50 on a CPU. Its GPU code keeps the input
-# in the same way, so the plan predicts the same there. Preparing also turns embedding, head and norms into float32, and
-# then what flows between the blocks is float32, too.)
+# What was measured above is bitsandbytes 0.50 on a CPU. Its GPU code keeps the input in the same way, so the plan
+# predicts the same there. Here is what it comes to on a card of 16 GB. **Look** at the first two lines as well:
+# preparing turns embedding, head and norms into float32, and what flows between the blocks with them.
 
 # %%
-for kind in (False, True, "reentrant"):
-    planned = memory.plan(llama, lora(), "int8", seq_len=2048, checkpointing=kind, prepared=True)
-    print(f"Llama-2-7B in 8 bits, prepared, 1 × 2,048, checkpointing {kind!s:9} {memory.human(planned.total_bytes)}:",
+for bits, kind in (("bfloat16", False), ("int8", False), ("int8", True), ("int8", "reentrant")):
+    planned = memory.plan(llama, lora(), bits, seq_len=2048, checkpointing=kind, prepared=bits == "int8")
+    print(f"Llama-2-7B, 1 × 2,048, {bits:8} checkpointing {kind!s:9} {memory.human(planned.total_bytes):>9}:",
           "fits" if planned.fits(GPU_GB) else "does not fit")
 
 # %% [markdown]
@@ -600,8 +616,7 @@ for label, planned in plans.items():
 # costs, Lesson 3 measures. A lower rank is another adapter. Between them stand: dropout 0, a loss in pieces, the
 # longest rows cut or left out.
 #
-# `prepared` stands for a base that went through `prepare_model_for_kbit_training`. Its float32 parts are steadier
-# arithmetic, and more memory: a base that does not fit may fit unprepared.
+# (A base that does not fit may fit unprepared.)
 #
 # **Exercise 3: make it fit.** Llama-2-7B's sizes on 16 GB, at least 4,096 tokens in a step (rows times length), rows of
 # at least 2,048, the loss from all scores at once, and the highest precision that allows it. A quantised base counts as
@@ -656,17 +671,20 @@ print("exit status:", process.wait(), "after steps:", seen)  # -9: killed by sig
 assert seen == 5, log.read_text()[-2000:]
 
 # %%
-print("saved:", sorted(path.name for path in Path("runs/killed").glob("checkpoint-*")))
+files = list(Path("runs/killed/checkpoint-4").iterdir())
+adapter = Path("runs/killed/checkpoint-4/adapter_model.safetensors").stat().st_size
+print("saved:", sorted(path.name for path in Path("runs/killed").glob("checkpoint-*")),
+      f"{sum(path.stat().st_size for path in files) / adapter:.1f} times as large as the adapter in it")
 table([{"file": path.name, "kB": f"{path.stat().st_size / 1000:,.0f}"}
-       for path in sorted(Path("runs/killed/checkpoint-4").iterdir())])
+       for path in sorted(files)])
 
 # %%
 quiz("memory/resume")
 
 # %% [markdown]
-# Set against the adapter, how large is a checkpoint? Large enough to keep few of them (`save_total_limit=2`), small
-# enough to save often. One that was being written when the kill came may be incomplete: then take the one before it.
-# Resume here, in another process than the one that died, and beside it run the same training without an accident:
+# What was computed after the last checkpoint is computed again. So save often, and keep few (`save_total_limit=2`). One
+# that was being written when the kill came may be incomplete: then take the one before it. Resume here, in another
+# process than the one that died, and beside it run the same training without an accident:
 
 # %%
 make_trainer = runpy.run_path("runs/train_job.py")["make_trainer"]
@@ -761,8 +779,8 @@ for label in ("resumed", "other"):
 #
 # - Weights, activations and logits fill the memory of a LoRA step; adapter, gradients and optimizer are thin.
 # - Fewer rows at a time and checkpointing come first, fewer bits next; a lower rank helps where the adapter is thick.
-#   Check that savings add up.
-# - A checkpoint, the same script and the same data: a killed training goes on as if nothing had been.
+# - Check that two savings add up: 8 bits and the wrong kind of checkpointing do not.
+# - A checkpoint, the same script and the same data: a killed training goes on from where it was last saved.
 #
 # **The exercise worth doing.** Take the model and the GPU that you have at work. Plan a training that should fit with a
 # tenth to spare, and one that should not. Run both, and compare with `torch.cuda.max_memory_allocated()` and
