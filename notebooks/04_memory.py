@@ -540,13 +540,16 @@ exact = held["float32, use_reentrant=False"] / held["float32, use_reentrant=True
 print(f"use_reentrant=False leaves {remains / reentrant:.1f} times as much as True on the 8-bit base, its other parts "
       f"in {eight.dtype}, and {exact:.1f} times on float32.", "The kind matters in 8 bits."
       if remains > 1.3 * reentrant * exact else "In 8 bits it matters no more than there.")
+compare("memory/both", 100 * remains)
+
+# %%
 one = base.model.layers[5]  # q, k and v share an input, gate and up another
 inputs = sum(one.get_submodule(name).in_features for name in
              ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"))
 inputs *= 256 * base.config.num_hidden_layers * eight.dtype.itemsize
-print(f"Between them lie {memory.human(held['int8, use_reentrant=False'] - held['int8, use_reentrant=True'])}. "
-      f"The inputs of all linear layers, each once: {memory.human(inputs)}")
-compare("memory/both", 100 * remains)
+apart = held["int8, use_reentrant=False"] - held["int8, use_reentrant=True"]
+print(f"Between the two kinds lie {memory.human(apart)} in 8 bits; the inputs of all linear layers, each once, are "
+      f"{memory.human(inputs)}")
 
 # %% [markdown]
 # Why? The kind `use_reentrant=False` drops what layers *save for backward* in the official way. bitsandbytes' 8-bit
