@@ -69,9 +69,9 @@ base = base.to(device)
 #
 # ## A model that does not fit, and then does
 #
-# Llama-2-7B has 6.7 billion weights. LoRA trains a thousandth of that number, but all the others must lie in memory
-# while it does. You have a GPU with 12 GB, and want to train with one row of 1,024 tokens. In 16 bits, 2 bytes each,
-# the weights alone are more than that.
+# Llama-2-7B has 6.7 billion weights. LoRA trains less than a thousandth of that number, but all the others must lie in
+# memory while it does. You have a GPU with 12 GB, and want to train with one row of 1,024 tokens. In 16 bits, 2 bytes
+# each, the weights alone are more than that.
 #
 # `memory.plan` says what a training step holds, from the model's config alone. (Lesson 4 takes it apart, with its words
 # and colours, and with *checkpointing*, which forgets most of what the forward pass keeps. Here it is on.) **Guess:**
@@ -252,7 +252,7 @@ print(f"{over[6]} of {len(peaks)} layers have an input above 6, {over[100]} abov
 # tokens. The method was made for the second kind.)
 #
 # What are the weights, the inputs and the threshold worth? Perplexity of prose says how surprised the model is; lower
-# is better. Rounding to 16 bits moves it a little, too: differences of that size say nothing.
+# is better. Rounding to 16 bits moves it a little, too, as the last row says: differences of that size say nothing.
 
 # %%
 quiz("eight/inputs")
@@ -277,19 +277,20 @@ for kind, threshold in (("int8, no threshold", 0.0), ("int8, threshold 6", 6.0))
     for name in linear:
         eight.get_submodule(name).state.threshold = threshold
     perplexity[kind] = scoring.perplexity(eight, tokenizer)
-own, _ = load_base(quiet=True)  # the precision that the rest of the 8-bit model has on this machine
-perplexity[f"{str(own.dtype).removeprefix('torch.')}, nothing in 8 bits"] = scoring.perplexity(own, tokenizer)
+HALF = torch.float16 if models.pick_dtype(device) == torch.float16 else torch.bfloat16
+own = load_base(precision=str(HALF).removeprefix("torch."), quiet=True)[0].to(device)
+perplexity["16 bits, nothing in 8"] = scoring.perplexity(own, tokenizer)
 rise = {kind: 100 * (value / perplexity["float32"] - 1) for kind, value in perplexity.items()}
 table([{"what is rounded": kind, "perplexity": f"{perplexity[kind]:.2f}", "above float32": f"{rise[kind]:+.1f} %"}
        for kind in perplexity])
 
 # %%
-alone, inputs, helped, own = (rise[kind] for kind in list(rise)[1:])
+alone, inputs, helped, half = (rise[kind] for kind in list(rise)[1:])
+small = max(0.5, 2 * abs(half))  # what 16 bits do, twice
 print(f"Weights alone: {alone:+.1f} %. With the inputs: {inputs:+.1f} %.",
-      "The inputs cost more than the weights." if inputs - own > 2 * max(abs(alone), abs(own)) else
-      "The inputs cost little here.")
-print(f"With the threshold: {helped:+.1f} %.", "It takes part of that back." if inputs - helped > 2 * abs(own) else
-      "It does not show in this text.")
+      "The inputs cost more than the weights." if inputs - alone > small else "The inputs cost little here.")
+print(f"With the threshold: {helped:+.1f} %.",
+      "It takes part of that back." if inputs - helped > small else "It does not show in this text.")
 compare("eight/inputs", inputs)
 
 # %% [markdown]
@@ -363,7 +364,8 @@ means = {kind: sum(found) / len(found) for kind, found in errors.items()}
 print(", ".join(f"{kind}: {mean:.2f} %" for kind, mean in means.items()))
 perplexity["nf4"] = scoring.perplexity(four, tokenizer)
 print("perplexity of prose, above float32:", ", ".join(
-    f"{kind} {perplexity[kind] / perplexity['float32'] - 1:+.1%}" for kind in ("int8, threshold 6", "nf4")))
+    f"{kind} {perplexity[kind] / perplexity['float32'] - 1:+.1%}"
+    for kind in ("int8 weights, exact inputs", "int8, threshold 6", "nf4")))
 compare("eight/error_ratio", means["nf4"] / means["int8"])
 
 # %% [markdown]
@@ -433,9 +435,9 @@ del late, optimizer, losses
 # Checkpointing makes the model's inputs ask for a gradient, so `backward` finds something to do and nobody complains.
 # One line in your script finds it: `assert any(p.requires_grad for p in model.parameters())`.
 #
-# Preparing costs memory, as the two MB figures say: twice the bytes for embedding and head, and what flows between the
-# blocks gets wider. It is not required. Where it does not fit, call `get_peft_model` on the loaded model, and train
-# with `bf16=True`.
+# Where embedding and norms were loaded in 16 bits, preparing costs memory, as the two MB figures say: twice the bytes
+# for these, and what flows between the blocks gets wider. It is not required. Where it does not fit, call
+# `get_peft_model` on the loaded model, and train with `bf16=True`.
 #
 # Training needs a token to pad with, too, and Llama's tokenizer has none. The usual repair is `pad_token = eos_token`.
 # A **collator** pads rows to one length and makes their labels. A label of -100 does not count in the loss.
@@ -464,8 +466,6 @@ print("labels", masking([{"input_ids": ids}])["labels"][0].tolist())
 # emulate them.
 
 # %%
-HALF = torch.float16 if models.pick_dtype(base.device) == torch.float16 else torch.bfloat16
-
 def seconds(dtype):
     a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((512, 576), (576, 1536)))
     a @ b
@@ -569,14 +569,15 @@ plots.score_bars(scores, "Do the bits of the base show in the answers?")
 for kind in scores:
     if kind != OWN:
         print(scoring.verdict(scores[OWN], scores[kind], OWN, kind))
-print("held-out loss: " + ", ".join(f"{kind} {score.loss:.3f}" for kind, score in scores.items()))
+print("held-out loss: " + ", ".join(f"{kind} {score.loss:.4f}" for kind, score in scores.items()))
 points, loss = ({kind: getattr(score, name) - getattr(scores[OWN], name) for kind, score in scores.items()}
                 for name in ("exact", "loss"))
 seed = f"{OWN}, other seed"
-print(f"one other seed: {100 * points[seed]:+.1f} points, loss {loss[seed]:+.3f}")
+print(f"one other seed: {100 * points[seed]:+.1f} points, loss {loss[seed]:+.4f}")
 for kind in ("int8", "nf4"):
-    further = [name for name, away in (("answers", points), ("loss", loss)) if abs(away[kind]) > abs(away[seed])]
-    print(f"{kind}: {100 * points[kind]:+.1f} points, loss {loss[kind]:+.3f}:",
+    further = [name for name, away in (("answers", points), ("loss", loss))
+               if round(abs(away[kind]), 4) > round(abs(away[seed]), 4)]
+    print(f"{kind}: {100 * points[kind]:+.1f} points, loss {loss[kind]:+.4f}:",
           f"further away than the seed by {' and '.join(further)}." if further else "no further away than the seed.")
 compare("eight/answers", 100 * (scores["int8"].exact - scores[OWN].exact))
 
@@ -611,14 +612,15 @@ print(f"held-out loss: {home.loss:.3f} at home, {away.loss:.3f} on unrounded wei
 compare("eight/served", 100 * (away.exact - home.exact))
 
 # %% [markdown]
-# Where the cell says that it cannot tell the two apart, nothing is known about a correction, in either direction. What
-# you do know after such a table is whether the adapter still works elsewhere. Score yours on the base that will serve
-# it.
+# Where the cell says that it cannot tell the two apart, the answers say nothing about a correction, in either
+# direction. The held-out loss below is a hint, without an interval. What you do know after such a table is whether the
+# adapter still works elsewhere. Score yours on the base that will serve it.
 #
 # ## Is it faster?
 #
-# The linear layers take half the bytes that they take in 16 bits. **Predict** the speed of a training step. (A prepared
-# base has float32 parts. Does that cost time? One that was not prepared runs along.)
+# The linear layers take half the bytes that they take in 16 bits. **Predict** the speed of a training step. (Where the
+# rest was loaded in 16 bits, a prepared base has more float32 in it. Does that cost time? One that was not prepared
+# runs along.)
 
 # %%
 quiz("eight/race")
@@ -627,6 +629,7 @@ quiz("eight/race")
 bases["int8 (prepared)"] = bases["int8"]
 for kind in ("int8", "nf4"):
     bases[kind] = load_base(precision=kind, quiet=True)[0].to(device)
+    bases[kind].set_attn_implementation(bases[OWN].config._attn_implementation)
 racers = {kind: get_peft_model(model, lora()) for kind, model in bases.items()}
 batch = collate(train_rows[:BATCH])
 
@@ -667,8 +670,8 @@ compare("eight/race", 100 * rates["int8"] / rates[OWN])
 
 # %% [markdown]
 # Storing in 8 bits is not computing in 8 bits. In training, a CPU restores every weight to a float before it
-# multiplies, in the forward pass and again in the backward pass. Two cores and short rows say nothing of a 7B model on
-# a GPU. What did one take, if a run was recorded?
+# multiplies, in the forward pass and again in the backward pass. A small model and short rows on this machine say
+# nothing of a 7B model on a GPU. What did one take, if a run was recorded?
 
 # %%
 recorded = Path("../benchmarks/results/gpu_8bit.json")
@@ -681,11 +684,12 @@ if not theirs:
     print("Not recorded. benchmarks/gpu_8bit.py records one, on a machine with a GPU.")
 
 # %% [markdown]
-# All that you measured of the bases, in one table. Which one would you train on, and what would you measure before you
-# answer?
+# What you measured, by the bits of the base. (MB and tokens a second are of bases that were not prepared, answers and
+# loss of prepared ones; the race's nf4 had no double quantisation.) Which one would you train on, and what would you
+# measure before you answer?
 
 # %%
-said = {"int8": "int8, threshold 6", OWN: f"{OWN}, nothing in 8 bits"} | {"float32": "float32"}
+said = {"int8": "int8, threshold 6", OWN: "16 bits, nothing in 8"} | {"float32": "float32"}
 table([{"base": kind, "MB": f"{size:.0f}", "relative error": f"{means[kind]:.2f} %" if kind in means else "-",
         "perplexity": f"{perplexity[said.get(kind, kind)]:.2f}" if said.get(kind, kind) in perplexity else "-",
         "answers": f"{scores[kind].exact:.1%}", "loss": f"{scores[kind].loss:.3f}",
