@@ -224,7 +224,7 @@ PEAKS = {  # who, bits, rows × tokens: published GB, model, adapter, how it was
     "Qwen's README, 16 bits, 1 × 2,048": (23.8, qwen, lora(64, lora_dropout=0.05), dict(half, seq_len=2048)),
     "torchtune, 16 bits, 2 × 2,048": (17.4, llama_31, lora(8, mlp_too), dict(half, batch_size=2, seq_len=2048,
                                                                             cross_entropy="chunked"))}
-print(f"{len(PEAKS)} published peaks")
+print(f"{len(PEAKS)} published figures")
 
 # %%
 found = {}
@@ -243,9 +243,9 @@ table([{"published by": name, "published, GB": PEAKS[name][0], "planned, GB": f"
 # %%
 worst = max(gaps, key=lambda name: abs(gaps[name]))
 short = sum(gap < 0 for gap in gaps.values())
-print(f"{short} of {len(gaps)} plans are short of the published peak. Furthest off: {worst}, {gaps[worst]:+.0%}.")
+print(f"{short} of {len(gaps)} plans are short of the published figure. Furthest off: {worst}, {gaps[worst]:+.0%}.")
 kept = {options["precision"]: found[name].reserve for name, (*_, options) in PEAKS.items()}
-print("So fits() keeps part of a GPU free:",
+print("From all figures of the benchmark, fits() keeps part of a GPU free:",
       ", ".join(f"{share:.0%} for a base in {kind}" for kind, share in kept.items()))
 compare("memory/planner_gap", 100 * abs(gaps[worst]))
 
@@ -273,8 +273,8 @@ if not runs:
 # part's mean loss counts for its share of the rows. (That is the gradient of the whole because all these rows have
 # equally many labels. Exercise 1 is about rows that have not.)
 #
-# **Guess:** which tensor will it be that it cannot get? Each row has 64 places, and each place 49,152 scores of 4
-# bytes.
+# **Guess:** which tensor will it be that it cannot get? Each row has 64 places. A place has 576 numbers of 4 bytes
+# between the blocks, 1,536 in the MLP, and 49,152 scores at the end.
 
 # %%
 model_and_limit = '''
@@ -316,10 +316,10 @@ if ran.returncode and (torch.cuda.is_available() or sys.platform.startswith("lin
 print("This system sets no such limit." if ran.returncode else ran.stdout)
 
 # %% [markdown]
-# If a line names an error, read its class and the bytes that it asked for: divide them by the rows, and compare with
-# your guess. They are the *last* straw: what fills the memory was there before. On a GPU the class is
-# `torch.OutOfMemoryError`, a RuntimeError as well, and the process goes on, as the last line shows. A CPU process
-# without such a limit gets no error: the system kills it.
+# If a line names an error, read its class and the bytes that it asked for. Divide them by the rows, by 64 and by 4, and
+# compare with your guess. Which tensor is the *last* straw may change from run to run: what fills the memory was there
+# before. On a GPU the class is `torch.OutOfMemoryError`, a RuntimeError as well, and the process goes on, as the last
+# line shows. A CPU process without such a limit gets no error: the system kills it.
 #
 # What a failed step holds is freed only when nothing refers to it, and the error's own traceback does. So leave the
 # `except` block before you try again. In a notebook an uncaught error is worse: the kernel keeps its traceback, with
@@ -379,8 +379,8 @@ compare("memory/lower_rank", 100 * sum(climbed["rank 64 → 4"].values()) / sum(
 
 # %% [markdown]
 # **Look** at the orange. What forward keeps for backward depends on how many tokens pass through how many layers. The
-# rank is the width of one thin tensor among many. It counts in the three thin parts. How much these weigh hangs on the
-# size of the model: the last line has ours and a larger one.
+# rank is the width of one thin tensor among many. It counts in the three other parts: adapter, gradient, optimizer. How
+# much these weigh hangs on the size of the model: the last line has ours and a larger one.
 #
 # Dropout keeps a mask and a masked copy of the input for every adapted layer. (On a CPU the mask takes four bytes for
 # each entry, on a GPU one.)
@@ -528,7 +528,7 @@ with Progress("two bases, three ways", total=6) as bar:
             both[name + kind] = climb(model, **small, checkpointing=checkpointing)
             bar.update(1)
 plots.memory({label: {"activation_bytes": parts["activation_bytes"]} for label, parts in both.items()},
-             title="The activations alone: what does checkpointing leave of them?")
+             title="Activations, and 16 places' scores: what does checkpointing leave?")
 
 # %%
 held = {label: parts["activation_bytes"] for label, parts in both.items()}
@@ -780,7 +780,8 @@ for label in ("resumed", "other"):
 #
 # ## Recap
 #
-# - Weights, activations and logits fill the memory of a LoRA step; adapter, gradients and optimizer are thin.
+# - Weights, activations and logits fill the memory of a LoRA step; beside a large base, adapter, gradients and
+#   optimizer are thin.
 # - Fewer rows at a time and checkpointing come first, fewer bits next; a lower rank helps where the adapter is thick.
 # - Check that two savings add up: 8 bits and the wrong kind of checkpointing do not.
 # - A checkpoint, the same script and the same data: a killed training goes on from where it was last saved.
