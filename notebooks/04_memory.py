@@ -533,7 +533,7 @@ plots.memory({label: {"activation_bytes": parts["activation_bytes"]} for label, 
 # %%
 held = {label: parts["activation_bytes"] for label, parts in both.items()}
 for label, size in held.items():
-    print(f"{label:26} activations {memory.human(size)}")
+    print(f"{label:28} activations {memory.human(size)}")
 remains = held["int8, use_reentrant=False"] / held["int8"]
 reentrant = held["int8, use_reentrant=True"] / held["int8"]
 exact = held["float32, use_reentrant=False"] / held["float32, use_reentrant=True"]
