@@ -265,7 +265,7 @@ def restored(layer):
         return layer.weight.data.float() * scales[:, None] / 127
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
 
-rounded = copy.deepcopy(base)  # the 8-bit weights in float32, and exact inputs
+rounded = load_base(precision="float32", quiet=True)[0].to(device)  # 8-bit weights in float32, and exact inputs
 for name in linear:
     rounded.get_submodule(name).weight.data = restored(eight.get_submodule(name)).to(device)
 perplexity["int8 weights, exact inputs"] = scoring.perplexity(rounded, tokenizer)
