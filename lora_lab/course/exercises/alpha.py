@@ -84,7 +84,8 @@ def _loss(optimizer: str, lr: float, k: int, steps: int = 10) -> float:
     with torch.no_grad():
         for layer in _layers(model).values():
             layer.lora_A["default"].weight /= k**0.5
-    chosen = getattr(torch.optim, optimizer)([p for p in model.parameters() if p.requires_grad], lr=lr)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    chosen = getattr(torch.optim, optimizer)(trained, lr=lr, weight_decay=0)
     commands, loss = pocket.dialect(smart_home.commands("train", n=100, seed=0)), torch.tensor(math.nan)
     for _, batch in zip(range(steps), pocket.stream(commands, 8)):
         chosen.zero_grad()
@@ -92,6 +93,30 @@ def _loss(optimizer: str, lr: float, k: int, steps: int = 10) -> float:
         loss.backward()
         chosen.step()
     return loss.item()
+
+
+def new_rate(rate) -> Verdict:
+    """Check: does alpha 64 end as low with this rate, under AdamW, as with the best of a grid, or nearly so?"""
+    if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 < rate < math.inf:
+        return say(False, f"Expected a rate above 0, found {rate!r}.")
+    lowest = min(_at_alpha_64((2.0**-9, 2.0**-8.5, 2.0**-8, 2.0**-7.5, 2.0**-7, 2.0**-6.5, 2.0**-6)))
+    loss = _at_alpha_64((rate,))[0]
+    return say(loss <= 1.05 * lowest, f"With alpha 64 and rate {rate:.3g} the loss ends at {loss:.3f}, at the best of "
+                                      f"seven rates at {lowest:.3f} (mean of three seeds).")
+
+
+@functools.cache
+def _at_alpha_64(rates: tuple[float, ...]) -> list[float]:
+    """The held-out loss at each of `rates`, after 20 steps like those of the lesson's ridge."""
+    model, _ = pocket.load()
+    taught, asked = (pocket.dialect(smart_home.commands(split, n=n, seed=0))
+                     for split, n in (("train", 1500), ("validation combinations", 60)))
+    held_out, found = next(pocket.stream(asked, len(asked))), []
+    for seed in range(3):
+        data = [batch for _, batch in zip(range(20), pocket.stream(taught, 4, seed))]
+        config = LoraConfig(r=8, lora_alpha=64, target_modules="all-linear")
+        found.append([copied["loss"] for copied in pocket.side_by_side(model, config, rates, data, held_out, seed=seed)])
+    return [math.inf if any(map(math.isnan, losses)) else sum(losses) / len(losses) for losses in zip(*found)]
 
 
 def same_scaling(tuned, with_rslora) -> Verdict:
