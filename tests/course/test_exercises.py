@@ -217,6 +217,17 @@ def test_likely_mistakes_in_the_other_law_are_told_apart(rate_for, words):
     assert verdict.solved is False and words in verdict.text
 
 
+@pytest.mark.parametrize("rate, words", [(0.0146, "too large"), (0.0146 / 4, "too small"), (float("nan"), "found nan"),
+                                         (None, "found None"), (10.0, "too large")])
+def test_likely_mistakes_in_a_rate_for_another_alpha_are_told_apart(rate, words):
+    verdict = alpha.new_rate(rate)
+    assert verdict.solved is False and words in verdict.text
+
+
+def test_the_measured_slope_gives_a_rate_for_another_alpha():
+    assert alpha.new_rate(0.0146 * 4**-0.72).solved
+
+
 @pytest.mark.parametrize("options, words", [
     (dict(r=16, lora_alpha=32, use_rslora=True), "have 8 with rsLoRA"), (dict(r=16, lora_alpha=32), "use_rslora=True"),
     (dict(r=16, lora_alpha=2, use_rslora=True), "have 0.5"), (dict(r=64, lora_alpha=16, use_rslora=True), "to stay"),

@@ -99,10 +99,13 @@ def new_rate(rate) -> Verdict:
     """Check: does alpha 64 end as low with this rate, under AdamW, as with the best of a grid, or nearly so?"""
     if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 < rate < math.inf:
         return say(False, f"Expected a rate above 0, found {rate!r}.")
-    lowest = min(_at_alpha_64((2.0**-9, 2.0**-8.5, 2.0**-8, 2.0**-7.5, 2.0**-7, 2.0**-6.5, 2.0**-6)))
-    loss = _at_alpha_64((rate,))[0]
-    return say(loss <= 1.05 * lowest, f"With alpha 64 and rate {rate:.3g} the loss ends at {loss:.3f}, at the best of "
-                                      f"seven rates at {lowest:.3f} (mean of three seeds).")
+    rates = tuple(2.0 ** (-k / 2) for k in range(13, 18))
+    losses, loss = _at_alpha_64(rates), _at_alpha_64((rate,))[0]
+    found = f"With alpha 64 and rate {rate:.3g} the loss ends at {loss:.3f}, at the best of {len(rates)} rates at " \
+            f"{min(losses):.3f} (mean of three seeds)."
+    if loss <= 1.05 * min(losses):
+        return say(True, found)
+    return say(False, f"{found} Yours is too {'large' if rate > rates[losses.index(min(losses))] else 'small'}.")
 
 
 @functools.cache
