@@ -87,7 +87,10 @@ def matrices(named: dict[str, Any], title: str | None = None) -> Picture:
 
 
 def heat(values: list[list], xs: list, ys: list, xlabel: str, ylabel: str, name: str) -> Picture:
-    """Draw positive `values[y][x]` as a map on a logarithmic scale, with their numbers; NaN is a cross, None empty."""
+    """Draw positive `values[y][x]` as a map on a logarithmic scale, with their numbers; NaN is a cross, None empty.
+
+    The smallest of a row is bold.
+    """
     figure, axes = new_axes(0.4 * len(ys) + 1.2, name, 0.6 * len(xs) + 1.6, xlabel=xlabel, ylabel=ylabel)
     grid = np.array(values, dtype=float)
     shades = np.log(np.where(grid > 0, grid, np.nan))
@@ -95,7 +98,9 @@ def heat(values: list[list], xs: list, ys: list, xlabel: str, ylabel: str, name:
     for y, x in np.ndindex(grid.shape):
         value = values[y][x]
         text = "" if value is None else f"{value:.2g}" if np.isfinite(value) else "✕"
-        axes.text(x, y, text, ha="center", va="center", fontsize=7, color=SOFT if text == "✕" else INK)
+        smallest = np.isfinite(grid[y, x]) and grid[y, x] == np.nanmin(grid[y])
+        axes.text(x, y, text, ha="center", va="center", fontsize=7, color=SOFT if text == "✕" else INK,
+                  fontweight="bold" if smallest else None)
     axes.set_xticks(range(len(xs)), [_short(x) for x in xs], fontsize=7)
     axes.set_yticks(range(len(ys)), [_short(y) for y in ys])
     axes.spines[:].set_visible(False)

@@ -17,7 +17,7 @@ from .. import batches
 from ..adapters import positive
 from ..errors import expect, whole
 
-BETAS, EPSILON, DECAY = (0.9, 0.999), 1e-8, 0.01  # those of torch.optim.AdamW
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # those of torch.optim.AdamW
 
 
 class _Copies(nn.Module):
@@ -40,9 +40,10 @@ def side_by_side(model: nn.Module, config: LoraConfig, rates: Sequence[float], d
     """Train the adapter of `config` once at each of `rates`, all at the same time; returns how each copy ended.
 
     It is what PEFT's adapter and torch's optimiser give, up to rounding: `data` is a list of batches, one a step, the
-    rate falls to zero in a straight line, nothing is clipped, and `optimizer` is "AdamW" or "SGD". Of each copy,
-    `loss` is that on the batch `held_out`, and `moved` the distance of all A from their start, as a multiple of its
-    size. A copy that diverges has NaN, and the others do not notice. Raises LabError.
+    rate falls to zero in a straight line, nothing is clipped or decayed, and `optimizer` is "AdamW" or "SGD". Of each
+    copy, `loss` is that on the batch `held_out`, and `moved` the size of s·B(A − A₀), what the way of A from its start
+    A₀ adds to the weights, as a multiple of that of s·BA₀, what the start adds, over all layers. A copy that diverges
+    has NaN, and the others do not notice. Raises LabError.
     """
     expect(optimizer in ("AdamW", "SGD"), "optimizer", optimizer, '"AdamW" or "SGD"')
     whole(0, seed=seed)
@@ -65,9 +66,10 @@ def side_by_side(model: nn.Module, config: LoraConfig, rates: Sequence[float], d
             step_of(gradients, tuned * (1 - number / len(data)))
     with torch.no_grad():
         losses = _losses(model, held_out, len(rates)).tolist()
-        ends = [layer.A for layer in model.modules() if isinstance(layer, _Copies)]
-        apart = torch.stack([(end - begin).square().sum((1, 2)) for begin, end in zip(start, ends)]).sum(0)
-        moved = (apart / torch.stack([begin.square().sum((1, 2)) for begin in start]).sum(0)).sqrt().tolist()
+        ends = [layer for layer in model.modules() if isinstance(layer, _Copies)]
+        added = ((layer.scaling * layer.B @ torch.stack([layer.A - begin, begin]) for layer, begin in zip(ends, start)))
+        way, begun = sum(part.square().sum((2, 3)) for part in added)
+        moved = (way / begun).sqrt().tolist()
     return [{"loss": loss if math.isfinite(loss) else math.nan, "moved": far if math.isfinite(loss) else math.nan}
             for loss, far in zip(losses, moved)]
 
@@ -101,5 +103,5 @@ def _adamw(trained: list[nn.Parameter]):
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - BETAS[1])
         first, second = (1 - beta**steps for beta in BETAS)
         for parameter, mean, square in zip(trained, means, squares):
-            parameter.mul_(1 - DECAY * rate).sub_(rate / first * mean / ((square / second).sqrt_() + EPSILON))
+            parameter.sub_(rate / first * mean / ((square / second).sqrt_() + EPSILON))
     return step

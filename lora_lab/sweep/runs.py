@@ -109,6 +109,22 @@ class Runs:
             raise LabError(f"These runs have no figure {figure!r}. Use one of: {', '.join(known)}.")
         return [row.get(figure, math.nan) for row in self.rows]
 
+    def apart(self, setting: str) -> Runs:
+        """Return a row for each value of `setting` that a run tried at once, with figures named "loss, lr=0.1".
+
+        A row is marked diverged by its own figures alone.
+        """
+        rows, mark = [], f", {setting}="
+        for row in self.rows:
+            kept, tried = {name: value for name, value in row.items() if mark not in name}, {}
+            for name, value in row.items():
+                if mark in name:
+                    figure, _, at = name.partition(mark)
+                    tried.setdefault(float(at), {})[figure] = value
+            rows += [kept | {setting: at} | found | {"status": "ok" if all(map(math.isfinite, found.values()))
+                                                     else "diverged"} for at, found in tried.items()]
+        return Runs(rows)
+
     def _check(self, names) -> None:
         known = dict.fromkeys(name for row in self.rows for name in row)
         for name in names:

@@ -217,6 +217,13 @@ def test_likely_mistakes_in_the_other_law_are_told_apart(rate_for, words):
     assert verdict.solved is False and words in verdict.text
 
 
+@pytest.mark.parametrize("times, words", [(1, "too large"), (4, "too large"), (1 / 4, "too small"), (0, "found 0"),
+                                          (float("nan"), "found nan"), (None, "found None"), (1000.0, "too large")])
+def test_likely_mistakes_in_a_rate_for_another_alpha_are_told_apart(times, words):
+    verdict = alpha.new_rate(times)
+    assert verdict.solved is False and words in verdict.text
+
+
 @pytest.mark.parametrize("options, words", [
     (dict(r=16, lora_alpha=32, use_rslora=True), "have 8 with rsLoRA"), (dict(r=16, lora_alpha=32), "use_rslora=True"),
     (dict(r=16, lora_alpha=2, use_rslora=True), "have 0.5"), (dict(r=64, lora_alpha=16, use_rslora=True), "to stay"),

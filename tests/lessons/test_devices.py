@@ -227,7 +227,7 @@ def cheap(small, monkeypatch):
         patch.setattr(meta_model, "without_weights", lambda _: bare)  # for lora_lab.distributed
         patch.setattr(subprocess, "Popen", unseen)
         yield
-    for known in (alpha._loss, fleet._fleet_memory):
+    for known in (alpha._loss, alpha._losses, fleet._fleet_memory):
         known.cache_clear()  # of models that hardly trained, and of plans left out
 
 

@@ -234,7 +234,9 @@ def printed(starts, names, capsys):
 
 
 @pytest.mark.parametrize("exact, prose, said", [
-    ((1, 1, 0.9, 0.2), (10, 10, 30, 90), ["left from factor 2 on", "doubled from factor 1.5 on", "Prose breaks first"]),
+    ((1, 1, 0.9, 0.2), (10, 15, 30, 90), ["left from factor 2 on", "perplexity from factor 1.5 on",
+                                          "Prose breaks first", "1.5 times the base's"]),
+    ((1, 1, 0.9, 0.2), (10, 25, 30, 90), ["perplexity from factor 1 on", "Prose breaks first"]),
     ((1, 1, 0.2, 0.2), (10, 10, 12, 14), ["left from factor 1.5 on", "at none of these", "The answers break first"]),
     ((1, 1, 1, 1), (10, 10, 10, 10), ["left at none of these", "both break at the same", "cannot tell the two apart"]),
 ])
@@ -252,33 +254,58 @@ def test_a_ridge_bends_only_if_the_seeds_say_so(ends, said, capsys):
     noise = (0.01, -0.02, 0.0, 0.02, -0.01)
     best = {1: [1.0] * 5, 10: [10 ** (ends[0] + off) for off in noise]}
     best[100] = [rate * 10 ** (ends[1] - off) for rate, off in zip(best[10], noise)]
-    names = dict(SEEDS=range(5), LAWS={"AdamW": {"a": -0.5, "b": -1}}, adam=best, ridge=lambda runs, setting: runs,
-                 plus_minus=lambda slopes: f"{np.mean(slopes):.2f}", known=list,
-                 distance=lambda runs, alpha, best: 1 / alpha)
-    out = printed(["def segments", "def bend("], names, capsys)
-    assert said in out and "it stands still where alpha is large" in out
+    names = dict(adam=best, known=list, ridge=lambda runs, setting: runs)
+    source = "\n".join([cell(ALPHA, "def segments").partition("def judged")[0], cell(ALPHA, "def bend(")])
+    exec(source, dict(math=math, np=np, itertools=itertools, interval=interval, compare=lambda *_: None) | names)
+    assert said in capsys.readouterr().out
+
+
+class Stopped:
+    """What a sweep of `until_learned` found: old answers of each seed by method and rate, in as many steps."""
+
+    def __init__(self, old):
+        self.old = old
+
+    def where(self, method, lr):
+        return Stopped(self.old[method, lr])
+
+    def figures(self, _):
+        return self.old
+
+    def mean(self, _):
+        return 12
 
 
 @pytest.mark.parametrize("lora, full, said", [
     ((50, 60, 50, 60, 50), (10, 20, 10, 10, 20), "LoRA forgets less here"),
     ((10, 20, 10, 10, 20), (50, 60, 50, 60, 50), "LoRA forgets more here"),
-    ((10, 50, 10, 50, 20), (40, 20, 30, 20, 10), "cannot tell them apart"), (None, (1, 2, 3, 4, 5), "never learned"),
+    ((10, 50, 10, 50, 20), (40, 20, 30, 20, 10), "not told apart"), ((math.nan,) * 5, (1, 2, 3, 4, 5), "nan ± nan"),
 ])
 def test_what_is_forgotten_is_told_either_way(lora, full, said, capsys):
-    kept = {("LoRA", 1): lora, ("LoRA", 2): (0,) * 5} if lora else {}
-    out = printed("def best_of", dict(kept=kept | {("full", 3): full, ("full", 4): (0,) * 5}), capsys)
-    assert said in out and "full 3" in out
+    stopped = Stopped({("LoRA", 1): lora, ("LoRA", 2): lora, ("full", 3): full, ("full", 4): full})
+    names = dict(stopped=stopped, RATES={"LoRA": (1, 2), "full": (3, 4)}, ARMS={}, FURTHER=(), later=None)
+    out = printed(["def known", "gaps = []\nfor lora"], names, capsys)
+    assert said in out.splitlines()[2] and "full, rate 3" in out
 
 
-@pytest.mark.parametrize("doubled, said", [((0.1, 0.2, 0.1, 0.2, 0.1), "behind"), ((1, 1, 1, 1, 0.9), "ahead"),
-                                           ((0.4, 0.6, 0.5, 0.5, 0.6), "not told apart")])
-def test_the_doubled_adapter_is_compared_with_its_control(doubled, said, capsys):
-    runs = {"doubled": [doubled], "control": [(0.5, 0.5, 0.6, 0.5, 0.5)]}
-    assert said in printed("for more, doubled, control", dict(MORE=(8,), runs=runs), capsys)
+@pytest.mark.parametrize("doubled, said, kept", [
+    ((0.1, 0.2, 0.1, 0.2, 0.1), "behind", lambda far: -50 < far < -20),
+    ((1, 1, 1, 1, 0.9), "ahead", lambda far: 20 < far < 50),
+    ((0.4, 0.6, 0.5, 0.5, 0.6), "not told apart", lambda far: far == 0)])
+def test_the_doubled_adapter_is_compared_with_its_control(doubled, said, kept, capsys):
+    rows = [{"control 8": one, "doubled 8": other} for one, other in zip((0.5, 0.5, 0.6, 0.5, 0.5), doubled)]
+    names = dict(ARMS=["control", "doubled"], FURTHER=(8,), later=Stopped(None), math=math, interval=interval,
+                 table=lambda rows: print(rows))
+    names["later"].rows = rows
+    exec(cell(ALPHA, "def known"), names)
+    assert said in capsys.readouterr().out and kept(names["sure"](names["gaps"]["doubled", 8]))
 
 
-@pytest.mark.parametrize("moved, curve, said", [(0.1, 1.01, "stands still is the nearer"),
-                                                (3, 1.8, "forgot its start is the nearer")])
-def test_the_nearer_law_is_told_from_the_curves(moved, curve, said, capsys):
-    followed = {"alpha 16": [4, 2], "256, rate / 16": [4, 2 * curve], "256, rate / 4": [4, 2 * 1.3]}
-    assert said in printed("def off(name)", dict(followed=followed, travelled={"alpha 16": moved}), capsys)
+@pytest.mark.parametrize("by, said", [(-0.1, "rsLoRA ends lower"), (0.1, "rsLoRA ends higher"), (0, "not told apart")])
+def test_rslora_is_judged_by_its_paired_losses(by, said, capsys):
+    plain = [0.8, 0.9, 0.7, 0.8, 0.8]
+    losses = {"alpha 16, alpha/r": {8: plain}, "alpha 16, alpha/√r": {8: [loss + by + off for loss, off in zip(
+        plain, (0.01, -0.01, 0.02, -0.02, 0))]}}
+    names = dict(losses=losses, RANKS=(1, 8), slopes={"a": [0.1], "b": [-0.6]}, ARMS={}, FURTHER=(), later=None)
+    out = printed(["def known", "plain, rslora"], names, capsys)
+    assert said in out and 'nearest to 0: "a"' in out

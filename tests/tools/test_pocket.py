@@ -64,7 +64,7 @@ def trained_loss(small, alpha, lr, optimizer, divide_a=1.0, freeze_a=False):
             parameter.data /= divide_a
             parameter.requires_grad_(not freeze_a)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    chosen = getattr(torch.optim, optimizer)(parameters, lr=lr)
+    chosen = getattr(torch.optim, optimizer)(parameters, lr=lr, weight_decay=0)
     commands = pocket.dialect(smart_home.commands("train", n=100, seed=0))
     for batch in itertools.islice(pocket.stream(commands, 16), 10):
         loss = model(**batch).loss
@@ -74,7 +74,7 @@ def trained_loss(small, alpha, lr, optimizer, divide_a=1.0, freeze_a=False):
     return loss.item()
 
 
-@pytest.mark.parametrize("optimizer, lr, power, tolerance", [("SGD", 0.2, 2, 1e-6), ("AdamW", 0.01, 1, 2e-3)])
+@pytest.mark.parametrize("optimizer, lr, power, tolerance", [("SGD", 0.2, 2, 1e-6), ("AdamW", 0.01, 1, 1e-3)])
 def test_with_a_frozen_the_learning_rate_moves_by_a_power_of_alpha(small, optimizer, lr, power, tolerance):
     one, other = (trained_loss(small, 16 * k, lr / k**power, optimizer, freeze_a=True) for k in (1, 16))
     assert other == pytest.approx(one, rel=tolerance)
@@ -99,17 +99,18 @@ def test_copies_side_by_side_are_trained_as_peft_and_torch_train_them(small, opt
     for rate, copied in zip(rates, copies):
         model = adapted(small, r=4, lora_alpha=8, use_rslora=True, init_lora_weights=True)
         starts = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name}
-        chosen = getattr(torch.optim, optimizer)([p for p in model.parameters() if p.requires_grad], lr=rate)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        chosen = getattr(torch.optim, optimizer)(trained, lr=rate, weight_decay=0)
         for number, batch in enumerate(data):
             chosen.param_groups[0]["lr"] = rate * (1 - number / len(data))
             model(**batch).loss.backward()
             chosen.step()
             chosen.zero_grad()
         ends = dict(model.named_parameters())
-        moved = sum((ends[name] - start).square().sum() for name, start in starts.items())
+        moved, size = (sum((ends[name.replace("lora_A", "lora_B")] @ (part(ends[name], start))).square().sum()
+                           for name, start in starts.items()) for part in (lambda A, A0: A - A0, lambda A, A0: A0))
         with torch.no_grad():
             assert copied["loss"] == pytest.approx(model(**held_out).loss.item(), rel=1e-4)
-            size = sum(start.square().sum() for start in starts.values())
             assert copied["moved"] == pytest.approx((moved / size).sqrt().item(), rel=1e-3)
 
 

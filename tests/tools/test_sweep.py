@@ -459,3 +459,12 @@ def test_a_lock_that_was_written_over_is_named(tmp_path):
         file.unlink()
     with pytest.raises(LabError, match="is no lock.*remove [0-9a-f]+ there, or give another store"):
         sweep(train, {"lr": [0.1]}, [0], tmp_path, None)
+
+
+def test_settings_that_a_run_tried_at_once_are_set_apart():
+    runs = Runs([{"alpha": 1, "seed": 0, "status": "diverged", "loss, lr=0.1": 2.0, "moved, lr=0.1": 0.5,
+                  "loss, lr=3.0": math.nan, "moved, lr=3.0": math.nan}])
+    one, other = runs.apart("lr").rows
+    assert one == {"alpha": 1, "seed": 0, "status": "ok", "lr": 0.1, "loss": 2.0, "moved": 0.5}
+    assert other["status"] == "diverged" and other["lr"] == 3.0 and math.isnan(other["loss"])
+    assert Runs([]).apart("lr").rows == []
