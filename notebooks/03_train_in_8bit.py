@@ -538,7 +538,7 @@ trial("float32")
 
 # %%
 if SIXTEEN:
-    bases[OWN] = load_base(precision=OWN, quiet=True)[0].to(device)
+    bases[OWN] = own
     megabytes[OWN] = bases[OWN].get_memory_footprint() / 1e6
     for kind in ("int8", "nf4"):  # the same kind of attention for all three
         bases[kind].set_attn_implementation(bases[OWN].config._attn_implementation)
@@ -626,7 +626,7 @@ compare("eight/served", 100 * (away.exact - home.exact))
 quiz("eight/race")
 
 # %%
-bases["int8 (prepared)"] = bases["int8"]
+bases["int8 (prepared)"], four = bases["int8"], None  # room for the others
 for kind in ("int8", "nf4"):
     bases[kind] = load_base(precision=kind, quiet=True)[0].to(device)
     bases[kind].set_attn_implementation(bases[OWN].config._attn_implementation)
