@@ -235,9 +235,9 @@ def printed(starts, names, capsys):
 
 @pytest.mark.parametrize("exact, prose, said", [
     ((1, 1, 0.9, 0.2), (10, 15, 30, 90), ["left from factor 2 on", "perplexity from factor 1.5 on",
-                                          "Prose breaks first", "1.5 times the base's"]),
-    ((1, 1, 0.9, 0.2), (10, 25, 30, 90), ["perplexity from factor 1 on", "Prose breaks first"]),
-    ((1, 1, 0.2, 0.2), (10, 10, 12, 14), ["left from factor 1.5 on", "at none of these", "The answers break first"]),
+                                          "prose breaks first", "1.50 times the base's"]),
+    ((1, 1, 0.9, 0.2), (10, 25, 30, 90), ["perplexity from factor 1 on", "prose breaks first"]),
+    ((1, 1, 0.2, 0.2), (10, 10, 12, 14), ["left from factor 1.5 on", "at none of these", "the answers break first"]),
     ((1, 1, 1, 1), (10, 10, 10, 10), ["left at none of these", "both break at the same", "cannot tell the two apart"]),
 ])
 def test_the_dial_is_told_from_its_own_curve(exact, prose, said, capsys):
