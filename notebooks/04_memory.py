@@ -268,7 +268,7 @@ if not runs:
 # %% [markdown]
 # ## Out of memory, on purpose
 #
-# Now run into the wall. A process of its own may take a gigabyte above what it has after its first step. It doubles the
+# Now run into the wall. A process of its own may take 600 MB above what it has after its first step. It doubles the
 # rows of a step until that is too little. Then it takes the same rows in parts, and lets the gradients add up: each
 # part's mean loss counts for its share of the rows. (That is the gradient of the whole because all these rows have
 # equally many labels. Exercise 1 is about rows that have not.)
@@ -287,10 +287,11 @@ def step(rows, parts=1): (model(input_ids=rows, labels=rows, use_cache=False).lo
 step(ids[:1])
 if torch.cuda.is_available():
     whole = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 1e9) / whole)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 6e8) / whole)
 else:
     import resource  # Linux holds a process to this limit, macOS does not, Windows has none
-    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + 10**9, resource.RLIM_INFINITY))'''
+    most = psutil.Process().memory_info().data + 6 * 10**8
+    resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))'''
 print(len(model_and_limit.splitlines()), "lines: the model, one step, and then the limit")
 
 # %%
