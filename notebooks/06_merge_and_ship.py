@@ -69,7 +69,7 @@ from lora_lab.display import Progress, table
 from peft import LoraConfig, PeftModel, get_peft_model
 
 # %% [markdown]
-# First an adapter to merge: Lesson 0's training with fewer steps. (You need to wait for it once: its folder is named
+# First an adapter to merge: Lesson 0's training with fewer steps. (It is trained once: its folder is named
 # after seed and steps.) A merge changes weights in place, so the lesson loads the base anew whenever it needs a clean
 # one.
 
@@ -159,7 +159,7 @@ READ = batches.AnswerCollator(tokenizer)(rows)  # fourteen commands, and what th
 def logits(model):
     """Logits at every token of the answers, for each command."""
     read = READ.to(model.device)
-    found = model(input_ids=read["input_ids"], attention_mask=read["attention_mask"]).logits[:, :-1].float()
+    found = model(**read).logits[:, :-1].float()
     return [one[counted] for one, counted in zip(found, read["labels"][:, 1:] != batches.IGNORED)]
 
 reference = logits(trained)
@@ -169,7 +169,8 @@ print("largest change of a logit:", ", ".join(f"{name} {change:.1e}" for name, c
 compare("merge/float32_change", moved["merging"])
 
 # %% [markdown]
-# Adding first and multiplying afterwards rounds in other places than multiplying first. Float32 has room for that.
+# Adding first and multiplying afterwards rounds in other places than multiplying first. In float32 that concerns the
+# last of its digits.
 #
 # ## What does it win? Time
 #
@@ -219,6 +220,7 @@ for name, values in ratios.items():
     said = "slower" if low > max(1, slowest) else "quicker" if high < min(1, quickest) else \
         "not to be told from the base"
     print(f"one token, {name}: {middle:.3f} times the base ({low:.3f} to {high:.3f}), {said}")
+print(f"So whoever guessed a range that meets {low:.2f} to {high:.2f} is not refuted.")
 compare("merge/unmerged_cost", statistics.median(ratios["all linear unmerged"]))
 
 # %% [markdown]
@@ -291,17 +293,18 @@ layers = {name.removeprefix("base_model.model."): module for name, module in tra
 
 @torch.no_grad()
 def build(scratch, place):
-    """Put each layer's weight, as `place` has it, into `scratch`; returns five sums that tell what changed."""
-    sums = torch.zeros(5, dtype=torch.float64)
+    """Put each layer's weight, as `place` has it, into `scratch`; returns four sums that tell what changed."""
+    sums = torch.zeros(4, dtype=torch.float64)
     for name, one in layers.items():
         U = one.get_delta_weight("default").cpu()
         before, after = place(one.base_layer.weight.cpu(), U)
         scratch.get_submodule(name).weight.copy_(after)
         D = after - before
-        sums += torch.stack([(D != 0).sum(), (D - U).square().sum(), (D * U).sum(), U.square().sum(), (U == U).sum()])
+        sums += torch.stack([D.count_nonzero(), (D - U).norm() ** 2, (D * U).sum(), U.norm() ** 2])
     return sums.tolist()
 
-print(len(layers), "layers have an adapter")
+entries = sum(one.base_layer.weight.numel() for one in layers.values())
+print(f"{len(layers)} layers have an adapter, with {entries:,} weights")
 
 # %% [markdown]
 # Users see answers, not weights. So each model is also asked. The **KL divergence** is how far its next-token
@@ -331,7 +334,7 @@ judged, reached, scratch = {("no adapter", ""): (lost, kept)}, {}, fresh_base().
 with Progress("merging", total=len(GRIDS)) as bar:
     for name, grid in GRIDS.items():
         for way in list(WAYS)[:3 if name in ("int8", "nf4") else 2]:
-            moved, off, along, size, entries = build(scratch, WAYS[way](grid))
+            moved, off, along, size = build(scratch, WAYS[way](grid))
             judged[name, way] = judge(scratch)
             if way == "merged in place":
                 reached[name] = {"update that arrives": along / size, "weights that move": moved / entries,
@@ -387,7 +390,7 @@ for (name, way), (kl, kept) in judged.items():
 
 # %% [markdown]
 # ("Further off" and "closer" take 12 of the 14 commands, as equal models get them by luck one time in eighty. A row can
-# be further off and keep all its answers. Then the difference is there, and no user sees it.)
+# be further off and keep all its answers. Then the difference is there, and these users do not see it.)
 #
 # On a coarse grid the update can be below half a step for nearly every weight, and then there is nothing to average.
 # **Puzzle 1: get it onto the grid.** You have the weight before it is rounded to *this* grid. Return a weight *on the
@@ -439,7 +442,10 @@ plots.lines(curves, "update of one layer, times the trained one: smaller to the 
 # and to the merged one, compares the weights, and says what it found.
 
 # %%
-print(merging.audit(trained, asked[:5], tokenizer, deployed=merged))
+alike = [c for c in smart_home.commands("test phrasings", n=400, seed=SEED)
+         if len(tokenizer(c.prompt)["input_ids"]) == 11][:36]  # of one length, so that an audit asks them in one go
+prompts = [c.prompt for c in alike]
+print(merging.audit(trained, prompts[:6], tokenizer, deployed=merged))
 
 # %% [markdown]
 # The distance is a KL over the tokens of the prompts, as a share of the KL between the trained model and its base. The
@@ -451,7 +457,7 @@ print(merging.audit(trained, asked[:5], tokenizer, deployed=merged))
 
 # %%
 on_nf4 = PeftModel.from_pretrained(load_base(precision="nf4", quiet=True)[0], adapter).eval()
-lossy = merging.audit(on_nf4, asked[:5], tokenizer)  # without `deployed` it merges a copy
+lossy = merging.audit(on_nf4, prompts[:6], tokenizer)  # without `deployed` it merges a copy
 print(lossy)
 by_hand = reached["nf4"]["update that arrives"]
 print(f"share of the update: {lossy.update:.4f} by the audit, {by_hand:.4f} by hand:",
@@ -557,7 +563,8 @@ for what, mistake in {"loaded onto a merged base": lambda: PeftModel.from_pretra
         warnings.simplefilter("always")
         try:
             mistake()
-            print(f"{what}: {len(caught)} warnings {', '.join({repr(str(one.message)) for one in caught})}")
+            said = [str(one.message) for one in caught if one.category is UserWarning]  # others are for developers
+            print(f"{what}: {len(said)} warnings", *set(said), sep=", ")
         except ValueError as error:
             print(f"{what}: ValueError: {error}")
 
@@ -585,7 +592,7 @@ def merged_with(options):
         model = get_peft_model(copy.deepcopy(small), lora(**options)).eval()
         for weights in (p for p in model.parameters() if p.requires_grad):
             weights += 0.02 * torch.randn_like(weights)  # as if trained
-        return model(ids).logits, model.merge_and_unload(), len(caught)
+        return model(ids).logits, model.merge_and_unload(), sum(one.category is UserWarning for one in caught)
 
 print("to be merged:", *HEADS, sep="\n")
 
@@ -633,7 +640,7 @@ faults = {"a": "sound", "b": "sound", "c": "sound", "d": "sound"}
 quiz("merge/faults", faults, "adapters/deployed")
 
 # %% [markdown]
-# (`print(found)` says it in words, as an audit of your own model would.)
+# (`print(found)` says in words what the audit made of the last one. An audit of your own model names such faults.)
 #
 # ## When not to merge: many skills on one base
 #
@@ -785,7 +792,7 @@ for name, found in list(taken.items())[1:]:
 
 # %%
 one = {"merged copy": sum(p.nbytes for p in merged.parameters()),
-       "adapter": sum(p.nbytes for n, p in trained.named_parameters() if "lora_" in n)}
+       "adapter": sum(p.nbytes for n, p in trained.named_parameters() if ".default." in n)}
 table([{"skills": n, "merged copies, MB": f"{n * one['merged copy'] / 1e6:,.0f}",
         "one base and adapters, MB": f"{(one['merged copy'] + n * one['adapter']) / 1e6:,.0f}"} for n in (1, 10, 100)])
 
@@ -972,8 +979,6 @@ print(Path("runs/merging/engine.py").write_text(engine), "characters are all tha
 own_tokenizer = copy.deepcopy(tokenizer)
 own_tokenizer.chat_template = my_template
 own_tokenizer.save_pretrained("adapters/merged")
-alike = [c for c in smart_home.commands("test phrasings", n=400, seed=SEED)
-         if len(tokenizer(c.prompt)["input_ids"]) == 11][:36]  # of one length, so that the audit asks them in one go
 request = json.dumps(["adapters/merged", asked[:8], [c.text for c in alike]])
 with Progress("another process", total=1) as bar:
     ran = subprocess.run([sys.executable, "runs/merging/engine.py", request], capture_output=True, text=True)
@@ -989,7 +994,7 @@ print("chat:", scoring.score(alike, served[8:]))
 # with temperature 0 and as many tokens.
 
 # %%
-audited = merging.audit(trained, [c.prompt for c in alike], tokenizer, answers=served[8:])
+audited = merging.audit(trained, prompts, tokenizer, answers=served[8:])
 print(audited)
 
 # %% [markdown]
