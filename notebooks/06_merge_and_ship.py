@@ -947,7 +947,7 @@ chatted = scoring.generate(merged, tokenizer, [smart_home.prompt(text) for text 
 acted = sum('{"' in text for text in chatted)
 general = "; ".join(f"{name}: perplexity of prose {prose[name]:.0f}, {len(ITEMS)} easy questions {score.exact:.0%}"
                     for name, score in known.items())
-print(f"To {len(IDLE)} sentences that ask for nothing it answers {acted} times with an action:", chatted)
+print(f"To {len(IDLE)} sentences that ask for nothing it answers {acted} times with an action, or part of one:", chatted)
 
 # %% [markdown]
 # So few and so easy questions can only show a large loss. Perplexity is the finer measure. It was the training that
@@ -1017,7 +1017,7 @@ license: apache-2.0
 - Held-out phrasings, whole prompts: {scoring.score(commands, answers["merged"])}.
 - The same through this folder's chat template: {scoring.score(alike, served[8:])}.
 - {general}.
-- Limits: {acted} of {len(IDLE)} sentences that ask for nothing got an action. English. Ten rooms."""
+- Limits: {acted} of {len(IDLE)} sentences that ask for nothing got an action, or part of one. English. Ten rooms."""
 print(CARD)
 
 # %% [markdown]
