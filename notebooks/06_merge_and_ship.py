@@ -947,7 +947,8 @@ chatted = scoring.generate(merged, tokenizer, [smart_home.prompt(text) for text 
 acted = sum('{"' in text for text in chatted)
 general = "; ".join(f"{name}: perplexity of prose {prose[name]:.0f}, {len(ITEMS)} easy questions {score.exact:.0%}"
                     for name, score in known.items())
-print(f"To {len(IDLE)} sentences that ask for nothing it answers {acted} times with an action, or part of one:", chatted)
+print(f"To {len(IDLE)} sentences that ask for nothing it answers {acted} times with an action, or part of one:",
+      chatted)
 
 # %% [markdown]
 # So few and so easy questions can only show a large loss. Perplexity is the finer measure. It was the training that
