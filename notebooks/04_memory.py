@@ -278,8 +278,7 @@ if not runs:
 
 # %%
 model_and_limit = '''
-import psutil, torch
-from lora_lab import load_base
+import psutil, torch; from lora_lab import load_base
 from peft import LoraConfig, get_peft_model
 model = get_peft_model(load_base(precision="float32", quiet=True)[0], LoraConfig(target_modules="all-linear")).train()
 ids = torch.randint(0, 1000, (32, 64), device=model.device)

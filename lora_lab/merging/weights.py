@@ -282,7 +282,7 @@ class _Found:
 
 
 _SHARE = {
-    "merged": "The update's share is off: rounded away (merge into 16 or 32 bits and quantise afterwards), never "
+    "merged": "The update's share is off: rounded away (merge first and quantise afterwards), never "
               "merged, or merged with another alpha.",
     "adapter": "The update's share is off: the deployed adapter is another one.",
 }

@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 import tomllib
+import types
 from pathlib import Path
 
 import jupytext
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lora_lab import memory, scoring
+from lora_lab import memory, scoring, smart_home
 from lora_lab.scoring import Score
 from lora_lab.sweep import interval
 from peft import LoraConfig, get_peft_model
@@ -51,25 +52,47 @@ def test_rank_and_alpha_say_whether_the_seeds_agree(lower, said, capsys):
     assert said in capsys.readouterr().out.splitlines()[0]
 
 
-@pytest.mark.parametrize("ratios, said", [([1.2] * 38 + [0.9, 1.0], "slower"), ([0.8] * 39 + [1.1], "quicker"),
-                                          ([0.9] * 20 + [1.1] * 20, "not to be told from the base")])
-def test_a_ratio_is_slower_only_where_its_interval_leaves_out_one(ratios, said, capsys):
-    names = dict(torch=torch, math=math, statistics=statistics, token={"merged": ratios}, racers={}, prompt=None,
-                 ratios=lambda *_: {"merged": ratios[-12:]})
-    exec(cell("06_merge_and_ship", "@torch.no_grad()\ndef whole_prompt"), names)
-    assert capsys.readouterr().out.splitlines()[0].endswith(said)
+@pytest.mark.parametrize("values, noise, said", [
+    ([1.2] * 28 + [0.9, 1.0], [0.98, 1.02], "slower"), ([0.8] * 29 + [1.1], [0.98, 1.02], "quicker"),
+    ([0.9, 1.1] * 15, [0.98, 1.02], "not to be told from the base"),
+    ([1.02] * 30, [1.03], "not to be told from the base"),  # the base, a second time, is as far off
+])
+def test_a_ratio_is_slower_only_where_it_is_beyond_the_clocks_noise(values, noise, said, capsys):
+    ratios = {"base again": (noise * 30)[:30], "all linear unmerged": values}
+    exec(cell("06_merge_and_ship", "def median_interval"), dict(math=math, statistics=statistics, ratios=ratios,
+                                                                compare=lambda *_: None))
+    assert capsys.readouterr().out.splitlines()[1].endswith(said)
 
 
-@pytest.mark.parametrize("above, said", [(14, "further off"), (0, "closer"), (7, "not to be told apart")])
+@pytest.mark.parametrize("above, said", [(14, "further off than the control"), (0, "closer than the control"),
+                                         (7, "not to be told from the control")])
 def test_a_merge_is_compared_with_its_control_command_by_command(above, said, capsys):
-    ways = ("rounded base, unmerged", "merged in place", "merged first, then rounded")
-    kl = {("nf4", way): ([1.0] * 14, 0.1) for way in ways} | {
-        ("nf4", "merged in place"): ([2.0] * above + [0.5] * (14 - above), 0.2)}
-    exec(cell("06_merge_and_ship", "for name in list(GRIDS)"), dict(GRIDS={"float32": 0, "nf4": 0}, kl=kl,
-                                                                   statistics=statistics))
+    judged = {("no adapter", ""): ([5.0] * 14, 0), ("nf4", "rounded base, unmerged"): ([1.0] * 14, 14),
+              ("nf4", "merged in place"): ([2.0] * above + [0.5] * (14 - above), 3)}
+    exec(cell("06_merge_and_ship", "for (name, way), (kl, kept)"), dict(judged=judged, statistics=statistics))
     lines = capsys.readouterr().out.splitlines()
-    assert said in lines[0] and f"on {above} of 14" in lines[0] and "20.0% of next tokens" in lines[0]
-    assert lines[2].startswith("For nf4, merged in place" if above < 5 else "For nf4, merged first, then rounded")
+    assert lines[2].endswith(said) and " 3 of 14 answers kept" in lines[2]
+    assert all(line.endswith("answers kept") for line in lines[:2])
+
+
+@pytest.mark.parametrize("slower, said", [(3, "1.0 times no switch: not to be"), (9, "2.0 times no switch: longer")])
+def test_a_switch_is_longer_only_where_the_intervals_are_apart(slower, said, capsys):
+    names = {"math": math, "statistics": statistics, "ratios": {"base again": [1.0], "all linear unmerged": [1.0]},
+             "compare": lambda *_: None}
+    exec(cell("06_merge_and_ship", "def median_interval"), names)
+    taken = {"no switch": [99.0] + [10.0] * 8, "set_adapter": [20.0] * slower + [10.0] * (9 - slower)}
+    exec(cell("06_merge_and_ship", "idle = "), names | {"taken": taken})
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trained, said", [(40, "less sure"), (20, "surer"), (30.5, "hardly a change")])
+def test_perplexity_says_what_a_page_can_tell(trained, said, capsys):
+    found = iter((30.0, trained))
+    score = types.SimpleNamespace(perplexity=lambda *_: next(found), generate=lambda *_: ['{"room"', "no"])
+    exec(cell("06_merge_and_ship", "prose = "), dict(
+        scoring=score, base=None, merged=None, tokenizer=None, smart_home=smart_home, ITEMS=[],
+        known=dict.fromkeys(("base", "trained"), Score(1, None, 9))))
+    assert said in (printed := capsys.readouterr().out) and "answers 1 times with an action" in printed
 
 
 @pytest.mark.parametrize("exact, said", [(0.9, "kept by: cat"), (0.1, "none of them")])
