@@ -341,7 +341,10 @@ def known(values):  # a seed can have no value, such as no best rate on a grid
     return [value for value in values if math.isfinite(value)] or [math.nan]
 
 def told(differences, low, high, form="{:+.0f} ± {:.0f} points"):
-    mean, half = interval(known(differences))
+    found = known(differences)
+    if len(found) < 2:
+        return "no comparison: too few seeds have a value"
+    mean, half = interval(found)
     return form.format(mean, half) + ": " + (high if mean > half else low if mean < -half else "not told apart")
 
 def sure(differences):  # how far the interval stays from 0; 0 where it holds 0
@@ -437,7 +440,8 @@ table([{"clipped at": row["clip"] or "never", f"steps clipped, of {STEPS}": f"{r
 # %% [markdown]
 # Clipping looks at the gradient of B, which has a factor $s$. A larger alpha is clipped harder, and SGD takes that as
 # it comes: one of its two factors $s$ is gone, while the rate was divided for two. AdamW divides the size out anyway;
-# what it can notice is that some steps are clipped and others not: see the counts. From here on nothing is clipped.
+# what it can notice is that some steps are shortened more than others, which changes their weights in its averages.
+# From here on nothing is clipped.
 #
 # **Puzzle 2: the other law.** LoRA trains A, too. Then there is a second exact pair. Divide A's *initial* values by
 # $\sqrt{k}$ and multiply alpha by $k$. If A and B both stay $\sqrt{k}$ times smaller all the way, $s\,BA$ is the same
@@ -529,8 +533,8 @@ def lowest(runs, figure="loss", at=0):  # at each seed's best rate of the grid, 
 def optima(runs):
     return table([{
         "alpha": alpha, "best rate, seed by seed": " ".join(f"{rate:.2g}" for rate in best).replace("nan", "edge"),
-        "loss there": f"{np.mean(lowest(runs.where(alpha=alpha))):.2f}",
-        "at twice that rate": f"{np.mean(lowest(runs.where(alpha=alpha), at=1)):.2f}".replace("nan", "diverged"),
+        "loss at the best of the grid": f"{np.mean(lowest(runs.where(alpha=alpha))):.2f}",
+        "at the next rate": f"{np.mean(lowest(runs.where(alpha=alpha), at=1)):.2f}".replace("nan", "diverged"),
     } for alpha, best in ridge(runs, "alpha").items()])
 
 optima(adam)
@@ -591,7 +595,7 @@ compare("alpha/slope", bend("AdamW", ridge(adam, "alpha")))
 # %% [markdown]
 # Why would a ridge bend? Where the best rate is large, A goes far, and its start stops to matter: the second law is
 # near. Where the best rate is small, A's way adds little: the first law is near. Does the table bear that out, segment
-# by segment? Then one straight line through all of it gives a slope that holds nowhere.
+# by segment? Then one straight line through all of it gives an average of the slopes: at best right in the middle.
 #
 # **Puzzle 3: a number of your own.** You tuned the rate at alpha 16, and somebody sets alpha to 64, which is in no row
 # of your table. By what do you multiply the rate? The check trains with it.
@@ -615,15 +619,16 @@ bend("SGD", ridge(sgd, "alpha"))
 judged("SGD", sgd)
 
 # %% [markdown]
-# **Look** at the losses in both tables of optima. Is twice the best rate a step too far, or off a cliff? Where it is a
-# cliff, the best rate is the largest one that still holds, and the parabola beside it is off by up to half a step of
-# the grid. Is the loss at the best rate the same for every alpha? Where it is not, alpha is more than a second rate.
+# **Look** at the losses in both tables of optima. Is the next rate, twice as large, a step too far, or off a cliff?
+# Where it is a cliff, the best rate is the largest one that still holds, and the parabola beside it is off by up to
+# half a step of the grid. Is the loss at the best rate the same for every alpha? Where it is not, alpha is more than a
+# second rate.
 #
 # Then look at `moved` beside the slopes, under both optimizers. Is it the smaller, the nearer the slope is to the law
 # of an A that stands still? A slope may also match a law whose reason is not there: below 1, A's start still carries
 # most of what the layer adds. Then something else sets the best rate, such as the edge of a cliff, and the rule does
-# not carry over. All of this is for 20 steps and a model of a quarter of a million weights. Another width or a longer
-# training has other numbers, and was not measured here.
+# not carry over. All of this is for a training of few steps and a model of a quarter of a million weights. Another
+# width or a longer training has other numbers, and was not measured here.
 #
 # Hu et al. 2021, section 4.1, say of Adam that tuning alpha is roughly tuning the rate if the start is scaled along.
 # They name no exponent, set alpha to the first r that they try, and tune it no further. Who changes alpha and leaves
@@ -696,11 +701,13 @@ table(rows)
 # %%
 plain, rslora = losses["alpha 16, alpha/r"], losses["alpha 16, alpha/√r"]
 for r in RANKS[1:]:
-    print(f"rank {r}, each at its best rate: loss with alpha/√r minus loss with alpha/r,",
+    print(f"rank {r}, each at the best rate of the grid: loss with alpha/√r minus loss with alpha/r,",
           told(np.subtract(rslora[r], plain[r]).tolist(), "rsLoRA ends lower", "rsLoRA ends higher",
                "{:+.3f} ± {:.3f}"))
-steady = min(slopes, key=lambda kind: abs(np.mean(slopes[kind])))
-print(f'slope nearest to 0: "{steady}". With it a rate that was tuned at one rank carries over best to another.')
+steady, second, *_ = sorted(slopes, key=lambda kind: abs(np.mean(slopes[kind])))
+away = [abs(b) - abs(a) for a, b in zip(slopes[steady], slopes[second])]
+print(f'slope nearest to 0: "{steady}", then "{second}". How much nearer:',
+      told(away, "not nearer", "with the first a rate carries over best to another rank", "{:.2f} ± {:.2f}"))
 
 # %% [markdown]
 # "One step says" is this argument: under AdamW each of the $r$ columns of B moves by a full step. Column $i$ moves
@@ -712,24 +719,24 @@ print(f'slope nearest to 0: "{steady}". With it a rate that was tuned at one ran
 # That has two premises: that the best rate goes as $1/s$ (A stands still), and that the columns go on adding up like
 # $r$. Where the table says "no", which one fails? The habits differ only in how $s$ hangs on $r$. So write the best
 # rate as $s^{-p}\,r^{-q}$. Then alpha/r has the slope $p - q$, alpha/√r has $p/2 - q$, and alpha = 2r, where $s$ stays,
-# has $-q$: three slopes for two powers.
+# has $-q$: three slopes for two powers. $p$ against 1 tests the first premise. If the columns add up like $r$, the best
+# rate hangs on $s\,r$ alone, so that $q = p$, whatever $p$ is: $p - q$ against 0 tests the second.
 
 # %%
 by_seed = [np.array([math.log(b / a) / math.log(RANKS[-1]) for a, b in zip(found[1], found[RANKS[-1]])])
            for found in best.values()]
 p, q = 2 * (by_seed[0] - by_seed[1]), -by_seed[2]
-for name, found, argued in (("p, of s", p, 1), ("q, of r", q, 1), ("p - q - its slope", p - q - by_seed[0], 0)):
+for name, found, argued in (("p", p, 1), ("p - q", p - q, 0), ("p - q - slope of alpha/r", p - q - by_seed[0], 0)):
     mean, half = interval(known(found))
-    print(f"{name}: {mean:.2f} ± {half:.2f}; the argument has {argued}",
+    print(f"{name}: {mean:.2f} ± {half:.2f}; {argued} is",
           "within the interval" if abs(mean - argued) <= half else "outside the interval")
 
 # %% [markdown]
-# Is $p$ the power that your ridge has near alpha 16? Then A is not standing still there, and that explains a part of
-# the miss without any columns.
+# Is $p$ the power that your ridge has near alpha 16?
 #
-# The losses are those at each rank's own best rate. At one *fixed* rate you would compare rates as much as scalings.
-# (Schulman et al., *LoRA Without Regret*, report a best rate that hardly depends on the rank, with alpha/r and a fixed
-# alpha, for models with billions of weights.)
+# The losses are those at the best rate of the grid, which may be half a step off: a small difference can come from
+# that. At one *fixed* rate you would compare rates as much as scalings. (Schulman et al., *LoRA Without Regret*, report
+# a best rate that hardly depends on the rank, with alpha/r and a fixed alpha, for models with billions of weights.)
 #
 # ## What is forgotten
 #
@@ -760,9 +767,9 @@ print("before any training: {:.0f}% of the new and {:.0f}% of the old answers ar
 
 # %% [markdown]
 # A fair comparison reads both methods where they have learned *as much*: a method that was stopped early seems to
-# forget little. So each training stops where half of the new answers are right, and there you count the old ones. The
-# rate matters, too: a smaller one takes more steps to get there. Each method gets three, so paired that both take about
-# as many steps.
+# forget little. So each training stops where half of the new answers are right, and there you count the old ones. (One
+# that does not get there has no value and is left out.) The rate matters, too: a smaller one takes more steps to get
+# there. Each method gets three, so paired that both take about as many steps.
 
 # %%
 LEARNED = 0.5
@@ -904,7 +911,8 @@ for attempt in (nan_factor, lambda: sweep(train_on, {"steps": [8]}, [0]),
 # - After training, alpha is the volume of a plain LoRA adapter. Layers and merges obey `scaling` now; the config is
 #   obeyed when layers are built.
 # - In training, alpha and the rate act together. One exact law holds where A stands still, one where A's start does not
-#   matter; your table has what a small model did in a few steps of AdamW, and that SGD need not follow suit.
+#   matter; your tables have what a small model did in a few steps of AdamW and of SGD, and where `moved` does not bear
+#   out the law that a slope matches.
 # - A new rank, scaling or optimizer is a new question about the rate. Tune it for each, then compare, seed by seed.
 #
 # **The exercise worth doing.** Take an adapter of your own. Draw its dial with `adapters.turned`, on your task *and* on
