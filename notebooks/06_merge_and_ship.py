@@ -509,7 +509,8 @@ skills.save_pretrained("adapters/skills", selected_adapters=["one"])
 ONE = "adapters/skills/one"
 
 # %% [markdown]
-# **Guess first:** which of these go wrong in silence? The next cells do each of them.
+# After `merge_and_unload` every weight is frozen, as the base's were. **Guess first:** which of these go wrong in
+# silence? The next cells do each of them.
 
 # %%
 quiz("merge/silent")
@@ -544,7 +545,7 @@ for call, checkpointing in (("nothing", False), ("merge_and_unload", False), ("m
     model = model if call == "nothing" else getattr(model, call)()
     if checkpointing:
         model.enable_input_require_grads()
-    what = call + ", with gradient checkpointing" * checkpointing + ", then backward"
+    what = call + ", inputs that ask for a gradient, as under checkpointing" * checkpointing + ", then backward"
     try:
         model(**batch).loss.backward()
         print(f"{what}: no error, {sum(p.grad is not None for p in model.parameters())} tensors get a gradient")
@@ -995,6 +996,8 @@ print("chat:", scoring.score(alike, served[8:]))
 # with temperature 0 and as many tokens.
 
 # %%
+if "second" in trained.peft_config:
+    trained.delete_adapter("second")  # it was there for the clock
 audited = merging.audit(trained, prompts, tokenizer, answers=served[8:])
 print(audited)
 
