@@ -33,8 +33,8 @@ def repaired_recipe(recipe: dict) -> Verdict:
             return say(False, str(error).replace(f"{folder}/", ""))
     found = (read.model, read.training.max_steps, set(read.lora.get("target_modules") or ()))
     if found != ("pocket", 20, {"q_proj", "o_proj"}):
-        return say(False, f"Two processes could train by it, but the pocket model, 20 steps, q_proj and o_proj were asked for. "
-                          f"Found {found[0]}, {found[1]} steps, {', '.join(sorted(found[2]))}.")
+        return say(False, "Two processes could train by it, but the pocket model, 20 steps, q_proj and o_proj were asked "
+                          f"for. Found {found[0]}, {found[1]} steps, {', '.join(sorted(found[2]))}.")
     return say(True, f"Two processes can train by it, with {read.training.batch_size // 2} rows each in a step.")
 
 
@@ -103,7 +103,8 @@ def second_machine(command: str) -> Verdict:
     meeting = (host, port or "29400") if host else (given.master_addr, str(given.master_port or 29500))  # defaults
     asked = [
         (not given.standalone, "--standalone is for one machine: it meets at this machine's own address."),
-        (static or host, f"With --rdzv-backend {given.rdzv_backend}, torchrun reads --rdzv-endpoint and no --master-addr."),
+        (static or host, f"With --rdzv-backend {given.rdzv_backend}, torchrun reads --rdzv-endpoint and no "
+                         "--master-addr."),
         (given.nnodes in ("2", "2:2"), f"--nnodes is {given.nnodes}: there are two machines."),
         (given.nproc_per_node != "16", "--nproc-per-node is 16: it counts the processes of one machine."),
         (given.nproc_per_node in ("8", "gpu", "auto"), f"--nproc-per-node is {given.nproc_per_node}, for 8 GPUs."),
