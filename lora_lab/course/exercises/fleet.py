@@ -33,8 +33,8 @@ def repaired_recipe(recipe: dict) -> Verdict:
             return say(False, str(error).replace(f"{folder}/", ""))
     found = (read.model, read.training.max_steps, set(read.lora.get("target_modules") or ()))
     if found != ("pocket", 20, {"q_proj", "o_proj"}):
-        return say(False, "Two processes could train by it, but the pocket model, 20 steps, q_proj and o_proj were asked "
-                          f"for. Found {found[0]}, {found[1]} steps, {', '.join(sorted(found[2]))}.")
+        return say(False, "Two processes could train by it, but the pocket model, 20 steps, q_proj and o_proj were "
+                          f"asked for. Found {found[0]}, {found[1]} steps, {', '.join(sorted(found[2]))}.")
     return say(True, f"Two processes can train by it, with {read.training.batch_size // 2} rows each in a step.")
 
 
