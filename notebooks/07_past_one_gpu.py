@@ -274,7 +274,7 @@ def follow(process, show=SHOW):
             bar.update("loss" in line and bar.done < STEPS)
             if re.search(show, line):
                 print(re.sub(r"(?<!\w)/\S+/", "", line.rstrip())[:150])
-    print("exit code", process.wait(), said[-3000:] if process.returncode and show == SHOW else "")
+    assert process.wait() == 0 or show != SHOW, said[-3000:]
     return said, process.returncode
 
 watched, code = follow(start("torchrun --standalone --nproc-per-node 2 runs/fleet/train.py runs/fleet/torchrun 4"))
@@ -568,7 +568,8 @@ for first in (True, False):
 
 # %% [markdown]
 # (Buffers are fixed tables, such as the positions' frequencies. Each process builds its own.) The config for accelerate
-# is `launch/fsdp.yaml`, not run on GPUs. `launch/cpu2_fsdp.yaml` is the same for two CPU processes:
+# is `launch/fsdp.yaml`, not run on GPUs. (`FULL_STATE_DICT` collects the whole base in the first process at each save,
+# even for a small adapter: leave the host room for it.) `launch/cpu2_fsdp.yaml` is the same for two CPU processes:
 
 # %%
 FSDP = dict(fsdp_version=2, fsdp_reshard_after_forward=True, fsdp_auto_wrap_policy="TRANSFORMER_BASED_WRAP",
@@ -584,11 +585,11 @@ trainer = finetune.train(recipes.read(sys.argv[1], 2), callbacks=(Watch(),))
 trainer.accelerator.end_training()
 """)
 write("fsdp")
-said, code = follow(start(f"{LAUNCH}cpu2_fsdp.yaml runs/fleet/watched.py runs/fleet/fsdp.yaml"))
+watched_fsdp, _ = follow(start(f"{LAUNCH}cpu2_fsdp.yaml runs/fleet/watched.py runs/fleet/fsdp.yaml"))
 losses["recipe, FSDP"] = losses_in("fsdp")
 
 # %%
-held = [int(size) for size in re.findall(r"watch \d+ (\d+)", said)]
+held = [int(size) for size in re.findall(r"watch \d+ (\d+)", watched_fsdp)]
 print(f"weights and adapter: {weights + trained:,} bytes; held by the two processes: {held}")
 table([{"run on two processes": name, "worst difference in loss": f"{max(distances(name)):.1e}",
         "adapter off by": f"{apart(folder):.1e}",
@@ -646,7 +647,6 @@ print(f"loss of the first batch, four bits: cut in two {losses_in('nf4')[0]:.3f}
 # (`"auto"` spreads one model over all GPUs, and is refused in such a launch.) And `python train.py`, without a
 # launcher, on a machine with eight GPUs is *not* a run on one of them: the Trainer uses all. Set
 # `CUDA_VISIBLE_DEVICES=0`.
-# %% [markdown]
 #
 # Now the 70B shape on eight GPUs, planned. **Guess** before you look: which of these fit into 80 GB, and which part is
 # left over when weights are cut?
@@ -837,7 +837,8 @@ for child in psutil.Process(process.pid).children() if process.poll() is None el
         child.kill()
 said, code = follow(process, show=r"^ +(rank|exitcode) +:")
 assert code != 0, "The run was complete before you hit it: run the cell before this one again."
-print("The first process", "failed by an error of its own." if "[rank0]:" in said else "was ended by the launcher.")
+ended = "failed by an error of its own." if "[rank0]:" in said else "was ended by the launcher."
+print(f"exit code {code}; the first process {ended}")
 print("last whole checkpoint:", run_folder.last_checkpoint(FLEET / "killed"))
 
 # %% [markdown]
