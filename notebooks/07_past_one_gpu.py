@@ -330,7 +330,7 @@ def distances(name):
 
 plots.lines({name: (range(1, STEPS + 1), [max(far, 1e-7) for far in distances(name)])
              for name in ("torchrun", "8 rows each", "mean of means")}, "step",
-            "distance in loss (smaller ones drawn at 1e-7)", yscale="log",
+            "distance in loss (from 1e-7 up)", yscale="log",
             title="How far is each run from the notebook's losses?")
 
 # %% [markdown]
