@@ -872,23 +872,25 @@ print(f"killed and resumed against never stopped, worst difference of {STEPS} lo
 # This course's launcher is small, so that you can read it. At work you take one that many people keep alive. They all
 # stand on the same parts, so what you know holds: rows a process, tokens counted over all, what is cut and what is
 # sent. Take **TRL**. Its `SFTTrainer` is the Trainer with the data preparation for language models. This should be the
-# same run, once two defaults are undone: `SFTConfig` switches checkpointing and bfloat16 on.
+# same run, once two defaults are undone: `SFTConfig` switches checkpointing and bfloat16 on. The adapter is made as in
+# `train.py`, after the same seed and the same loading. (SFTTrainer also takes a `peft_config`, and draws one itself.
+# Another draw of $A$ is another training, and the first losses do not show it: $B$ starts at zero.)
 
 # %%
 program("sft.py", """
-import json, sys, torch
+import json, sys, torch, transformers, trl
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import set_seed
-from trl import SFTConfig, SFTTrainer
+from lora_lab import pocket
+from peft import LoraConfig, get_peft_model
 
 settings = json.load(open("runs/fleet/settings.json")) | {"use_cpu": not torch.cuda.is_available()}
-set_seed(settings["seed"])
+settings |= {"gradient_checkpointing": False, "bf16": False}  # as in train.py; SFTConfig has both on
+arguments = trl.SFTConfig(sys.argv[1], per_device_train_batch_size=int(sys.argv[2]), **settings)
 rows = Dataset.from_list([json.loads(line) for line in open("runs/fleet/ordered.jsonl")])
-arguments = SFTConfig(sys.argv[1], per_device_train_batch_size=int(sys.argv[2]), gradient_checkpointing=False,
-                      bf16=False, **settings)
-lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-trainer = SFTTrainer("runs/fleet/base", arguments, train_dataset=rows, peft_config=lora)
+transformers.set_seed(arguments.seed)
+model, words = pocket.load()
+model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+trainer = trl.SFTTrainer(model, arguments, train_dataset=rows, processing_class=words)
 trainer.train(), trainer.save_state(), trainer.save_model(), trainer.accelerator.end_training()
 """)
 
