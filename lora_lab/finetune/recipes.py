@@ -124,7 +124,7 @@ def read(path: str | os.PathLike, processes: int = 1, resume: bool = False) -> R
     data = recipe.get("data") or {}
     rows = checks.check_rows(Data(**data) if "path" in data else None, recipe.get("training", {}), faults)
     checks.check_layers(recipe.get("model"), recipe.get("lora"), faults)
-    _raise(faults, f"{path} cannot be trained by, and no model was loaded.")
+    _raise(faults, f"{path} is not fit to train by; no model was loaded.")
     built = _build(recipe)
     vars(built)["rows"] = rows  # as the cached property would
     return built

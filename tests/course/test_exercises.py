@@ -353,6 +353,10 @@ def test_likely_mistakes_in_absmax_are_told_apart(answer, words):
     ("torchrun --nnodes 2 --node-rank 1 --nproc-per-node 8 --master-port 29400 t.py", "name for itself"),
     ("torchrun --node-rank 1 --nproc-per-node 8 --master-addr 10.0.0.1 --master-port 29400 t.py", "two machines"),
     ("torchrun --nodes 2 t.py", "unrecognized arguments: --nodes"),
+    ("torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --master-addr 10.0.0.1 --master-port 29400 t.py",
+     "no --master-addr"),
+    ("torchrun --standalone --nnodes 2 --node-rank 1 --nproc-per-node 8 --master-addr 10.0.0.1 t.py", "one machine"),
+    ('torchrun "t.py', "A shell does not take it"),
     ("accelerate launch --num_machines 2 t.py", "begins with torchrun"), (None, "begins with torchrun"),
 ])
 def test_likely_mistakes_in_the_second_machines_command_are_named(command, words):
@@ -363,6 +367,8 @@ def test_likely_mistakes_in_the_second_machines_command_are_named(command, words
 def test_machines_may_also_meet_at_an_endpoint():
     meeting = "--rdzv-backend c10d --rdzv-endpoint 10.0.0.1:29400"
     assert fleet.second_machine(f"torchrun --nnodes=2 --nproc_per_node=gpu {meeting} train.py").solved
+    module = "python -m torch.distributed.run"
+    assert fleet.second_machine(f"{module} --nnodes=2 --nproc_per_node=8 {meeting} train.py").solved
     assert not fleet.second_machine(f"torchrun --nnodes=2 --nproc_per_node=4 {meeting} train.py").solved
 
 

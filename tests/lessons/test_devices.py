@@ -164,7 +164,7 @@ CPU_ALONE = {  # tensors that meet no model
     "01_low_rank_math": ["torch.zeros(tensor.shape, dtype=dtype)", "torch.randn(1, 576)", "torch.tensor([[float(mark"],
     "03_train_in_8bit": ["torch.arange(len(row))", "torch.randn(W.shape[1])", "torch.arange(16)"],
     "06_merge_and_ship": ["torch.zeros(4, dtype=torch.float64)"],
-    "07_past_one_gpu": ["torch.randn(1_200_000)"],
+    "07_past_one_gpu": ["torch.randn(1_200_000)", "torch.ones(4, 32, dtype=int)"],
 }
 
 
@@ -185,8 +185,8 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
                   ("128), device=base.device", "128)")],
     "05_alpha_scaling": [("with adapters.", "with trained(torch.ones(1, 4, dtype=torch.long)) and adapters.")],
     "06_merge_and_ship": [(", device=W.device", ""), (".to(model.device)", ""), (", device=base.device", "")],
-    "07_past_one_gpu": [("    trainer.train()\n    return",
-                         "    trainer.train(); model(torch.ones(1, 4, dtype=torch.long))\n    return")],
+    "07_past_one_gpu": [("    trainer.train(), trainer.save_model()\n",
+                         "    trainer.train(); model(torch.ones(1, 4, dtype=torch.long))\n")],
 }
 
 

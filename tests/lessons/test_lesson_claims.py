@@ -19,6 +19,7 @@ from lora_lab import memory, scoring, smart_home
 from lora_lab.scoring import Score
 from lora_lab.sweep import interval
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, Qwen2Config, set_seed
 
@@ -131,6 +132,25 @@ def test_measured_bytes_say_whether_the_formula_holds(times, said, capsys):
     names = dict(measured={("all-reduce", 4): [times]}, formula={"all-reduce": 2}, compare=lambda *_: None)
     exec(cell("07_past_one_gpu", "for (name, n), found"), names)
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("off, said", [(1e-5, "the same training"), (0.2, "another training")])
+def test_two_trainings_are_the_same_if_their_adapters_are(off, said, tmp_path, capsys):
+    for folder in ("notebook", "torchrun", "eight_each", "mean_of_means/adapter"):
+        (tmp_path / folder).mkdir(parents=True)
+        moved = 1 if folder == "notebook" else 1 + off
+        save_file({"a": moved * torch.ones(3, 2), "b": moved * torch.ones(4)},
+                  tmp_path / folder / "adapter_model.safetensors")
+    exec(cell("07_past_one_gpu", "def adapter_in"), dict(FLEET=tmp_path, load_file=load_file, torch=torch))
+    assert [line.endswith(said) for line in capsys.readouterr().out.splitlines()] == [True] * 3
+
+
+@pytest.mark.parametrize("full, said", [(1010, "the ledger holds"), (1500, "the ledger does not hold")])
+def test_bytes_under_fsdp_are_compared_with_their_ledger(full, said, capsys):
+    names = dict(found={"LoRA": 600, "full": full}, weights=667, trained=67, compare=lambda *_: None,
+                 ledger={"LoRA": {"forward": 300, "backward": 300}, "full": {"forward": 500, "gradients": 500}})
+    exec(cell("07_past_one_gpu", 'ratio = found["LoRA"]'), names)
+    assert said in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_the_lessons_launch_configs_are_the_repositorys(tmp_path):

@@ -33,8 +33,8 @@ def repaired_recipe(recipe: dict) -> Verdict:
             return say(False, str(error).replace(f"{folder}/", ""))
     found = (read.model, read.training.max_steps, set(read.lora.get("target_modules") or ()))
     if found != ("pocket", 20, {"q_proj", "o_proj"}):
-        return say(False, f"It can be trained by, but the pocket model, 20 steps, q_proj and o_proj were asked for. "
-                          f"Found {found[0]}, {found[1]} steps, {', '.join(sorted(found[2]))}.")
+        return say(False, "Two processes could train by it, but the pocket model, 20 steps, q_proj and o_proj were "
+                          f"asked for. Found {found[0]}, {found[1]} steps, {', '.join(sorted(found[2]))}.")
     return say(True, f"Two processes can train by it, with {read.training.batch_size // 2} rows each in a step.")
 
 
@@ -78,22 +78,33 @@ def per_process(function) -> Verdict:
     return say(True, "Thirty batches are shared out rightly.")
 
 
+_TORCHRUN = (["torchrun"], ["python", "-m", "torch.distributed.run"], ["python3", "-m", "torch.distributed.run"])
+
+
 def second_machine(command: str) -> Verdict:
     """Check: does `command` start the second of two machines with eight GPUs, as torchrun itself reads it?"""
     from torch.distributed.run import get_args_parser
 
-    first, *rest = shlex.split(command) if isinstance(command, str) and command.strip() else [""]
-    if first != "torchrun":
+    try:
+        words = shlex.split(command) if isinstance(command, str) else []
+    except ValueError as error:
+        return say(False, f"A shell does not take it: {error}.")
+    starts = [start for start in _TORCHRUN if words[:len(start)] == start]
+    if not starts:
         return say(False, f"Expected a command that begins with torchrun, found {command!r}.")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            given = get_args_parser().parse_args(rest)
+            given = get_args_parser().parse_args(words[len(starts[0]):])
     except SystemExit:
         return say(False, "torchrun does not take it: " + (said.getvalue().strip().splitlines() or [""])[-1])
     host, _, port = given.rdzv_endpoint.partition(":")
+    static = given.rdzv_backend == "static"  # the only way that reads --master-addr
     meeting = (host, port or "29400") if host else (given.master_addr, str(given.master_port or 29500))  # defaults
     asked = [
+        (not given.standalone, "--standalone is for one machine: it meets at this machine's own address."),
+        (static or host, f"With --rdzv-backend {given.rdzv_backend}, torchrun reads --rdzv-endpoint and no "
+                         "--master-addr."),
         (given.nnodes in ("2", "2:2"), f"--nnodes is {given.nnodes}: there are two machines."),
         (given.nproc_per_node != "16", "--nproc-per-node is 16: it counts the processes of one machine."),
         (given.nproc_per_node in ("8", "gpu", "auto"), f"--nproc-per-node is {given.nproc_per_node}, for 8 GPUs."),
