@@ -116,7 +116,8 @@ class Runs:
         """
         rows, mark = [], f", {setting}="
         for row in self.rows:
-            kept, tried = {name: value for name, value in row.items() if mark not in name}, {}
+            kept = {name: value for name, value in row.items() if mark not in name}
+            tried: dict[float, dict[str, float]] = {}
             for name, value in row.items():
                 if mark in name:
                     figure, _, at = name.partition(mark)
