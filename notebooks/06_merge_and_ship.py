@@ -221,7 +221,10 @@ for name, values in ratios.items():
         "not to be told from the base"
     print(f"one token, {name}: {middle:.3f} times the base ({low:.3f} to {high:.3f}), {said}")
 print(f"So whoever guessed a range that meets {low:.2f} to {high:.2f} is not refuted.")
-compare("merge/unmerged_cost", statistics.median(ratios["all linear unmerged"]))
+if said == "not to be told from the base":
+    print("This clock is too noisy to decide the question: run the race again when nothing else runs.")
+else:
+    compare("merge/unmerged_cost", statistics.median(ratios["all linear unmerged"]))
 
 # %% [markdown]
 # A row counts as slower or quicker only where its interval lies beyond 1 *and* beyond that of *base again*.
@@ -425,7 +428,8 @@ plots.lines(curves, "update of one layer, times the trained one: smaller to the 
 
 # %% [markdown]
 # One layer has its own steps, so its shares are not those of all layers. (Above 100 % is scatter: at tiny sizes a few
-# weights that tip over count for much. And nf4 has a floor, which is the largest weight of each block.)
+# weights that tip over count for much. And nf4 has a floor: the scale of each block moves with its outermost weight,
+# and the other weights with the scale.)
 #
 # Look at bfloat16, too, to the right of the line. Most checkpoints on the hub *are* in bfloat16, on its grid. A small
 # update can get lost there as well. So **merge in float32, and measure what arrives in the precision that you ship**.
@@ -461,7 +465,7 @@ lossy = merging.audit(on_nf4, prompts[:6], tokenizer)  # without `deployed` it m
 print(lossy)
 by_hand = reached["nf4"]["update that arrives"]
 print(f"share of the update: {lossy.update:.4f} by the audit, {by_hand:.4f} by hand:",
-      "the same." if abs(lossy.update - by_hand) < 0.01 else "not the same.")
+      "the same." if math.isclose(lossy.update, by_hand, rel_tol=0.05) else "not the same.")
 del on_nf4
 
 # %% [markdown]
@@ -730,7 +734,7 @@ print("Within the intervals, both skills are kept by:", ", ".join(keeps) or "non
 # %% [markdown]
 # `linear` has cross terms that nobody trained: $(B_1+B_2)(A_1+A_2) = B_1A_1 + B_2A_2 + B_1A_2 + B_2A_1$. `cat` has
 # none, so they cannot be all. Each update was trained beside the base alone. In the sum each layer also gets what the
-# *other* update makes of the command. How loud is that?
+# *other* update makes of the command. How loud is that, and does it tell how much is lost?
 
 # %%
 @torch.no_grad()
@@ -952,9 +956,9 @@ print(f"To {len(IDLE)} sentences that ask for nothing it answers {acted} times w
       chatted)
 
 # %% [markdown]
-# So few and so easy questions can only show a large loss. Perplexity is the finer measure. It was the training that
-# changed these, and the merge made it permanent: an adapter that is kept apart can be switched off for ordinary text
-# (`with model.disable_adapter():`), and a merged one cannot.
+# So few and so easy questions can only show a large loss. Perplexity is the finer measure. Whatever changed here, the
+# training changed it, and the merge made it permanent: an adapter that is kept apart can be switched off for ordinary
+# text (`with model.disable_adapter():`), and a merged one cannot.
 #
 # ## Ship it: ask from outside, then ship
 #
@@ -1037,10 +1041,11 @@ if audited.safe:
     folders = "adapters/shipped", "adapters/shipped-merged"
 else:
     folders = ("adapters/merged",)
-    print("Not shipped: the audit says why. Through a chat interface, the template decides (Puzzle 3). Mend it, then "
-          "run its cell, and those from the engine's on. What would have travelled:")
+    print("Not shipped: the audit found answers that differ. Through a chat interface, the template decides (Puzzle 3). "
+          "Solve it, run its cell, then the cell that begins with own_tokenizer and the three below it. What would have "
+          "travelled:")
 table([{"folder": folder, "file": file.name, "kB": f"{file.stat().st_size / 1000:,.1f}"}
-       for folder in folders for file in sorted(Path(folder).iterdir()) if not file.name.startswith(".")])
+       for folder in folders for file in sorted(Path(folder).iterdir()) if file.is_file() and file.name[0] != "."])
 
 # %% [markdown]
 # ### Other engines
@@ -1099,7 +1104,8 @@ progress()
 # ## Recap
 #
 # - $W' = W + s\,BA$. Merge in float32, once, and measure what arrives in the precision that you ship.
-# - Merge for one skill and for speed; keep adapters for many skills, and for further training.
+# - Merge for one skill, and for speed where your clock shows a gain; keep adapters for many skills, and for further
+#   training.
 # - Ship template, hashes and limits with the weights, and let the same prompts judge what you trained and what answers.
 #
 # **The exercise worth doing.** Take an adapter of your own and forty prompts of your users. Audit the merge in the

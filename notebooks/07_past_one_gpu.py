@@ -25,9 +25,8 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb), [Lesson 3](03_train_in_8bit.ipynb) for four bits (nf4 and its
 # scales), [Lesson 4](04_memory.ipynb) for the planner and checkpointing.
 #
-# **It takes** about three minutes of computing on two CPU cores
-# (on a GPU: not recorded).
-# Everything that is run here runs on two CPU processes. What is said of GPUs is calculated or cited, and marked so.
+# **It takes** about three minutes of computing on two CPU cores (on a GPU: not recorded). Everything that is run here
+# runs on the CPU, on one, two or four processes. What is said of GPUs is calculated or cited, and marked so.
 
 # %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
@@ -92,8 +91,8 @@ for name, shape, n_rows in (("7B", seven, 64), ("70B", seventy, 1)):
     (alone[name],) = distributed.plan(shape, LORA, gpus=1, batch_size=n_rows, checkpointing=True)
     needed, seconds = alone[name].memory, alone[name].flops / FLOP_PER_SECOND
     print(f"{name}, rows of 512 tokens: {n_rows}. {memory.human(needed.total_bytes)}, of it weights "
-          f"{memory.human(needed.weights_bytes)}:", "it fits." if needed.fits(80) else "it does not fit.",
-          f"A step computes for {seconds:.2f} s, 10,000 steps for {10_000 * seconds / 3600:.1f} hours.")
+          f"{memory.human(needed.weights_bytes)}:", f"it fits. A step computes for {seconds:.2f} s, 10,000 steps for "
+          f"{10_000 * seconds / 3600:.1f} hours." if needed.fits(80) else "it does not fit.")
 
 # %% [markdown]
 # A model that fits needs *time* from other GPUs: each takes a share of the rows. A model that does not fit needs
@@ -157,7 +156,8 @@ compare("fleet/mean_of_means", 100 * off["mean of the two means"])
 # every run below has the same ones (their names are those of transformers 5).
 #
 # `rows.jsonl` has the rows as they came. `ordered.jsonl` has them in the order of the batches, for programs that read
-# from top to bottom.
+# from top to bottom. Every process reads the whole file, and the Trainer deals the batches out in turn: of two
+# processes with four rows each, the first takes rows 1 to 4, the second 5 to 8, and so on.
 
 # %%
 SETTINGS = dict(max_steps=STEPS, learning_rate=1e-2, warmup_steps=2, seed=SEED, logging_steps=1, save_strategy="no",
@@ -353,8 +353,8 @@ for name, folder in {"torchrun": "torchrun", "8 rows each": "eight_each", "mean 
           "the same training" if apart(folder) < 1e-2 else "another training")
 
 # %% [markdown]
-# A learning rate that was tuned for one batch is not tuned for another. All this is float32. In bfloat16, rounding
-# moves the losses much further, so make such a comparison once in float32.
+# A learning rate that was tuned for one batch is not tuned for another. All this is float32. In bfloat16, rounding may
+# move the losses much further, so make such a comparison once in float32.
 #
 # **Exercise: equal steps.** A global batch, a number of processes, and the most rows that a GPU can hold at a time.
 # Return the rows that a process takes at a time and how often it accumulates gradients, so that a step sees the global
@@ -738,8 +738,9 @@ quiz("fleet/second_machine", my_command)
 # %% [markdown]
 # ## What does a step wait for?
 #
-# For sending or for computing. First the computing. Checkpointing keeps few activations and computes the others again
-# in the backward pass (Chen et al. 2016). That has a price.
+# For sending or for computing. First the computing. A forward pass costs 2 operations a weight and token. The backward
+# pass costs 2 for the gradients of the activations, and 2 more where a weight trains. Checkpointing keeps few
+# activations and computes the others again in the backward pass (Chen et al. 2016). That has a price.
 
 # %%
 quiz("fleet/recompute")
@@ -762,8 +763,7 @@ for kind, on_paper in (("LoRA", 3 / 2), ("full", 4 / 3)):
 compare("fleet/recompute", counted["LoRA"][1] / counted["LoRA"][0])
 
 # %% [markdown]
-# A forward pass costs 2 operations a weight and token. The backward pass costs 2 for the gradients of the activations,
-# and 2 more where a weight trains. Checkpointing adds a second forward pass. It weighs more where the backward pass is
+# Checkpointing adds a second forward pass. It weighs more where the backward pass is
 # short, and with a frozen base it is. `distributed.plan` counts it. (Counted in passes the factor comes out too high:
 # the head is in no block, and torch stops computing a block again as soon as it has what the backward pass needs. In
 # full fine-tuning that spares the block's last matrix.)
@@ -791,7 +791,7 @@ plots.lines({"FSDP sends": (xs, [fsdp for _, fsdp in seconds.values()]),
              "DDP sends": (xs, [ddp for ddp, _ in seconds.values()]), "computing": (xs, [computing] * len(xs))},
             "network, Gbit/s", "seconds a step (calculated)", xscale="log", yscale="log",
             seeds={f"{mode.upper()} sends": ((at,), (computing,)) for mode, at in crossings.items()},
-            title="7B with LoRA on 8 GPUs: left of a dot, a step waits for sending")
+            title="7B with LoRA on 8 GPUs: left of a dot, sending takes longer")
 
 # %%
 for mode, share in by_mode.items():
@@ -801,10 +801,10 @@ asked = by_mode["ddp"].flops / 200e12  # the question's speed, whatever yours is
 compare("fleet/slow_network", 100 * by_mode["ddp"].sent_bytes / (1e9 / 8) / asked)
 
 # %% [markdown]
-# Two ways out follow from the picture. Under DDP, accumulate gradients over several passes: a step sends once, however
-# much it computes. Under FSDP every pass gathers anew, so take more rows in a pass, or go back to four bits and DDP.
-# (These are sums on paper. Real programs send while they compute; eight GPUs that share a network card have an eighth
-# of it each; and for megabytes the number of moves counts as well as the bytes.)
+# Two ways out follow from how often each sends. Under DDP, accumulate gradients over several passes: a step sends once,
+# however much it computes. Under FSDP every pass gathers anew, so take more rows in a pass, or go back to four bits and
+# DDP. (These are sums on paper. Real programs send while they compute; eight GPUs that share a network card have an
+# eighth of it each; and for megabytes the number of moves counts as well as the bytes.)
 #
 # ## A process dies
 #
@@ -837,8 +837,8 @@ for child in psutil.Process(process.pid).children() if process.poll() is None el
         child.kill()
 said, code = follow(process, show=r"^ +(rank|exitcode) +:")
 assert code != 0, "The run was complete before you hit it: run the cell before this one again."
-ended = "failed by an error of its own." if "[rank0]:" in said else "was ended by the launcher."
-print(f"exit code {code}; the first process {ended}")
+ended = "had an error when its partner was gone." if "[rank0]:" in said else "was ended without an error of its own."
+print(f"exit code {code}; the first process {ended} Neither goes on.")
 print("last whole checkpoint:", run_folder.last_checkpoint(FLEET / "killed"))
 
 # %% [markdown]
@@ -861,7 +861,7 @@ except LabError as error:
 follow(start(f"{LAUNCH}cpu2.yaml -m lora_lab.finetune runs/fleet/killed.yaml --resume"))
 far = max(abs(a - b) for a, b in zip(losses_in("killed"), losses["recipe, DDP"]))
 print(f"killed and resumed against never stopped, worst difference of {STEPS} losses: {far:.1e}.",
-      "Nothing was lost." if far < 1e-5 else "The resumed run went another way.")
+      "The same training, some steps of it computed twice." if far < 1e-5 else "The resumed run went another way.")
 
 # %% [markdown]
 # What came after the last checkpoint was computed again. Choose `save_steps` by what you can afford to repeat. In a
@@ -902,6 +902,10 @@ if util.find_spec("trl") and util.find_spec("datasets"):
     print(f"worst difference from the notebook: {max(distances('TRL')):.1e}")
 else:
     print("TRL is not installed here, so this cell did not run it. `pip install trl`, then run the cell again.")
+    recorded = Path("../benchmarks/results/engines.json")
+    known = json.loads(recorded.read_text())["engines"] if recorded.exists() else {}
+    for engine in (name for name in known if "TRL" in name or "DeepSpeed" in name):
+        print(f"recorded by the benchmark: {engine}, worst difference from the notebook {known[engine]['worst']:.1e}")
 
 # %% [markdown]
 # TRL adds the end of the text by itself, cuts what is longer than `max_length`, and asks the tokenizer for prompt and

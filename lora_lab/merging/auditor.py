@@ -167,7 +167,9 @@ def _audit_answers(model, rows, tokenizer, served: list[str], max_new_tokens: in
         return replace(result, verdict="broken", findings=("NaN or infinite numbers are in the unmerged model.",))
     if unserved := sum(other.strip() == of_base.strip() for _, _, other, of_base in changed):
         findings.append(f"{unserved} of the answers that differ are those of the base: is the adapter served?")
-    if cut := sum(own.startswith(other) or other.startswith(own) for _, own, other in differ):
+    if empty := sum(not other.strip() for _, _, other in differ):
+        findings.append(f"{empty} of the answers that differ are empty.")
+    if cut := sum(bool(own and other) and (own.startswith(other) or other.startswith(own)) for _, own, other in differ):
         findings.append(f"{cut} of them begin alike and end elsewhere: do both stop at {max_new_tokens} tokens?")
     if result.interval[0] > BROKEN:
         return replace(result, verdict="broken", findings=tuple(findings))
