@@ -1041,9 +1041,9 @@ if audited.safe:
     folders = "adapters/shipped", "adapters/shipped-merged"
 else:
     folders = ("adapters/merged",)
-    print("Not shipped: the audit found answers that differ. Through a chat interface, the template decides (Puzzle 3). "
-          "Solve it, run its cell, then the cell that begins with own_tokenizer and the three below it. What would have "
-          "travelled:")
+    print("Not shipped: the audit found answers that differ. Through a chat interface, the template decides (Puzzle "
+          "3). Solve it, run its cell, then the cell that begins with own_tokenizer and the three below it. What would "
+          "have travelled:")
 table([{"folder": folder, "file": file.name, "kB": f"{file.stat().st_size / 1000:,.1f}"}
        for folder in folders for file in sorted(Path(folder).iterdir()) if file.is_file() and file.name[0] != "."])
 
