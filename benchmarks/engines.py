@@ -37,9 +37,12 @@ def compared() -> dict[str, list[float]]:
 
     def run(engine: str, line: str, output: str, **changes) -> None:
         (folder / "settings.json").write_text(json.dumps(settings | changes))
-        said, code = names["follow"](names["start"](line))
-        if code:
-            raise RuntimeError(said[-4000:])
+        try:
+            names["follow"](names["start"](line))
+        except AssertionError:  # DeepSpeed's threads may abort a program that has done its work
+            if len(names["losses_in"](output)) < settings["max_steps"]:
+                raise
+            print(f"{engine}: the program ended with an error after its last step")
         losses[engine] = names["losses_in"](output)
 
     names["write"]("torchrun_recipe")
