@@ -145,9 +145,10 @@ for name, far in off.items():
 compare("fleet/mean_of_means", 100 * off["mean of the two means"])
 
 # %% [markdown]
-# Shares of a batch have different numbers of answer tokens, so a mean of their means is another training. The Trainer's
-# `average_tokens_across_devices` counts tokens over all processes. It is on by default in transformers 5, and was off
-# in older versions. A training loop of your own has to do it by itself. You will switch it off to see what that does.
+# Shares of a batch often have different numbers of answer tokens, and then a mean of their means is another training.
+# The Trainer's `average_tokens_across_devices` counts tokens over all processes. It is on by default in transformers 5,
+# and was off in older versions. A training loop of your own has to do it by itself. You will switch it off to see what
+# that does.
 #
 # ## A program for any number of processes
 #
@@ -480,7 +481,7 @@ print(f"worst difference from the notebook: {max(distances('recipe, DDP')):.1e}"
 
 # %% [markdown]
 # **Exercise: repair the recipe** until two processes can train by it. The check reads it as a launch would, and lists
-# all faults at once.
+# all faults that it can see. (A rank is compared with the layers once these have their right names.)
 
 # %%
 my_recipe = {
