@@ -25,7 +25,7 @@
 #
 # **You need** [Lesson 0](00_first_adapter.ipynb); [Lesson 3](03_train_in_8bit.ipynb) for what int8 and nf4 are.
 #
-# **It takes** about three minutes of computing on two CPU cores
+# **It takes** about two minutes of computing on two CPU cores
 # (on a GPU: not recorded).
 #
 # ## Why this matters
