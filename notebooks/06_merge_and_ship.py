@@ -23,7 +23,8 @@
 # **You will be able to** merge without losing what was learned, say from measurements when not to merge, audit what is
 # deployed against what you trained, and ship files that answer elsewhere as they do here.
 #
-# **You need** [Lesson 0](00_first_adapter.ipynb); [Lesson 3](03_train_in_8bit.ipynb) for what int8 and nf4 are.
+# **You need** [Lesson 0](00_first_adapter.ipynb); [Lesson 2](02_config_and_targets.ipynb) for target modules and tied
+# embeddings, [Lesson 3](03_train_in_8bit.ipynb) for what int8 and nf4 are.
 #
 # **It takes** about two minutes of computing on two CPU cores
 # (on a GPU: not recorded).
@@ -142,7 +143,7 @@ print(f"the layer computes what the merged weight computes, to three digits: {sa
 quiz("merge/float32_change")
 
 # %%
-merged = PeftModel.from_pretrained(fresh_base(), adapter).merge_and_unload(safe_merge=True)  # refuses NaN
+merged = PeftModel.from_pretrained(fresh_base(), adapter).merge_and_unload(safe_merge=True)
 print(type(trained).__name__, "->", type(merged).__name__)
 merged.save_pretrained("adapters/merged")
 tokenizer.save_pretrained("adapters/merged")
@@ -220,7 +221,7 @@ for name, values in ratios.items():
     said = "slower" if low > max(1, slowest) else "quicker" if high < min(1, quickest) else \
         "not to be told from the base"
     print(f"one token, {name}: {middle:.3f} times the base ({low:.3f} to {high:.3f}), {said}")
-print(f"So whoever guessed a range that meets {low:.2f} to {high:.2f} is not refuted.")
+print(f"Ranges that overlap {low:.2f} to {high:.2f} are compatible with this run.")
 if said == "not to be told from the base":
     print("This clock is too noisy to decide the question: run the race again when nothing else runs.")
 else:
@@ -371,9 +372,10 @@ print(f"Of the update {change.sum().item():.2%} arrives. The largest weight of e
       f"{largest.numel() / before.numel():.2%} of the weights, brings {change.gather(1, largest).sum().item():.2%}.")
 
 # %% [markdown]
-# The scale of a block is its largest weight, and is kept in float32. So this one weight takes its update in full, and
-# the numbers that the 16 marks stand for move with *it*: the other weights keep their marks and move all the same, not
-# as they should. (Recipes for QLoRA often round the scales, too: *double quantisation*.)
+# The scale of a block is its outermost weight, and is kept in float32. If one weight lies out there alone, it takes its
+# update in full; if several share that mark, whichever is pushed furthest sets the scale for all of them. The numbers
+# that the 16 marks stand for move with the scale: the other weights keep their marks and move all the same, not as they
+# should. (Recipes for QLoRA often round the scales, too: *double quantisation*.)
 #
 # And this is how the models answer. Compare each row with its control, and nf4 merged in place with no adapter at all:
 
@@ -634,7 +636,7 @@ for name in "abcd":
     deployed = transformers.AutoModelForCausalLM.from_pretrained(f"adapters/deployed/{name}/base")
     same = adapters.base_identity(deployed) == adapters.base_identity(reference_model)
     deployed = PeftModel.from_pretrained(deployed, f"adapters/deployed/{name}/adapter")
-    found = merging.audit(reference_model, asked_of_skill_one, words, deployed=deployed)
+    last_audit = found = merging.audit(reference_model, asked_of_skill_one, words, deployed=deployed)
     signs.append({"deployment": name, "base's hash": "as trained" if same else "another",
                   "times the update": "cannot be read" if found.update is None else f"{found.update:.2f}",
                   "answers that differ": f"{len(found.changed_answers)} of {found.n}"})
@@ -645,7 +647,7 @@ faults = {"a": "sound", "b": "sound", "c": "sound", "d": "sound"}
 quiz("merge/faults", faults, "adapters/deployed")
 
 # %% [markdown]
-# (`print(found)` says in words what the audit made of the last one. An audit of your own model names such faults.)
+# (`print(last_audit)` says in words what the audit made of the last one.)
 #
 # ## When not to merge: many skills on one base
 #
@@ -694,11 +696,11 @@ compare("merge/halves", times["linear"])
 for weights in ([1.0, 0.5], [1.0, -1.0]):
     skills.add_weighted_adapter(["one", "two"], weights, "mix", combination_type="linear")
     roots = [math.sqrt(abs(w * own.scaling[name])) for w, name in zip(weights, ("one", "two"))]
-    signs = [math.copysign(1, w) for w in weights]
-    A = sum(sign * root * own.lora_A[name].weight for sign, root, name in zip(signs, roots, ("one", "two")))
+    sign_of = [math.copysign(1, w) for w in weights]
+    A = sum(sign * root * own.lora_A[name].weight for sign, root, name in zip(sign_of, roots, ("one", "two")))
     B = sum(root * own.lora_B[name].weight for root, name in zip(roots, ("one", "two")))
     same = torch.allclose(own.get_delta_weight("mix"), B @ A, atol=1e-6)
-    print(f"weights {weights}: roots {[round(root, 3) for root in roots]}, signs {signs}, scaling "
+    print(f"weights {weights}: roots {[round(root, 3) for root in roots]}, signs {sign_of}, scaling "
           f"{own.scaling['mix']:g}; B A by hand is PEFT's: {same}")
     skills.delete_adapter("mix")
 
@@ -750,12 +752,13 @@ def loudness(adapter, skill):
 heard = {(a, s): loudness(a, s) for a in DEVICES for s in DEVICES}
 skills.set_adapter("one")
 for a, s in (("one", "two"), ("two", "one")):
+    best = max(scores[f"skill {s}"].exact for name, scores in combined.items() if "alone" not in name)
     print(f"On commands of skill {s}, adapter {a} moves the logits {heard[a, s] / heard[s, s]:.2f} times as far as "
-          f"adapter {s} does.")
+          f"adapter {s} does; the best combination keeps {best:.0%} of that skill.")
 
 # %% [markdown]
-# An adapter has no switch of its own: it acts on every command, also on those that it was not trained for. To have both
-# skills in one adapter, train one on both sets of rows.
+# Does the louder one win? Either way, an adapter acts on every command, also on those that it was not trained for. To
+# have both skills in one adapter, train one on both sets of rows.
 #
 # What does a switch cost, and the memory? Two adapters take turns (here one skill under two names). The clock runs
 # until the first token is there, so that every weight has been read. (The merged model's file is in memory already;
@@ -779,9 +782,9 @@ print("to be timed:", *switches, sep="\n")
 taken = {name: [] for name in switches}
 with Progress("switching", total=9) as bar, torch.no_grad():
     for turn in range(9):
-        for name, switch in switches.items():
+        for name in order.sample(list(switches), len(switches)):
             started = clock()
-            switch(("default", "second")[turn % 2])(prompt[:, :8])
+            switches[name](("default", "second")[turn % 2])(prompt[:, :8])
             taken[name].append(1000 * (clock() - started))
         bar.update(1)
 trained.set_adapter("default")
@@ -952,7 +955,7 @@ chatted = scoring.generate(merged, tokenizer, [smart_home.prompt(text) for text 
 acted = sum('{"' in text for text in chatted)
 general = "; ".join(f"{name}: perplexity of prose {prose[name]:.0f}, {len(ITEMS)} easy questions {score.exact:.0%}"
                     for name, score in known.items())
-print(f"To {len(IDLE)} sentences that ask for nothing it answers {acted} times with an action, or part of one:",
+print(f"To {len(IDLE)} sentences that ask for nothing it answers {acted} times with what begins like an action:",
       chatted)
 
 # %% [markdown]
@@ -1025,7 +1028,7 @@ license: apache-2.0
 - Held-out phrasings, whole prompts: {scoring.score(commands, answers["merged"])}.
 - The same through this folder's chat template: {scoring.score(alike, served[8:])}.
 - {general}.
-- Limits: {acted} of {len(IDLE)} sentences that ask for nothing got an action, or part of one. English. Ten rooms."""
+- Limits: {acted} of {len(IDLE)} sentences that ask for nothing got what begins like an action. English. Ten rooms."""
 print(CARD)
 
 # %% [markdown]
