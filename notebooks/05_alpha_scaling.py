@@ -25,8 +25,10 @@
 #
 # **You need** [Lesson 0](00_first_adapter.ipynb); [Lesson 1](01_low_rank_math.ipynb) helps.
 #
-# **It takes** about three minutes of computing on two CPU cores. The sweeps train on several cores on Linux without a
-# GPU alone; elsewhere it takes longer (on a GPU: not recorded).
+# **It takes** about three minutes of computing on two CPU cores
+# (on a GPU: not recorded).
+#
+# The sweeps train on several cores on Linux without a GPU alone; elsewhere it takes longer.
 
 # %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.

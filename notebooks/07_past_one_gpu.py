@@ -25,8 +25,11 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb), [Lesson 3](03_train_in_8bit.ipynb) for four bits (nf4 and its
 # scales), [Lesson 4](04_memory.ipynb) for the planner and checkpointing.
 #
-# **It takes** about three minutes of computing on two CPU cores (on a GPU: not recorded). Everything that is run here
-# runs on the CPU, on one, two or four processes. What is said of GPUs is calculated or cited, and marked so.
+# **It takes** about three minutes of computing on two CPU cores
+# (on a GPU: not recorded).
+#
+# Everything that is run here runs on the CPU, on one, two or four processes. What is said of GPUs is calculated or
+# cited, and marked so.
 
 # %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
