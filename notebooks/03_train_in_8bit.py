@@ -626,7 +626,8 @@ compare("eight/served", 100 * (away.exact - home.exact))
 quiz("eight/race")
 
 # %%
-bases["int8 (prepared)"], four = bases["int8"], None  # room for the others
+bases.setdefault("int8 (prepared)", bases["int8"])  # once: the next lines put an unprepared one in its place
+four = None  # room for the others
 for kind in ("int8", "nf4"):
     bases[kind] = load_base(precision=kind, quiet=True)[0].to(device)
     bases[kind].set_attn_implementation(bases[OWN].config._attn_implementation)

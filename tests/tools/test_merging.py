@@ -552,6 +552,8 @@ def test_answers_that_an_engine_served_are_audited(endpoint):
     assert "do both stop at 8 tokens?" in str(audit([text[:-4] for text in sound], 5))
     untrained = get_peft_model(pocket.load()[0], LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
     assert merging.audit(untrained, prompts[:5], words, max_new_tokens=8, answers=of_base[:5]).verdict == "not shown"
+    empty = str(audit([""] * 5, 5))
+    assert "5 of the answers that differ are empty" in empty and "begin alike" not in empty
 
 
 @pytest.mark.parametrize("answers, more, words", [
