@@ -2,7 +2,7 @@
 
 Load and train    models, cache, adapters, batches, finetune (recipes for any number of processes), sweep
 Look before       targets (what a LoraConfig adapts), memory (what a training takes), distributed (on many GPUs)
-Look after        scoring, merging (is a merge safe?), shipping (save what production loads)
+Look after        scoring, merging (is a merge safe?), shipping (save what production loads), doctor (what is wrong?)
 Practise on       smart_home (commands and their splits), pocket (a model of a quarter of a million weights)
 Underneath        errors, files, display, meta_model (PEFT on a model without weights), plots
 """

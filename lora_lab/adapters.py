@@ -19,6 +19,7 @@ from . import files
 from .errors import LabError, expect, reason
 
 BASE = "base_model.json"
+TRAINED_WITH = "lora_alpha", "r", "use_rslora"  # what a config scales the update by
 _ADDED = ("lora_", "modules_to_save.", "trainable_tokens_")  # parts of names of what PEFT adds, and puts around
 _RANKED = re.compile(r"\.lora_(embedding_)?A\b")  # weights whose first dimension is the rank
 _AROUND = ("base_model.model.", ".base_layer", ".original_module", ".token_adapter")
@@ -58,7 +59,8 @@ def base_identity(model: torch.nn.Module) -> str:
 def note_base(folder: str | os.PathLike, model: torch.nn.Module) -> str:
     """Write beside a saved adapter which weights it was trained on, into `base_model.json`; returns their SHA-256.
 
-    PEFT notes the base's name alone, and a name has many weights: roundings, revisions, fine-tunings. Raises LabError.
+    PEFT notes the base's name alone, and a name has many weights: roundings, revisions, fine-tunings. The config's
+    alpha, rank and kind of scaling are noted, too, so that a later edit can be told. Raises LabError.
     """
     expect(isinstance(model, torch.nn.Module), "model", model, "the model that the adapter was trained in")
     if any(getattr(module, "merged", False) for module in model.modules()):
@@ -67,7 +69,10 @@ def note_base(folder: str | os.PathLike, model: torch.nn.Module) -> str:
     noted = {"name": getattr(getattr(model, "config", None), "_name_or_path", "") or None, "sha256": identity}
     if noted["name"] and os.path.isdir(noted["name"]):
         noted["name"] = None  # a path of this machine says nothing elsewhere
-    files.write(Path(adapter_folder(folder)) / BASE, (json.dumps(noted, indent=1) + "\n").encode())
+    folder = Path(adapter_folder(folder))
+    config = files.read_json(folder / "adapter_config.json", dict)
+    noted["trained with"] = {key: config[key] for key in TRAINED_WITH if key in config}
+    files.write(folder / BASE, (json.dumps(noted, indent=1) + "\n").encode())
     return identity
 
 

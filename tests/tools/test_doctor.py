@@ -1,0 +1,173 @@
+"""The doctor: the right cause first for faults made in trainings, no alarm for sound ones, nothing changed or run."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import doctor_cases
+import pytest
+import torch
+from lora_lab import LabError, adapters, doctor, pocket
+from lora_lab.doctor import __main__ as command
+from safetensors.torch import load_file, save_file
+
+SHORT = [make for make in doctor_cases.FAULTS if make.__name__ in {
+    "never_trained", "partly_trained", "diverged_to_nan", "rank_edited", "merged_twice", "rounded_base", "tokens_lost",
+    "end_masked", "end_missing", "nothing_counted", "labels_shifted", "gradient_cut_off", "float16_gradients",
+    "cut_short", "dead", "rate_too_low"}]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Trainings that make these faults as well as whole ones do."""
+    monkeypatch.setattr(doctor_cases, "STEPS", (20,))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return doctor_cases.Training(tmp_path_factory.mktemp("run"), 0, max_steps=60).noted()
+
+
+@pytest.fixture
+def adapter(run, tmp_path):
+    """A copy of a sound adapter, to be spoilt."""
+    for file in run.adapter.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def edit(adapter: Path, **changes):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("make", SHORT, ids=lambda make: make.__name__)
+def test_the_right_cause_comes_first(make, tmp_path, short):
+    """All kinds with ten seeds each: benchmarks/doctor_cases.py."""
+    found = doctor.examine(**make(tmp_path, 1)).findings
+    assert [finding.cause for finding in found][:1] == [doctor_cases.FAULTS[make]], found
+
+
+@pytest.mark.parametrize("seed", (1, 2, 24))
+def test_a_sound_adapter_gets_no_alarm(seed, tmp_path):
+    assert not doctor.examine(**doctor_cases.sound(tmp_path, seed)).findings
+
+
+def test_a_sound_adapter_with_all_its_parts(run):
+    parts = dict(adapter=run.adapter, base=run.original, log=run.log, data=run.rows, tokenizer=run.tokenizer,
+                 prompts=[pair.prompt for pair in run.pairs[:5]])
+    found = doctor.examine(**parts)
+    assert not found.findings and not found.untold
+    assert "Nothing found" in str(found) and "a log of 60 losses" in str(found)
+
+
+def test_an_edited_alpha_is_told_by_three_witnesses(run, adapter):
+    edit(adapter, lora_alpha=json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"] * 4)
+    assert "base_model.json" in doctor.examine(adapter=adapter).findings[0].evidence
+    (adapter / adapters.BASE).unlink()
+    assert not doctor.examine(adapter=adapter).findings, "nothing in the folder tells it"
+    assert doctor.examine(adapter=adapter, base=run.original, data=run.rows).findings[0].cause == "config edited"
+    checkpoint = adapter.parent / "checkpoint-60"
+    checkpoint.mkdir()
+    (checkpoint / "adapter_config.json").write_text((run.adapter / "adapter_config.json").read_text())
+    assert "a checkpoint beside it" in doctor.examine(adapter=adapter).findings[0].evidence
+
+
+def test_the_base_is_left_as_it_was(run):
+    base = copy.deepcopy(run.original).train()
+    base.model.embed_tokens.weight.requires_grad_(False)
+    before = {name: (p.clone(), p.requires_grad) for name, p in base.named_parameters()}
+    modules = [name for name, _ in base.named_modules()]
+    doctor.examine(adapter=run.adapter, base=base, data=run.rows[:4])
+    assert [name for name, _ in base.named_modules()] == modules and base.training
+    assert all(torch.equal(p, before[name][0]) and p.requires_grad == before[name][1]
+               for name, p in base.named_parameters())
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was opened')",)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pt"])
+def test_no_pickle_is_opened(adapter, name):
+    (adapter / name).write_bytes(pickle.dumps(Bomb()))
+    assert not doctor.examine(adapter=adapter).findings
+    if name == "adapter_model.bin":
+        (adapter / "adapter_model.safetensors").unlink()
+        assert doctor.examine(adapter=adapter).findings[0].cause == "pickled weights"
+
+
+def test_code_in_a_tokenizer_is_not_run(adapter):
+    (adapter / "tokenizer.json").write_text("{}")
+    (adapter / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    (adapter / "evil.py").write_text("raise SystemExit('code of the folder was run')")
+    assert not doctor.examine(adapter=adapter).findings
+
+
+@pytest.mark.parametrize("spoil, cause", [
+    (lambda name, t: t * 0 if "lora_B" in name and "layers.3" in name else t, "partly trained"),
+    (lambda name, t: t * 1e-9 if "lora_B" in name else t, "hardly moved"),
+    (lambda name, t: t * 1e4 if "lora_B" in name else t, "exploded"),
+    (lambda name, t: t / 0 if "layers.1" in name and "lora_B" in name else t, "not finite"),
+])
+def test_weights_are_read(adapter, spoil, cause):
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: spoil(name, tensor) for name, tensor in load_file(path).items()}, path)
+    assert doctor.examine(adapter=adapter).findings[0].cause == cause
+
+
+@pytest.mark.parametrize("text, cause", [
+    ('{"loss": 0.0, "grad_norm": NaN}\n' * 9, "loss of zero"),
+    ("{'loss': '2.1', 'grad_norm': '0.0', 'learning_rate': '2e-4'}\n" * 9, "gradient cut off"),
+    ("".join(f"step {i}: {{'loss': {2 + (i > 9) * 3}, 'learning_rate': 0.02}}\n" for i in range(30)), "rate too high"),
+    ("".join(f'{{"current_steps": {i}, "loss": {2 + i % 3 / 9}, "lr": 1e-06}}\n' for i in range(30)), "rate too low"),
+    ("".join(f'{{"current_steps": {i}, "loss": {2 + i % 3 / 9}, "lr": 1e-03}}\n' for i in range(30)), "loss is flat"),
+    ("RuntimeError: element 0 of tensors does not require grad and does not have a grad_fn", "gradient cut off"),
+])
+def test_logs_of_several_programs_are_read(text, cause, tmp_path):
+    (tmp_path / "train.log").write_text(text)
+    assert doctor.examine(log=tmp_path / "train.log").findings[0].cause == cause
+
+
+def test_the_log_of_a_run_is_found_beside_its_adapter(adapter, tmp_path):
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (run / "adapter" / name).write_bytes((adapter / name).read_bytes())
+    (run / "metrics.jsonl").write_text("".join(json.dumps(dict(step=i, loss=3 - i / 40)) + "\n" for i in range(40)))
+    assert "a log of 40 losses" in str(doctor.examine(adapter=run))
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (dict(), "nothing to examine"), (dict(adapter=3), "expected the folder"), (dict(log=3), "expected a log"),
+    (dict(log="/no/such"), "cannot be read"), (dict(data=[]), "at least one row"), (dict(data="text"), "rows"),
+    (dict(data=["text"]), "tokenizer"), (dict(data=[3]), "a row of int"), (dict(log=[3]), "log_history"),
+])
+def test_odd_arguments_are_refused_with_a_reason(arguments, said):
+    with pytest.raises(LabError, match=said):
+        doctor.examine(**arguments)
+
+
+def test_a_base_with_an_adapter_is_refused(run):
+    with pytest.raises(LabError, match="an adapter already"):
+        doctor.examine(adapter=run.adapter, base=run.model)
+
+
+def test_the_command_prints_and_returns_what_it_found(adapter, capsys):
+    assert command.main([str(adapter), "--base", "pocket"]) == 0
+    edit(adapter, lora_alpha=0)
+    assert command.main([str(adapter)]) == 1
+    assert "lora_alpha is 0" in capsys.readouterr().out
+    assert command.main([str(adapter), "--log", str(adapter / "none")]) == 2
+
+
+def test_every_cause_names_a_lesson_that_is_there():
+    lessons = {path.name[1] for path in (Path(__file__).parents[2] / "notebooks").glob("0*.ipynb")}
+    assert {cause.lesson for cause in doctor.CAUSES.values()} <= lessons
+    assert set(doctor_cases.FAULTS.values()) <= set(doctor.CAUSES)
+
+
+def test_pocket_is_known_to_the_command():
+    assert type(command._load("pocket")) is type(pocket.load()[0])
