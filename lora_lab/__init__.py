@@ -1,7 +1,7 @@
 """Tools for LoRA that you can take to work, and behind one door, `course`, the plumbing of the lessons.
 
 Load and train    models, cache, adapters, batches, finetune (recipes for any number of processes), sweep
-Look before       targets (what a LoraConfig adapts), memory (what a training takes), distributed (on many GPUs)
+Look before       data (your rows), targets (what a LoraConfig adapts), memory (what a training takes), distributed
 Look after        scoring, merging (is a merge safe?), shipping (save what production loads), doctor (what is wrong?)
 Practise on       smart_home (commands and their splits), pocket (a model of a quarter of a million weights)
 Underneath        errors, files, display, meta_model (PEFT on a model without weights), plots

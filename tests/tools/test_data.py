@@ -1,0 +1,205 @@
+"""Files of rows in many forms, and dirt in them: understood or refused with a reason, found with its places."""
+
+import csv
+import io
+import json
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lora_lab import LabError, data, pocket, smart_home
+
+ROWS = [(f"What is {a} plus {b}?", str(a + b)) for a in range(4) for b in range(3)]
+CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "How much is 2 + 2?"}, {"role": "assistant", "content": "4"}]
+
+
+def written(folder, name, content, encoding="utf-8"):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+    return path
+
+
+def as_csv(rows, names=("prompt", "completion"), sign=","):
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=sign)
+    writer.writerows([names, *rows])
+    return text.getvalue()
+
+
+def lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("name, content, encoding", [
+    ("a.csv", as_csv(ROWS), "utf-8"),
+    ("a.csv", as_csv(ROWS), "utf-8-sig"),
+    ("a.csv", as_csv(ROWS), "utf-16"),
+    ("a.tsv", as_csv(ROWS, sign="\t"), "utf-8"),
+    ("a.csv", as_csv(ROWS, sign=";"), "utf-8"),
+    ("a.csv", as_csv(ROWS, ("Question", "Answer")).replace("\r\n", "\n"), "utf-8"),
+    ("a.txt", as_csv(ROWS, ("x", "y")), "utf-8"),
+    ("a.csv", as_csv([(i, *row) for i, row in enumerate(ROWS)], ("id", "left", "right")), "utf-8"),
+    ("a.jsonl", lines(dict(prompt=a, completion=b) for a, b in ROWS), "utf-8"),
+    ("a.jsonl", lines(dict(prompt=a, completion=int(b)) for a, b in ROWS), "utf-8"),
+    ("a.json", json.dumps([dict(question=a, answer=b) for a, b in ROWS], indent=1), "utf-8"),
+    ("a.json", json.dumps({"data": [dict(text=a, label=b) for a, b in ROWS]}), "utf-8"),
+    ("a.json", json.dumps(dict(input=[a for a, _ in ROWS], output=[b for _, b in ROWS])), "utf-8"),
+    ("a.jsonl", lines({"messages": [dict(role="user", content=a), dict(role="assistant", content=b)]}
+                      for a, b in ROWS), "utf-8"),
+    ("a.json", json.dumps([{"id": 3, "conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}]}
+                           for a, b in ROWS]), "utf-8"),
+    ("a.json", json.dumps([[dict(role="user", content=[{"type": "text", "text": a}]),
+                            dict(role="assistant", content=b)] for a, b in ROWS]), "utf-8"),
+], ids=str)
+def test_forms_are_understood(name, content, encoding, tmp_path):
+    found = data.read(written(tmp_path, name, content, encoding))
+    assert found.pairs == ROWS and not found.odd, found
+
+
+def test_a_chat_of_many_turns_keeps_them_and_its_last_answer(tmp_path):
+    found = data.read(written(tmp_path, "a.json", json.dumps(CHAT)))
+    assert len(found.rows) == 1 and found.rows[0].answer == "4" and found.rows[0].messages == tuple(CHAT)
+    row = {"system": "Be brief.", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]}
+    read = data.read(written(tmp_path, "b.jsonl", lines([row]))).rows[0]
+    assert [m["role"] for m in read.messages] == ["system", "user", "assistant"] and read.prompt == "Be brief.\nHi"
+
+
+def test_columns_are_named_or_asked_for(tmp_path):
+    path = written(tmp_path, "a.csv", as_csv([(1, *row) for row in ROWS], ("n", "ask", "say")))
+    with pytest.raises(LabError, match="Found n, ask, say"):
+        data.read(path)
+    assert data.read(path, prompt="ask", answer="say").pairs == ROWS
+    with pytest.raises(LabError, match="Did you mean 'ask'"):
+        data.read(path, prompt="asks", answer="say")
+
+
+def test_an_instruction_stands_before_its_input(tmp_path):
+    row = dict(instruction="Add.", input="1 and 2", output="3")
+    assert data.read(written(tmp_path, "a.json", json.dumps([row]))).pairs == [("Add.\n1 and 2", "3")]
+
+
+def test_odd_rows_are_named_and_the_others_read(tmp_path):
+    text = lines([dict(prompt="a", completion="b")]) + "{broken\n"
+    text += lines([[1], {"prompt": {"x": 1}, "completion": ""}])
+    found = data.read(written(tmp_path, "a.jsonl", text + lines([dict(prompt="c", completion={"d": 1})])))
+    assert found.pairs == [("a", "b"), ("c", '{"d": 1}')]
+    assert [place for place, _ in found.odd] == ["line 2", "line 3", "line 4"]
+    table = data.read(written(tmp_path, "a.csv", as_csv([*ROWS, ("one cell",)])))
+    assert table.odd == [(f"line {len(ROWS) + 2}", "1 cells where the first line has 2")]
+    assert "one cell" not in repr(table.show()) and "1 cells" in repr(table.show())
+
+
+def test_lines_of_several_encodings(tmp_path):
+    content = "prompt,completion\nça va,oui\n".encode() + "garçon,naïf\n".encode("cp1252")
+    assert data.read(written(tmp_path, "a.csv", content)).pairs == [("ça va", "oui"), ("garçon", "naïf")]
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("a.csv", "", "is empty"), ("a.txt", "one line of prose\nand another", "one column"),
+    ("a.xlsx", b"PK\x03\x04....", "workbook"), ("a.pdf", b"%PDF-1.7", "PDF"), ("a.jsonl", b"\x80\x04\x95", "pickle"),
+    ("a.json", "{]" * 9, "neither JSON"), ("a.json", "[1, 2, 3]", "No row could be used"),
+    ("a.json", "[" * 100_000, "neither JSON|too deeply"), ("a.bin", b"a,b\0\0\1\2", "no text file"),
+    ("a.jsonl", lines([{"messages": [{"role": "user", "content": "only asked"}]}]), "without an answer"),
+    ("a.json", json.dumps([dict(a=1, b=2, c=3)]), "Which columns"),
+])
+def test_what_cannot_be_understood_is_refused_with_a_reason(name, content, said, tmp_path):
+    with pytest.raises(LabError, match=said):
+        data.read(written(tmp_path, name, content))
+
+
+def test_a_folder_needs_the_library_or_is_refused(tmp_path):
+    with pytest.raises(LabError, match="datasets|save_to_disk"):
+        data.read(tmp_path)
+    with pytest.raises(LabError, match="cannot be read|no file"):
+        data.read(tmp_path / "none.csv")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200) | st.text(alphabet='{}[]",:\n\t;ab1\\', max_size=80).map(str.encode),
+       name=st.sampled_from(["a.csv", "a.json", "a.jsonl", "a"]))
+def test_any_bytes_end_in_rows_or_a_reason(content, name, tmp_path):
+    try:
+        assert data.read(written(tmp_path, name, content)).rows
+    except LabError:
+        pass
+
+
+def test_a_hundred_thousand_rows_are_read_split_and_checked(tmp_path):
+    rng = random.Random(0)
+    rows = [(f"ticket {i}: " + " ".join(f"w{rng.randrange(5000)}" for _ in range(4)), rng.choice("ab"))
+            for i in range(100_000)]
+    found = data.read(written(tmp_path, "a.csv", as_csv(rows)))
+    kept, held_out = data.split(found, 0.01)
+    assert len(found.rows) == len(kept) + len(held_out) == 100_000
+    assert not data.check(kept, test=held_out)
+
+
+DIRT = {
+    "empty": lambda rng, row, rows: (row[0], " "),
+    "spoilt letters": lambda rng, row, rows: (row[0].replace("e", "Ã©", 1) + " Ã¼", row[1]),
+    "duplicate": lambda rng, row, rows: rng.choice(rows),
+    "contradiction": lambda rng, row, rows: (rng.choice(rows)[0].upper(), '{"room":"moon","light":1}'),
+    "too long": lambda rng, row, rows: (row[0] * 30, row[1]),
+    "special tokens": lambda rng, row, rows: (row[0] + "<end>", row[1]),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", DIRT)
+def test_seeded_dirt_is_found_with_its_rows(kind, seed):
+    rng = random.Random(f"{kind}/{seed}")
+    rows = [(c.prompt, c.answer) for c in smart_home.commands("train", n=300, seed=seed)]
+    clean = [data.Row(*row, f"line {i}") for i, row in enumerate(rows)]
+    assert not data.check(clean, pocket.tokenizer(), max_length=120)
+    dirty = [data.Row(*DIRT[kind](rng, rng.choice(rows), rows), f"dirt {i}") for i in range(20)]
+    found = {f.what: f for f in data.check([*clean, *dirty], pocket.tokenizer(), max_length=120)}
+    named = {place for place in found[kind].places if place.startswith("dirt")}
+    assert len(named) >= 19, found
+    if kind != "contradiction":  # there the first of two is named, too
+        assert named == set(found[kind].places)
+
+
+@pytest.mark.parametrize("change", [str.upper, lambda t: t + "!", lambda t: t.replace("the", "teh", 1),
+                                    lambda t: f"  {t} "])
+def test_leaks_are_found_and_other_rows_are_none(change):
+    rows = [data.Row(c.text, c.answer, f"train {i}") for i, c in enumerate(smart_home.commands("train", n=300))]
+    test = [data.Row(c.text, c.answer, f"test {i}")
+            for i, c in enumerate(smart_home.commands("test phrasings", n=60))]
+    alike = [place for finding in data.check(rows, test=test) for place in finding.places]
+    assert len(alike) <= 1  # two phrasings that differ in a word
+    leaked = [data.Row(change(row.prompt), row.answer, f"leak {i}") for i, row in enumerate(rows[:40])]
+    (finding,) = data.check(rows, test=[*test, *leaked])
+    assert finding.what == "leak" and len(finding.places) >= 38
+    assert [place for place in finding.places if not place.startswith("leak")] == alike
+
+
+def test_equal_prompts_stay_on_one_side():
+    rows = [data.Row(f"prompt {i // 4}", f"{i}", f"{i}") for i in range(400)]
+    kept, held_out = data.split(rows, 0.25, seed=1)
+    assert not {row.prompt for row in kept} & {row.prompt for row in held_out}
+    assert 90 <= len(held_out) <= 110 and data.split(rows, 0.25, seed=2)[1] != held_out
+
+
+def test_rows_needed_tell_two_shares_apart_as_often_as_said():
+    """Drawn 2,000 times, with the test that the formula is for."""
+    rng = random.Random(0)
+    for before, after in ((0.5, 0.7), (0.8, 0.9)):
+        n, told = data.rows_needed(before, after), 0
+        for _ in range(2000):
+            a, b = (sum(rng.random() < p for _ in range(n)) / n for p in (before, after))
+            middle = (a + b) / 2
+            told += abs(b - a) > 1.96 * (2 * middle * (1 - middle) / n) ** 0.5
+        assert 0.77 < told / 2000 < 0.84, (before, after, n, told)
+    assert data.rows_needed(0.5, 0.51) > 10_000 > data.rows_needed(0.0, 1.0)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: data.check([]), lambda: data.check([("a", "b")]), lambda: data.split(3), lambda: data.read(3),
+    lambda: data.split([data.Row("a", "b", "1")] * 3), lambda: data.rows_needed(0.5, 0.5),
+    lambda: data.rows_needed(2, 0.5), lambda: data.split([data.Row("a", "b", "1")], test=2),
+])
+def test_odd_arguments_are_refused_with_a_reason(call):
+    with pytest.raises(LabError):
+        call()
