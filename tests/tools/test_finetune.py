@@ -40,9 +40,12 @@ COUNTED = '''
 import json, os, sys
 import torch
 from lora_lab import finetune
-from lora_lab.finetune import recipes
-from transformers import TrainerCallback
-sizes = []
+from lora_lab.finetune import __main__, recipes
+from transformers import Trainer, TrainerCallback
+counted, uncounted = sys.argv[1:]
+__main__._choose_devices()
+finetune.train(recipes.read(uncounted, 2))
+sizes, holder, made = [], [], Trainer.__init__
 def count(state, bucket):
     sizes.append(bucket.buffer().nbytes)
     work = torch.distributed.all_reduce(bucket.buffer() / 2, async_op=True).get_future()
@@ -53,19 +56,15 @@ class Count(TrainerCallback):
         if not sizes and not hasattr(wrapped, "counted"):
             wrapped.register_comm_hook(None, count)
             wrapped.counted = True
-holder = []
-from transformers import Trainer
-made = Trainer.__init__
 def remember(self, *a, **k):
     made(self, *a, **k)
+    self.add_callback(Count())
     holder.append(self)
 Trainer.__init__ = remember
-counted, uncounted = sys.argv[1:]
-trainer = finetune.train(recipes.read(counted, 2), callbacks=(Count(),))
-trained = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
+__main__.main([counted])
+trained = sum(p.nbytes for p in holder[0].model.parameters() if p.requires_grad)
 if os.environ["RANK"] == "0":
     print(json.dumps({"sent": sum(sizes), "trained": trained}), flush=True)
-finetune.train(recipes.read(uncounted, 2)).accelerator.end_training()
 '''
 
 WATCHED = '''
@@ -167,12 +166,6 @@ def together(work, said):
 def test_two_processes_take_the_same_steps_as_one(alone, together):
     assert_same(alone, together)
     assert any(line["grad_norm"] > 1.0 for line in run_folder.read_metrics(alone))  # some gradients were clipped
-
-
-def test_torchrun_launches_the_same_training(work, alone):
-    said = finish(launch("-m", "lora_lab.finetune", write(work, "torchrun"), config="torchrun"))
-    assert "2 processes share each batch of 8 (DDP, gloo)." in said
-    assert_same(alone, work / "torchrun")
 
 
 def told(said, word, output):
@@ -299,7 +292,7 @@ def workers(launcher):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
-def test_a_killed_process_ends_the_launch_and_resuming_completes_it(work, alone):
+def test_a_killed_process_ends_the_launch_and_torchrun_completes_it(work, alone):
     recipe = write(work, "killed")
     (work / "slow.py").write_text(SLOW)
     process = launch(work / "slow.py", recipe)
@@ -322,7 +315,8 @@ def test_a_killed_process_ends_the_launch_and_resuming_completes_it(work, alone)
     (broken / "adapter_model.safetensors").write_bytes(b"half")
     with open(work / "killed" / "metrics.jsonl", "a") as file:
         file.write('{"loss": 1.2')
-    said = finish(launch("-m", "lora_lab.finetune", recipe, "--resume"))
+    said = finish(launch("-m", "lora_lab.finetune", recipe, "--resume", config="torchrun"))
+    assert "2 processes share each batch of 8 (DDP, gloo)." in said
     assert "checkpoint-9 was not complete" in said and re.search(r"Going on after step (3|6)\.", said)
     assert_same(alone, work / "killed")
 
