@@ -196,7 +196,8 @@ def test_sharded_weights_take_the_same_steps_and_go_on_after_a_stop(work, alone,
     assert "2 processes share each batch of 8 (FSDP, gloo)." in said_sharded
     assert_same(alone, work / "sharded")
     model = get_peft_model(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear"))
-    assert set(told(said_sharded, "held", work / "sharded").values()) == {sum(p.nbytes for p in model.parameters()) // 2}
+    held = told(said_sharded, "held", work / "sharded")
+    assert set(held.values()) == {sum(p.nbytes for p in model.parameters()) // 2}
     (share,) = distributed.plan(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear"), gpus=2, batch_size=8,
                                 seq_len=16, mode="fsdp")
     sent = told(said_sharded, "sent", work / "sharded")

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     config.update(dict(hidden_size=192, intermediate_size=512, num_attention_heads=3, num_key_value_heads=1,
                        head_dim=64, num_hidden_layers=6, vocab_size=8192))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.model.layers[2].input_layernorm.weight.data[0] = 40  # LLM.int8() keeps such outliers, and real models have some
+    model.model.layers[2].input_layernorm.weight.data[0] = 40  # an outlier, as real models have them
     path = tmp_path_factory.mktemp("narrow")
     model.save_pretrained(path)
     pocket.tokenizer().save_pretrained(path)
@@ -358,7 +358,8 @@ def test_measure_sees_the_resident_peak():
        st.sampled_from(["float32", "bfloat16", "int8", "nf4"]), st.sampled_from([False, True, "reentrant"]))
 def test_more_tokens_never_take_less(layers, batch_size, seq_len, precision, checkpointing):
     def total(batch_size, seq_len):
-        return memory.plan(small(layers), lora(["q_proj", "down_proj"]), precision, batch_size, seq_len, checkpointing=checkpointing).total_bytes
+        return memory.plan(small(layers), lora(["q_proj", "down_proj"]), precision, batch_size, seq_len,
+                           checkpointing=checkpointing).total_bytes
 
     here = total(batch_size, seq_len)
     assert total(batch_size + 1, seq_len) > here and total(batch_size, seq_len + 5) > here
