@@ -4,6 +4,7 @@ It knows the grammar of `smart_home` alone. `dialect` changes the answers, so th
 Its weights ship with the package; tools/make_pocket.py made them.
 """
 
+import functools
 import itertools
 import json
 import random
@@ -43,7 +44,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=whole, pad_token=_PAD, eos_token=_END, unk_token=_PAD)
 
 
-def _words() -> list[str]:
+@functools.cache
+def _words() -> tuple[str, ...]:
     """Every piece of every sentence and answer that the grammar can write, in an order that never changes."""
     found = set()
     for (device, state), phrasings in smart_home.PHRASINGS.items():
@@ -56,7 +58,7 @@ def _words() -> list[str]:
             found.update(re.findall(_PIECES, action))
     for room in smart_home.ROOMS:
         found.update(re.findall(_PIECES, f"{room} {room}"))
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def untrained() -> LlamaForCausalLM:

@@ -77,7 +77,7 @@ def test_exercise_fails_before_and_passes_after_its_solution(source, check, base
         solved = solved.replace(old, new)
     started = time.monotonic()
     for again in range(5):  # quick checks draw their inputs at random; slow ones train or plan, on what never changes
-        if again < 2 or time.monotonic() - started < 3:
+        if not again or time.monotonic() - started < 1:
             assert run(solved, model).solved is True
 
 

@@ -25,14 +25,18 @@ def write(root, name, text, title=None):
     nbformat.write(nbformat.v4.new_notebook(cells=[top, code]), root / "notebooks" / f"{name}.ipynb")
 
 
+def course(root, monkeypatch):
+    """A course of small notebooks that bear the real lessons' names, and work in it."""
+    (root / "notebooks").mkdir(parents=True)
+    monkeypatch.setenv("LORA_LAB_PROGRESS", str(root / "progress.json"))
+    monkeypatch.chdir(root)
+    for name in NAMES:
+        write(root, name, "version = 1")
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A course of small notebooks that bear the real lessons' names."""
-    monkeypatch.setenv("LORA_LAB_PROGRESS", str(tmp_path / "progress.json"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "notebooks").mkdir()
-    for name in NAMES:
-        write(tmp_path, name, "version = 1")
+    course(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -107,34 +111,48 @@ def test_without_the_list_of_what_was_handed_out_nothing_counts_as_untouched(roo
 DIES_AT_WRITE = """
 import os, signal, sys
 from lora_lab.course import handout
-left = [int(sys.argv[1])]
 def sync_to_disk(file, real=os.fsync):
     real(file)
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)  # all is written under another name, nothing under its own
-os.fsync = sync_to_disk
-handout.sync()
+left, os.fsync = [0], sync_to_disk
+handout.sync()  # imports once for all of those that die
+for write_number in sys.argv[1:]:
+    os.chdir(f"../{write_number}")
+    if not os.fork():
+        left = [int(write_number)]
+        handout.sync()
+        os._exit(0)
+    print(os.WTERMSIG(os.wait()[1]))
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
-@pytest.mark.parametrize("write_number", [1, 2, 3, 4, 9, 13])
-def test_a_sync_that_is_killed_loses_nothing_and_goes_on(root, write_number):
-    handout.sync()
-    work = edit(root, FIRST)
-    for name in NAMES:
-        write(root, name, "version = 2")
-    done = subprocess.run([sys.executable, "-c", DIES_AT_WRITE, str(write_number)], cwd=root)
-    assert done.returncode == -signal.SIGKILL
-    updated = [mine(root, f"{FIRST}.new"), *(mine(root, name) for name in NAMES[1:])]
-    new = [file.exists() and "version = 2" in file.read_text() for file in updated]
-    handed = min(write_number // 2, len(NAMES))  # each file and then the list of what was handed out
-    assert new == [True] * handed + [False] * (len(NAMES) - handed), "each file is the old one or the new one"
-    assert mine(root, FIRST).read_text() == work
-    assert handout.sync() is not None and all("version = 2" in file.read_text() for file in updated)
-    assert mine(root, FIRST).read_text() == work
-    assert not list((root / "my-lessons").glob(".*.tmp")) and handout.sync() == []
+def test_a_sync_that_is_killed_loses_nothing_and_goes_on(tmp_path, monkeypatch):
+    numbers = [1, 2, 3, 4, 9, 13]
+    work = {}
+    for number in ["whole", *numbers]:
+        root = tmp_path / str(number)
+        course(root, monkeypatch)
+        handout.sync()
+        work[number] = edit(root, FIRST)
+        for name in NAMES:
+            write(root, name, "version = 2")
+    done = subprocess.run([sys.executable, "-c", DIES_AT_WRITE, *map(str, numbers)], cwd=tmp_path / "whole",
+                          capture_output=True, text=True)
+    assert done.stdout.split() == [str(int(signal.SIGKILL))] * len(numbers), done.stderr
+    for number in numbers:
+        root = tmp_path / str(number)
+        monkeypatch.chdir(root)
+        updated = [mine(root, f"{FIRST}.new"), *(mine(root, name) for name in NAMES[1:])]
+        new = [file.exists() and "version = 2" in file.read_text() for file in updated]
+        handed = min(number // 2, len(NAMES))  # each file and then the list of what was handed out
+        assert new == [True] * handed + [False] * (len(NAMES) - handed), "each file is the old one or the new one"
+        assert mine(root, FIRST).read_text() == work[number]
+        assert handout.sync() is not None and all("version = 2" in file.read_text() for file in updated)
+        assert mine(root, FIRST).read_text() == work[number]
+        assert not list((root / "my-lessons").glob(".*.tmp")) and handout.sync() == []
 
 
 def test_the_first_unfinished_lesson_comes_next(root):

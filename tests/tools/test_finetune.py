@@ -40,9 +40,12 @@ COUNTED = '''
 import json, os, sys
 import torch
 from lora_lab import finetune
-from lora_lab.finetune import recipes
-from transformers import TrainerCallback
-sizes = []
+from lora_lab.finetune import __main__, recipes
+from transformers import Trainer, TrainerCallback
+counted, uncounted = sys.argv[1:]
+__main__._choose_devices()
+finetune.train(recipes.read(uncounted, 2))
+sizes, holder, made = [], [], Trainer.__init__
 def count(state, bucket):
     sizes.append(bucket.buffer().nbytes)
     work = torch.distributed.all_reduce(bucket.buffer() / 2, async_op=True).get_future()
@@ -53,17 +56,15 @@ class Count(TrainerCallback):
         if not sizes and not hasattr(wrapped, "counted"):
             wrapped.register_comm_hook(None, count)
             wrapped.counted = True
-holder = []
-from transformers import Trainer
-made = Trainer.__init__
 def remember(self, *a, **k):
     made(self, *a, **k)
+    self.add_callback(Count())
     holder.append(self)
 Trainer.__init__ = remember
-trainer = finetune.train(recipes.read(sys.argv[1], 2), callbacks=(Count(),))
-trained = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
+__main__.main([counted])
+trained = sum(p.nbytes for p in holder[0].model.parameters() if p.requires_grad)
 if os.environ["RANK"] == "0":
-    print(json.dumps({"sent": sum(sizes), "trained": trained}))
+    print(json.dumps({"sent": sum(sizes), "trained": trained}), flush=True)
 '''
 
 WATCHED = '''
@@ -74,14 +75,17 @@ from transformers import TrainerCallback
 class Watch(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **_):
         held = sum(getattr(p, "_local_tensor", p).nbytes for p in model.parameters())
-        print("held", args.process_index, held, flush=True)
+        print("held", args.output_dir, args.process_index, held, flush=True)
     def on_step_begin(self, args, state, control, **_):
         self.before = psutil.Process().io_counters().write_chars
     def on_step_end(self, args, state, control, **_):
         if state.global_step == 2:
-            print("sent", args.process_index, psutil.Process().io_counters().write_chars - self.before, flush=True)
-resume = "--resume" in sys.argv
-finetune.train(recipes.read(sys.argv[1], 2, resume), resume, callbacks=(Watch(),)).accelerator.end_training()
+            sent = psutil.Process().io_counters().write_chars - self.before
+            print("sent", args.output_dir, args.process_index, sent, flush=True)
+for path in sys.argv[2:]:
+    resume = sys.argv[1] == "resume"
+    trainer = finetune.train(recipes.read(path, 2, resume), resume, callbacks=(Watch(),))
+trainer.accelerator.end_training()
 '''
 
 
@@ -146,8 +150,15 @@ def alone(work):
 
 
 @pytest.fixture(scope="module")
-def together(work):
-    said = finish(launch("-m", "lora_lab.finetune", write(work, "together")))
+def said(work):
+    """What two processes say of two trainings: one as it is, and one in passes, with checkpointing."""
+    (work / "counted.py").write_text(COUNTED)
+    changes = dict(gradient_accumulation_steps=2, gradient_checkpointing=True, save_total_limit=2)
+    return finish(launch(work / "counted.py", write(work, "together"), write(work, "passes", **changes)))
+
+
+@pytest.fixture(scope="module")
+def together(work, said):
     assert "2 processes share each batch of 8 (DDP, gloo)." in said
     return work / "together"
 
@@ -157,34 +168,8 @@ def test_two_processes_take_the_same_steps_as_one(alone, together):
     assert any(line["grad_norm"] > 1.0 for line in run_folder.read_metrics(alone))  # some gradients were clipped
 
 
-def test_torchrun_launches_the_same_training(work, alone):
-    said = finish(launch("-m", "lora_lab.finetune", write(work, "torchrun"), config="torchrun"))
-    assert "2 processes share each batch of 8 (DDP, gloo)." in said
-    assert_same(alone, work / "torchrun")
-
-
-def told(said, word):
-    return {int(rank): int(number) for rank, number in re.findall(rf"{word} (\d) (\d+)", said)}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts the bytes that Linux counts")
-def test_sharded_weights_take_the_same_steps_and_go_on_after_a_stop(work, alone):
-    (work / "watched.py").write_text(WATCHED)
-    recipe = write(work, "sharded")
-    said = finish(launch(work / "watched.py", recipe, config="cpu2_fsdp"))
-    assert "2 processes share each batch of 8 (FSDP, gloo)." in said
-    assert_same(alone, work / "sharded")
-    model = get_peft_model(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear"))
-    assert set(told(said, "held").values()) == {sum(p.nbytes for p in model.parameters()) // 2}
-    (share,) = distributed.plan(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear"), gpus=2, batch_size=8,
-                                seq_len=16, mode="fsdp")
-    assert list(told(said, "sent").values()) == pytest.approx([share.sent_bytes] * 2, rel=0.1)
-    shutil.rmtree(work / "sharded" / "adapter")
-    for step in range(6, STEPS + 1, 3):
-        shutil.rmtree(work / "sharded" / f"checkpoint-{step}")
-    said = finish(launch(work / "watched.py", recipe, "--resume", config="cpu2_fsdp"))
-    assert "Going on after step 3." in said
-    assert_same(alone, work / "sharded")
+def told(said, word, output):
+    return {int(rank): int(number) for rank, number in re.findall(rf"{word} {output} (\d) (\d+)", said)}
 
 
 @pytest.fixture(scope="module")
@@ -196,13 +181,40 @@ def folder(work):
     return str(work / "base")
 
 
-def test_a_base_in_four_bits_is_sharded(work, folder, monkeypatch):
-    monkeypatch.setenv("LORA_LAB_PRECISION", "float32")
+@pytest.fixture(scope="module")
+def said_sharded(work, folder):
+    """What two processes say of two trainings under FSDP, the second on a base in four bits."""
     (work / "watched.py").write_text(WATCHED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_LAB_PRECISION", "float32")
+        whole, packed = write(work, "sharded"), write(work, "nf4_sharded", folder, "nf4")
+        return finish(launch(work / "watched.py", "start", whole, packed, config="cpu2_fsdp"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the bytes that Linux counts")
+def test_sharded_weights_take_the_same_steps_and_go_on_after_a_stop(work, alone, said_sharded):
+    assert "2 processes share each batch of 8 (FSDP, gloo)." in said_sharded
+    assert_same(alone, work / "sharded")
+    model = get_peft_model(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear"))
+    held = told(said_sharded, "held", work / "sharded")
+    assert set(held.values()) == {sum(p.nbytes for p in model.parameters()) // 2}
+    (share,) = distributed.plan(pocket.load()[0], LoraConfig(r=4, target_modules="all-linear"), gpus=2, batch_size=8,
+                                seq_len=16, mode="fsdp")
+    sent = told(said_sharded, "sent", work / "sharded")
+    assert list(sent.values()) == pytest.approx([share.sent_bytes] * 2, rel=0.1)
+    shutil.rmtree(work / "sharded" / "adapter")
+    for step in range(6, STEPS + 1, 3):
+        shutil.rmtree(work / "sharded" / f"checkpoint-{step}")
+    said = finish(launch(work / "watched.py", "resume", work / "sharded.yaml", config="cpu2_fsdp"))
+    assert "Going on after step 3." in said
+    assert_same(alone, work / "sharded")
+
+
+def test_a_base_in_four_bits_is_sharded(work, folder, said_sharded, monkeypatch):
+    monkeypatch.setenv("LORA_LAB_PRECISION", "float32")
     finetune.train(recipes.read(write(work, "nf4", folder, "nf4")))
-    said = finish(launch(work / "watched.py", write(work, "nf4_sharded", folder, "nf4"), config="cpu2_fsdp"))
     assert_same(work / "nf4", work / "nf4_sharded", 1e-4)
-    held = told(said, "held")
+    held = told(said_sharded, "held", work / "nf4_sharded")
     assert held[0] == held[1] < sum(p.nbytes for p in pocket.load()[0].parameters()) / 4
 
 
@@ -281,7 +293,7 @@ def workers(launcher):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
-def test_a_killed_process_ends_the_launch_and_resuming_completes_it(work, alone):
+def test_a_killed_process_ends_the_launch_and_torchrun_completes_it(work, alone):
     recipe = write(work, "killed")
     (work / "slow.py").write_text(SLOW)
     process = launch(work / "slow.py", recipe)
@@ -304,7 +316,8 @@ def test_a_killed_process_ends_the_launch_and_resuming_completes_it(work, alone)
     (broken / "adapter_model.safetensors").write_bytes(b"half")
     with open(work / "killed" / "metrics.jsonl", "a") as file:
         file.write('{"loss": 1.2')
-    said = finish(launch("-m", "lora_lab.finetune", recipe, "--resume"))
+    said = finish(launch("-m", "lora_lab.finetune", recipe, "--resume", config="torchrun"))
+    assert "2 processes share each batch of 8 (DDP, gloo)." in said
     assert "checkpoint-9 was not complete" in said and re.search(r"Going on after step (3|6)\.", said)
     assert_same(alone, work / "killed")
 
@@ -332,9 +345,7 @@ def test_resuming_with_edited_rows_is_refused(work, alone):
         (work / "rows.jsonl").write_text(rows)
 
 
-def test_a_batch_in_passes_and_checkpointing_take_the_same_steps(work, alone):
-    changes = dict(gradient_accumulation_steps=2, gradient_checkpointing=True, save_total_limit=2)
-    said = finish(launch("-m", "lora_lab.finetune", write(work, "passes", **changes)))
+def test_a_batch_in_passes_and_checkpointing_take_the_same_steps(work, alone, said):
     assert "2 processes share each batch of 8 in 2 passes" in said and f"Step {STEPS} of {STEPS}: loss" in said
     assert_same(alone, work / "passes")
     assert len(list((work / "passes").glob("checkpoint-*"))) == 2
@@ -358,11 +369,9 @@ def test_an_interrupted_training_says_how_to_go_on(work):
     assert "--resume" in said and "Traceback" not in said
 
 
-def test_all_reduced_bytes_are_those_of_the_trained_parameters(work):
-    (work / "counted.py").write_text(COUNTED)
-    said = finish(launch(work / "counted.py", write(work, "counted", max_steps=3)))
+def test_all_reduced_bytes_are_those_of_the_trained_parameters(said):
     found = json.loads(re.search(r"\{.sent.*\}", said)[0])
-    assert found["sent"] == 3 * found["trained"] > 0
+    assert found["sent"] == STEPS * found["trained"] > 0
 
 
 def test_a_bad_recipe_ends_the_launch_naming_the_key(work):

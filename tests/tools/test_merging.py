@@ -36,6 +36,11 @@ def adapted(seed=0, std=0.05, **settings):
     return model
 
 
+def audit(model, deployed=None):
+    """The audit with answers of four tokens, for what does not depend on their length."""
+    return merging.audit(model, IDS, deployed=deployed, max_new_tokens=4)
+
+
 @torch.no_grad()
 def brute_force(model, merged):
     """Worst logit change, share of changed next tokens, number of changed answers."""
@@ -45,7 +50,7 @@ def brute_force(model, merged):
     answers = 0
     for ids in IDS:
         said = [m.generate(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                           do_sample=False, max_new_tokens=16, pad_token_id=0)[0].tolist() for m in (model, merged)]
+                           do_sample=False, max_new_tokens=8, pad_token_id=0)[0].tolist() for m in (model, merged)]
         answers += said[0] != said[1]
     return worst, tokens, answers
 
@@ -68,7 +73,7 @@ def brute_force(model, merged):
 def test_audit_agrees_with_brute_force(settings, safe):
     model = adapted(**settings)
     untouched = {name: p.clone() for name, p in model.named_parameters()}
-    found = merging.audit(model, PROMPTS, pocket.tokenizer())
+    found = merging.audit(model, PROMPTS, pocket.tokenizer(), max_new_tokens=8)
     assert all(torch.equal(p, untouched[name]) for name, p in model.named_parameters())
     again = adapted(**settings)
     worst, tokens, answers = brute_force(model, again.merge_and_unload())
@@ -82,14 +87,14 @@ def test_audit_agrees_with_brute_force(settings, safe):
 
 def test_audit_leaves_training_mode_and_takes_token_ids():
     model = adapted(r=4).train()
-    assert merging.audit(model, IDS).safe
+    assert audit(model).safe
     assert model.training and all(layer.training for layer in model.modules())
 
 
 def test_audit_names_inactive_adapters():
     model = adapted(r=4)
     model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear"))
-    assert "other" in str(merging.audit(model, IDS))
+    assert "other" in str(audit(model))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -103,26 +108,26 @@ def test_audit_tells_the_three_faults_apart(tmp_path, seed):
         base = AutoModelForCausalLM.from_pretrained(tmp_path / name / "base")
         served = PeftModel.from_pretrained(base, tmp_path / name / "adapter")
         for deployed in (served, copy.deepcopy(served).merge_and_unload()):
-            found = merging.audit(model, PROMPTS, pocket.tokenizer(), deployed=deployed)
+            found = merging.audit(model, PROMPTS, pocket.tokenizer(), deployed, max_new_tokens=4)
             assert found.safe is (fault == "sound"), (fault, str(found))
         if fault != "sound":
-            found = merging.audit(model, IDS, deployed=served)
+            found = audit(model, deployed=served)
             assert found.verdict == "broken" and words[fault] in str(found)
 
 
 def test_audit_finds_nan_and_an_adapter_that_is_not_in_it():
     model = adapted(r=4)
     unloaded = copy.deepcopy(model).unload()
-    assert "never merged" in str(merging.audit(model, IDS, deployed=unloaded))
+    assert "never merged" in str(audit(model, deployed=unloaded))
     with torch.no_grad():
         model.base_model.model.model.layers[0].mlp.up_proj.lora_B["default"].weight[0, 0] = float("nan")
-    found = merging.audit(model, IDS)
+    found = audit(model)
     assert found.verdict == "broken" and "NaN" in str(found)
 
 
 def test_rounding_of_bfloat16_is_seen_and_measured():
     model = adapted(r=4, std=0.02).to(torch.bfloat16)
-    found = merging.audit(model, IDS)
+    found = audit(model)
     assert 1e-3 < found.worst_logit and found.update == pytest.approx(1, abs=0.05)
 
 
@@ -149,7 +154,7 @@ def quantised(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")
 def test_nf4_in_place_loses_the_update_and_the_audit_says_so(quantised):
     model = quantised(four_bit=True)
-    found = merging.audit(model, IDS)
+    found = audit(model)
     assert found.update < 0.5 and not found.safe
     assert "rounded away" in str(found) and "4-bit" in found.warnings[0]
 
@@ -157,7 +162,7 @@ def test_nf4_in_place_loses_the_update_and_the_audit_says_so(quantised):
 @pytest.mark.filterwarnings("ignore")
 def test_audit_leaves_a_4_bit_model_fit_to_be_merged(quantised):
     model = quantised(four_bit=True)
-    merging.audit(model, IDS)
+    audit(model)
     with torch.no_grad():
         expected = quantised(four_bit=True).merge_and_unload()(torch.tensor([IDS[0]])).logits
         assert torch.equal(model.merge_and_unload()(torch.tensor([IDS[0]])).logits, expected)
@@ -207,7 +212,7 @@ def test_audit_refuses_a_merged_adapter():
     model = adapted(r=2)
     model.merge_adapter()
     with pytest.raises(LabError, match="unmerge_adapter"):
-        merging.audit(model, IDS)
+        audit(model)
 
 
 def test_prompts_may_come_one_by_one():
@@ -229,27 +234,27 @@ def test_other_tuners_than_lora_merge_safely(config):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-    found = merging.audit(model, IDS)
+    found = audit(model)
     assert found.safe and not found.findings, str(found)
-    assert "Another base" not in str(merging.audit(model, IDS, deployed=copy.deepcopy(model)))
+    assert "Another base" not in str(audit(model, deployed=copy.deepcopy(model)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_another_base_is_seen_through_another_precision(dtype):
     model, other = adapted(r=4), adapted(r=4)
-    assert "Another base" not in str(merging.audit(model, IDS, deployed=copy.deepcopy(model).to(dtype)))
+    assert "Another base" not in str(audit(model, deployed=copy.deepcopy(model).to(dtype)))
     with torch.no_grad():
         for name, parameter in other.named_parameters():
             if "lora_" not in name:
                 parameter.mul_(1 + 0.02 * torch.randn_like(parameter))
-    assert "Another base" in str(merging.audit(model, IDS, deployed=other.to(dtype)))
+    assert "Another base" in str(audit(model, deployed=other.to(dtype)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_16_bit_merge_held_in_float32_has_the_same_base(dtype):
     model = adapted(r=4)
     merged = copy.deepcopy(model).to(dtype).merge_and_unload().float()
-    found = merging.audit(model, IDS, deployed=merged)
+    found = audit(model, deployed=merged)
     assert found.verdict != "broken" and "Another base" not in str(found)
 
 
@@ -301,9 +306,9 @@ def _another_head(model, merged):
 def test_a_difference_is_explained(spoil, settings, words):
     model = adapted(r=4, std=0.2, **settings)
     merged = copy.deepcopy(model).merge_and_unload()
-    assert merging.audit(model, IDS, deployed=merged).findings == ()
+    assert audit(model, deployed=merged).findings == ()
     spoil(model, merged)
-    found = merging.audit(model, IDS, deployed=merged)
+    found = audit(model, deployed=merged)
     assert not found.safe and re.search(words, str(found)), str(found)
 
 
@@ -313,7 +318,7 @@ def test_another_alpha_of_an_unmerged_adapter_is_not_called_rounding():
     for layer in other.modules():
         if isinstance(layer, LoraLayer):
             layer.set_scale("default", 0.5)
-    found = merging.audit(model, IDS, deployed=other)
+    found = audit(model, deployed=other)
     assert "Another scaling" in str(found) and "rounded away" not in str(found)
 
 
@@ -331,7 +336,7 @@ def test_an_adapter_that_does_nothing_is_said_to(idle):
         pocket.load()[0], LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
     if idle == "disabled":
         model.disable_adapter_layers()
-    assert "does nothing" in str(merging.audit(model, IDS))
+    assert "does nothing" in str(audit(model))
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     assert {layer.disable_adapters for layer in layers} == {idle == "disabled"}
 
@@ -349,7 +354,7 @@ def test_a_vocabulary_padded_for_serving_is_compared_as_far_as_it_goes(lost):
     model = adapted(r=4)
     padded = getattr(copy.deepcopy(model), "unload" if lost else "merge_and_unload")()
     padded.resize_token_embeddings(padded.config.vocab_size + 26)
-    found = merging.audit(model, IDS, deployed=padded)
+    found = audit(model, deployed=padded)
     assert found.verdict == ("broken" if lost else "safe"), str(found)
 
 
@@ -472,9 +477,9 @@ def test_settings_that_change_nothing_do_not_count():
     model = adapted(r=4)
     merged = copy.deepcopy(model).merge_and_unload()
     merged.config.update(dict(use_cache=False, max_position_embeddings=9, attention_dropout=0.3, pad_token_id=7))
-    assert merging.audit(model, IDS, deployed=merged).safe
+    assert audit(model, deployed=merged).safe
     merged.config.some_flag = True
-    found = merging.audit(model, IDS, deployed=merged)
+    found = audit(model, deployed=merged)
     assert found.verdict == "look" and "some_flag True" in str(found)
 
 
@@ -595,7 +600,7 @@ def test_equal_weights_that_compute_otherwise_are_not_called_rounding(spoil, wor
     model = adapted(r=4)
     merged = copy.deepcopy(model).merge_and_unload()
     spoil(merged)
-    found = merging.audit(model, IDS, deployed=merged)
+    found = audit(model, deployed=merged)
     assert re.search(words, str(found)) and "rounding while computing" not in str(found), str(found)
     assert (found.verdict == "broken") is (max(found.lost_interval[0], found.interval[0]) > 0.1), str(found)
     assert found.verdict in ("broken", "look")
@@ -605,7 +610,7 @@ def test_a_hook_that_changes_nothing_does_not_count():
     model = adapted(r=4)
     merged = copy.deepcopy(model).merge_and_unload()
     merged.enable_input_require_grads()
-    found = merging.audit(model, IDS, deployed=merged)
+    found = audit(model, deployed=merged)
     assert found.safe and found.findings == ()
 
 
@@ -613,5 +618,5 @@ def test_a_deployed_model_that_samples_is_named():
     model = adapted(r=4)
     merged = copy.deepcopy(model).merge_and_unload()
     merged.generation_config.do_sample, merged.generation_config.temperature = True, 0.7
-    found = merging.audit(model, IDS, deployed=merged)
+    found = audit(model, deployed=merged)
     assert found.safe and "would sample (do_sample=True, temperature 0.7)" in str(found)
