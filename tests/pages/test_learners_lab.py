@@ -24,6 +24,11 @@ def course(tmp_path, monkeypatch):
     return tmp_path / "course", tmp_path / "home"
 
 
+@pytest.fixture
+def page(new_page):
+    return new_page
+
+
 FIRST = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))[0]
 LINK = re.compile(r"\[([\w ]+)\]\(\.\./([^)#]+)\)")
 
