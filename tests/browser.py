@@ -18,6 +18,8 @@ from get_browser import find
 
 REPOSITORY = Path(__file__).parents[1]
 
+SIZE = {"width": 1200, "height": 1000}
+
 # The command resolves when the last cell has run; error outputs come back as text.
 RUN_ALL = """async () => {
     const app = window.jupyterapp; await app.restored;
@@ -26,6 +28,16 @@ RUN_ALL = """async () => {
     await Promise.race([app.commands.execute('notebook:run-all-cells'), tooLong]);
     return panel.content.widgets.flatMap(cell => cell.model.type !== 'code' ? [] :
         cell.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)); }"""
+
+# Opens a notebook in place of all that is shown, and with the kernel of the one before it where `keep` says so.
+OPEN = """async ([path, keep]) => {
+    const app = window.jupyterapp, before = app.shell.currentWidget.sessionContext;
+    await before.ready;
+    const kernel = keep ? {id: before.session.kernel.id} : undefined;
+    if (!keep) await before.shutdown();
+    for (const shown of [...app.shell.widgets('main')]) shown.dispose();
+    const panel = await app.commands.execute('docmanager:open', {path, kernel});
+    await panel.context.ready; await panel.sessionContext.ready; }"""
 
 
 def settings(folder, theme):
@@ -39,10 +51,18 @@ def settings(folder, theme):
         file.write_text(json.dumps(value))
 
 
-@pytest.fixture(scope="module", params=["Light", "Dark"])
-def jupyterlab(request, tmp_path_factory):
-    with lab(request.module.NOTEBOOKS, request.param, tmp_path_factory.mktemp("lab")) as served:
+@pytest.fixture(scope="module")
+def served(request, tmp_path_factory):
+    with lab(request.module.NOTEBOOKS, "Light", tmp_path_factory.mktemp("lab")) as served:
         yield served
+
+
+@pytest.fixture(scope="module", params=["Light", "Dark"])
+def jupyterlab(request, served):
+    """One server for both themes: a page that loads asks it for the settings."""
+    address, token, _, home = served
+    settings(home / "settings", request.param)
+    return address, token, request.param, home
 
 
 # For what a theme cannot change: how it looks is tested in both, by axe-core and as a saved lesson.
@@ -50,8 +70,8 @@ in_one_theme = pytest.mark.parametrize("jupyterlab", ["Light"], indirect=True, s
 
 
 @contextlib.contextmanager
-def lab(notebooks, theme, folder, without=()):
-    """Serves the lessons and `notebooks` (cells by name), `without` some extensions: address, token, theme, home."""
+def lab(notebooks, theme, folder):
+    """Serves the lessons and `notebooks` (cells by name): address, token, theme, home."""
     root, home = folder / "root", folder / "home"
     shutil.copytree(REPOSITORY / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns("adapters", "runs"))
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)"}  # without one a dialog asks for it
@@ -60,9 +80,6 @@ def lab(notebooks, theme, folder, without=()):
         notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, root / f"{name}.ipynb")
     settings(home / "settings", theme)
-    page_config = home / "config/labconfig/page_config.json"
-    page_config.parent.mkdir(parents=True)
-    page_config.write_text(json.dumps({"disabledExtensions": {extension: True for extension in without}}))
     with serve(root, home) as (address, token):
         yield address, token, theme, home
 
@@ -122,19 +139,35 @@ def chromium():
         browser.close()
 
 
+@contextlib.contextmanager
+def open_page(chromium):
+    with chromium.new_context(viewport=SIZE) as context:
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        yield page
+
+
 @pytest.fixture
-def page(chromium):
-    context = chromium.new_context(viewport={"width": 1200, "height": 1000})
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    yield page
-    context.close()
+def new_page(chromium):
+    with open_page(chromium) as page:
+        yield page
 
 
-def open_notebook(page, jupyterlab, path):
+@pytest.fixture(scope="module")
+def page(chromium, jupyterlab):
+    """Shows one notebook after another: it takes seconds to load JupyterLab."""
+    with open_page(chromium) as page:
+        yield page
+
+
+def open_notebook(page, jupyterlab, path, keep_kernel=False):
+    """By its address; where the page shows JupyterLab already, in place of the last one (and on its kernel)."""
     address, token, *_ = jupyterlab
-    page.goto(f"{address}/doc/tree/{path}?reset&token={token}")
-    page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext")
+    if page.url.startswith(address):
+        page.evaluate(OPEN, [path, keep_kernel])
+    else:
+        page.goto(f"{address}/doc/tree/{path}?reset&token={token}")
+        page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext")
 
 
 def cells_and_active(page):

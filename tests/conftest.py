@@ -2,7 +2,7 @@ import build_notebooks
 import lesson_runs
 import nbformat
 import pytest
-from browser import chromium, jupyterlab, page  # noqa: F401
+from browser import chromium, jupyterlab, new_page, page, served  # noqa: F401
 
 LESSON = "test_notebook_runs"
 ALONE = "test_first_minutes"  # has a clock: runs first, before the lessons start
@@ -20,9 +20,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Pages first. Lessons last, and backwards: they run forwards beside the tests before them."""
     for item in items:
-        if item.path.stem in SLOW or "page" in item.fixturenames or getattr(item, "originalname", None) == LESSON:
+        if item.path.stem in SLOW or "chromium" in item.fixturenames or getattr(item, "originalname", None) == LESSON:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: 0 if item.path.stem == ALONE else 1 if "page" in item.fixturenames else 2)
+    items.sort(key=lambda item: 0 if item.path.stem == ALONE else 1 if "chromium" in item.fixturenames else 2)
     lessons = lessons_of(items)
     items[:] = [item for item in items if item not in lessons] + lessons[::-1]
 

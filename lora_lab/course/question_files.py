@@ -59,7 +59,7 @@ def read(file: Path) -> Lesson:
         question = kind and _build(kind, table, "", found)
         if question and not found:
             found += question.faults()
-            if isinstance(question, Code) and not exercises.check_of(question):
+            if isinstance(question, Code) and not exercises.has_check(question):
                 found.append(f"there is no check {question.check!r} in exercises/{file.stem}.py")
         if question:
             questions.append(question)

@@ -1,6 +1,8 @@
 """The question bank: every mistake in a file is named, and every question keeps what the course promises of it."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -133,3 +135,10 @@ def test_a_question_says_where_to_look_by_name(question):
     """Questions stand at the end of a lesson as well as beside their cells."""
     text = repr(question)
     assert not re.search(r"this section|next cell|cell above|just before|the section makes", text, re.IGNORECASE)
+
+
+def test_questions_are_read_at_once():
+    """A learner waits seconds for torch, and a check needs it only when there is an answer."""
+    code = ("import sys; from lora_lab.course import question_files; question_files.lessons()\n"
+            "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))")
+    subprocess.run([sys.executable, "-c", code], check=True)

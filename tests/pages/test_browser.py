@@ -60,7 +60,7 @@ NOTEBOOKS = {"live": [LIVE_CURVE, BELOW], "slider": [SLIDER, BELOW], "explorer":
 
 @in_one_theme
 def test_loss_curve_draws_itself(page, jupyterlab, tmp_path):
-    open_notebook(page, jupyterlab, "live.ipynb")
+    open_notebook(page, jupyterlab, "live.ipynb", keep_kernel=True)
     assert page.evaluate(RUN_ALL) == []
     bar = page.get_by_role("progressbar", name="training")
     bar.wait_for()
@@ -73,7 +73,7 @@ def test_loss_curve_draws_itself(page, jupyterlab, tmp_path):
 
 @in_one_theme
 def test_slider_moves_by_keyboard_alone(page, jupyterlab):
-    open_notebook(page, jupyterlab, "slider.ipynb")
+    open_notebook(page, jupyterlab, "slider.ipynb", keep_kernel=True)
     assert page.evaluate(RUN_ALL) == []
     handle, picture = page.get_by_role("slider", name="rank"), page.locator(".jp-OutputArea-output img")
     handle.focus()
@@ -91,7 +91,7 @@ def test_slider_moves_by_keyboard_alone(page, jupyterlab):
 
 @in_one_theme
 def test_explorer_answers_to_ticks_and_rank(page, jupyterlab, tmp_path):
-    open_notebook(page, jupyterlab, "explorer.ipynb")
+    open_notebook(page, jupyterlab, "explorer.ipynb", keep_kernel=True)
     assert page.evaluate(RUN_ALL) == []
     picture, words = page.locator(".jp-OutputArea-output img"), page.locator(".jp-OutputArea-output pre")
     words.get_by_text("['q_proj', 'v_proj']").wait_for()
@@ -113,30 +113,9 @@ def test_explorer_answers_to_ticks_and_rank(page, jupyterlab, tmp_path):
     page.screenshot(path=tmp_path / "explorer.png")
 
 
-LESSONS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-
-
-# Each in one theme, the first in both: what a theme changes is the same in all.
-@pytest.mark.parametrize("jupyterlab, lesson", [*[("Light", lesson) for lesson in LESSONS], ("Dark", LESSONS[0])],
-                         indirect=["jupyterlab"], scope="module", ids=lambda of: getattr(of, "stem", of))
-def test_saved_lesson_shows_its_outputs(page, jupyterlab, tmp_path, lesson):
-    open_notebook(page, jupyterlab, f"notebooks/{lesson.name}")
-    page.locator(".jp-RenderedMarkdown h1").first.wait_for()
-    # A stored PNG has no text in JupyterLab, whatever its metadata says: the site shows it, learners' copies are bare.
-    pictures = page.locator(".jp-OutputArea-output img")
-    pictures.first.wait_for()
-    for i in range(pictures.count()):
-        page.wait_for_function("img => img.naturalWidth > 100", arg=pictures.nth(i).element_handle())
-    assert page.locator(".jp-OutputArea-output table").count() >= 3
-    assert page.get_by_text("Error displaying widget").count() == 0
-    theme = page.evaluate("document.body.dataset.jpThemeLight")
-    assert theme == ("true" if jupyterlab[2] == "Light" else "false")
-    page.screenshot(path=tmp_path / "lesson.png")
-
-
 @in_one_theme
 def test_dial_answers_at_once_and_asks_on_demand(page, jupyterlab, tmp_path):
-    open_notebook(page, jupyterlab, "dial.ipynb")
+    open_notebook(page, jupyterlab, "dial.ipynb", keep_kernel=True)
     assert page.evaluate(RUN_ALL) == []
     handle, shown = page.get_by_role("slider", name="factor"), page.locator(".jp-OutputArea-output table")
     shown.get_by_text("score at 1", exact=True).wait_for()
@@ -160,7 +139,7 @@ def test_dial_answers_at_once_and_asks_on_demand(page, jupyterlab, tmp_path):
 
 @in_one_theme
 def test_planner_answers_to_its_menus(page, jupyterlab, tmp_path):
-    open_notebook(page, jupyterlab, "planner.ipynb")
+    open_notebook(page, jupyterlab, "planner.ipynb", keep_kernel=True)
     assert page.evaluate(RUN_ALL) == []
     picture, words = page.locator(".jp-OutputArea-output img"), page.locator(".jp-OutputArea-output pre")
     words.get_by_text("\nfits 1 GB").wait_for()
@@ -175,3 +154,24 @@ def test_planner_answers_to_its_menus(page, jupyterlab, tmp_path):
     expect(picture).to_have_count(1)
     expect(picture).to_have_attribute("alt", re.compile(r"A line marks 1 GB\.$"))
     page.screenshot(path=tmp_path / "planner.png")
+
+
+LESSONS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"), reverse=True)
+
+
+# Each in one theme, the first in both: what a theme changes is the same in all. Dark comes last: it loads a new page.
+@pytest.mark.parametrize("jupyterlab, lesson", [*[("Light", lesson) for lesson in LESSONS], ("Dark", LESSONS[-1])],
+                         indirect=["jupyterlab"], scope="module", ids=lambda of: getattr(of, "stem", of))
+def test_saved_lesson_shows_its_outputs(page, jupyterlab, tmp_path, lesson):
+    open_notebook(page, jupyterlab, f"notebooks/{lesson.name}", keep_kernel=True)
+    page.locator(".jp-RenderedMarkdown h1").first.wait_for()
+    # A stored PNG has no text in JupyterLab, whatever its metadata says: the site shows it, learners' copies are bare.
+    pictures = page.locator(".jp-OutputArea-output img")
+    pictures.first.wait_for()
+    for i in range(pictures.count()):
+        page.wait_for_function("img => img.naturalWidth > 100", arg=pictures.nth(i).element_handle())
+    assert page.locator(".jp-OutputArea-output table").count() >= 3
+    assert page.get_by_text("Error displaying widget").count() == 0
+    theme = page.evaluate("document.body.dataset.jpThemeLight")
+    assert theme == ("true" if jupyterlab[2] == "Light" else "false")
+    page.screenshot(path=tmp_path / "lesson.png")

@@ -3,9 +3,8 @@
 import json
 import re
 
-import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import REPOSITORY, RUN_ALL, cells_and_active, in_one_theme, lab, open_notebook
+from browser import REPOSITORY, RUN_ALL, SIZE, cells_and_active, in_one_theme, open_notebook
 
 SETUP = f"""\
 import json
@@ -23,7 +22,7 @@ def right(commands, answers):
 KINDS = ("choice", "multiple", "number", "match", "order", "predict", "code")
 ALL = [SETUP, *(f"quiz('every/{kind}')" for kind in KINDS[:-1]),
        "quiz('every/code', wrong)", "compare('every/predict', 70)"]
-NOTEBOOKS = {name: ALL for name in ("mouse", "keyboard", "keys", "again", "axe", "escaping", "saved", "hurry")}
+NOTEBOOKS = {name: ALL for name in ("mouse", "keyboard", "keys", "again", "axe", "escaping", "saved", "plain", "hurry")}
 
 # What answers each kind wrongly and rightly, as (control's role and number, what to choose), and what is said then.
 ANSWERS = {
@@ -118,6 +117,7 @@ def test_every_kind_by_mouse(page, jupyterlab, tmp_path):
     card(page, "code").get_by_text("Right.").wait_for()
     page.set_viewport_size({"width": 1000, "height": 3000})
     page.screenshot(path=tmp_path / "quiz.png")
+    page.set_viewport_size(SIZE)
 
 
 def tab_to(page, kind, role, number=0):
@@ -204,7 +204,7 @@ def test_keys_in_a_question_never_touch_the_notebook(page, jupyterlab):
 
 
 @in_one_theme
-def test_progress_outlives_kernel_and_browser(page, chromium, jupyterlab):
+def test_progress_outlives_kernel_and_browser(page, new_page, jupyterlab):
     start(page, jupyterlab, "again")
     card(page, "choice").get_by_role("radio").nth(1).click()
     card(page, "choice").get_by_role("button", name="Check answer").click()
@@ -213,12 +213,9 @@ def test_progress_outlives_kernel_and_browser(page, chromium, jupyterlab):
     assert page.evaluate(RUN_ALL) == []
     card(page, "choice").get_by_text("Solved").wait_for()
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    page.context.close()
-    with chromium.new_context() as context:
-        again = context.new_page()
-        start(again, jupyterlab, "again", afresh=False)
-        card(again, "choice").get_by_text("Solved").wait_for()
-        assert card(again, "choice").get_by_role("radio").nth(1).is_checked()
+    start(new_page, jupyterlab, "again", afresh=False)
+    card(new_page, "choice").get_by_text("Solved").wait_for()
+    assert card(new_page, "choice").get_by_role("radio").nth(1).is_checked()
 
 
 def violations(page):
@@ -234,21 +231,22 @@ def test_no_accessibility_violation(page, jupyterlab):
     for kind, (wrong, _, _) in ANSWERS.items():  # again with feedback, hints and answers on the page
         for act in wrong:
             click(page, kind, *act)
-        for button in ("Check answer", "Hint", "Show answer"):
+        for button, words in (("Check answer", "(attempt 1)"), ("Hint", "Hint 1"), ("Show answer", "Answer.")):
             card(page, kind).get_by_role("button", name=button).click()
-            page.wait_for_timeout(200)
+            card(page, kind).get_by_text(words).first.wait_for()
     assert violations(page) == {}
     card(page, "choice").evaluate("card => card.appendChild(document.createElement('input'))")
     assert "label" in violations(page), "axe must find a field without a name"
 
 
 @in_one_theme
-def test_markup_in_a_question_is_shown_and_not_obeyed(page, jupyterlab):
+def test_markup_in_a_question_is_shown_and_not_obeyed(new_page, jupyterlab):
+    page = new_page  # what it asks for while it loads counts, too
     dialogs, elsewhere = [], []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page.on("request", lambda request: elsewhere.append(request.url)
             if "127.0.0.1" not in request.url and request.url.startswith("http") else None)
-    start(page, jupyterlab, "escaping")
+    start(new_page, jupyterlab, "escaping")
     choice = card(page, "choice")
     choice.get_by_text("Which <b>tag</b> costs $5?").wait_for()
     choice.get_by_text("first <img src=x onerror=alert(1)> option").wait_for()
@@ -264,16 +262,15 @@ def test_markup_in_a_question_is_shown_and_not_obeyed(page, jupyterlab):
 
 
 @in_one_theme
-def test_saved_notebook_reads_without_a_kernel(page, jupyterlab):
+def test_saved_notebook_reads_without_a_kernel(page, new_page, jupyterlab):
     start(page, jupyterlab, "saved")
     static = page.locator(".lora-lab-static")
     assert static.count() == len(KINDS) and not any(static.nth(i).is_visible() for i in range(len(KINDS)))
     page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     # no kernel: the notebook opens as a page of text
-    address, token, *_ = jupyterlab
-    page.goto(f"{address}/doc/tree/saved.ipynb?reset&token={token}")
-    page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext")
+    page, static = new_page, new_page.locator(".lora-lab-static")
+    open_notebook(page, jupyterlab, "saved.ipynb")
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     static.first.get_by_text("second & last").wait_for()
     page.wait_for_timeout(2000)  # the widgets give up by then
@@ -284,21 +281,23 @@ def test_saved_notebook_reads_without_a_kernel(page, jupyterlab):
     assert not any("VBox" in text or "object at" in text for text in map("".join, plain))
 
 
-@pytest.fixture(scope="module")
-def lab_without_anywidget(tmp_path_factory):
-    with lab({"plain": ALL}, "Light", tmp_path_factory.mktemp("plain"), without=["anywidget"]) as served:
-        yield served
-
-
-def test_works_where_the_keyboard_repair_cannot_load(page, lab_without_anywidget):
-    open_notebook(page, lab_without_anywidget, "plain.ipynb")
+@in_one_theme
+def test_works_where_the_keyboard_repair_cannot_load(new_page, jupyterlab):
+    page, home = new_page, jupyterlab[3]
+    (home / "progress.json").unlink(missing_ok=True)
+    config = home / "config/labconfig/page_config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text('{"disabledExtensions": {"anywidget": true}}')
+    open_notebook(page, jupyterlab, "plain.ipynb")
+    config.unlink()  # read when a page loads
     assert page.evaluate(RUN_ALL) == []
     question = page.locator(".lora-lab-guard").first
+    assert card(page, "choice").count() == 0, "it names the box, so it has loaded"
     question.get_by_role("radio").nth(2).check()
     question.get_by_role("button", name="Check answer").click()
     question.get_by_role("alert").get_by_text("The third is too far").wait_for()
     assert not any(error.is_visible() for error in page.get_by_text(re.compile(r"\bError\b")).all())
-    kept = json.loads((lab_without_anywidget[3] / "progress.json").read_text())
+    kept = json.loads((home / "progress.json").read_text())
     assert kept["questions"]["every/choice"]["attempts"] == 1
 
 

@@ -24,6 +24,11 @@ def course(tmp_path, monkeypatch):
     return tmp_path / "course", tmp_path / "home"
 
 
+@pytest.fixture
+def page(new_page):
+    return new_page
+
+
 FIRST = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))[0]
 LINK = re.compile(r"\[([\w ]+)\]\(\.\./([^)#]+)\)")
 
@@ -32,8 +37,12 @@ def text(lesson):
     return "\n".join(cell.source for cell in nbformat.read(lesson, 4).cells if cell.cell_type == "markdown")
 
 
-def title(page):
-    return page.get_by_role("heading", name=text(FIRST).splitlines()[0].removeprefix("# "))
+OTHERS = sorted((REPOSITORY / "notebooks").glob("0[1-9]*.ipynb"))
+WITH_LINK, WORDS, TARGET = next((lesson, *link.groups()) for lesson in OTHERS for link in LINK.finditer(text(lesson)))
+
+
+def title(page, lesson):
+    return page.get_by_role("heading", name=text(lesson).splitlines()[0].removeprefix("# "))
 
 
 def names(page):
@@ -41,10 +50,10 @@ def names(page):
     return page.locator(".jp-DirListing-itemName").all_inner_texts()
 
 
-def test_the_file_browser_shows_lessons_and_no_solutions_and_nothing_pops_up(page, course, tmp_path):
+def test_lessons_and_no_solutions_are_shown_and_nothing_pops_up_and_a_link_opens_its_file(page, course, tmp_path):
     with serve(*course, OPEN) as (address, token):
         page.goto(f"{address}/?token={token}")
-        title(page).wait_for()
+        title(page, FIRST).wait_for()
         shown = names(page)
         assert {"00_first_adapter.ipynb", "01_low_rank_math.ipynb", "index.ipynb", "course"} <= set(shown)
         assert not {"lora_lab", "tests", "teacher", "notebooks", "benchmarks", "solutions.toml"} & set(shown)
@@ -52,21 +61,15 @@ def test_the_file_browser_shows_lessons_and_no_solutions_and_nothing_pops_up(pag
         expect(page.locator(".jp-OutputArea-output")).to_have_count(0)
         page.wait_for_timeout(3000)  # JupyterLab asks within a second, see below
         assert page.get_by_text(NEWS).count() == 0 and page.locator(".Toastify__toast").count() == 0
+        page.locator(".jp-DirListing-itemName", has_text=WITH_LINK.name).dblclick()
+        page.get_by_role("link", name=WORDS, exact=True).first.click()
+        page.get_by_role("tab", name=PurePath(TARGET).name).wait_for()
 
 
-def test_a_link_to_a_file_of_the_course_opens_it(page, course):
-    lesson, words, target = next((file.stem, *found.groups()) for file in (REPOSITORY / "notebooks").glob("0*.ipynb")
-                                 for found in LINK.finditer(text(file)))
-    with serve(*course, (*OPEN, f"--lesson={lesson}")) as (address, token):
+def test_who_asks_for_the_whole_course_and_a_lesson_gets_them(page, course):
+    with serve(*course, (*OPEN, "--whole", f"--lesson={WITH_LINK.stem}")) as (address, token):
         page.goto(f"{address}/?token={token}")
-        page.get_by_role("link", name=words, exact=True).first.click()
-        page.get_by_role("tab", name=PurePath(target).name).wait_for()
-
-
-def test_who_asks_for_the_whole_course_gets_it(page, course):
-    with serve(*course, (*OPEN, "--whole")) as (address, token):
-        page.goto(f"{address}/?token={token}")
-        title(page).wait_for()
+        title(page, WITH_LINK).wait_for()
         page.locator(".jp-BreadCrumbs-home").click()
         page.locator(".jp-DirListing-itemName", has_text="teacher").wait_for()
         assert {"my-lessons", "notebooks", "lora_lab"} <= set(names(page))

@@ -1,6 +1,7 @@
 """The set-up: whose folder it is, once, interrupted, two at a time; what it refuses; and the pins, for every system."""
 
 import ast
+import functools
 import http.server
 import os
 import re
@@ -337,29 +338,43 @@ def test_pip_takes_pytorchs_build_beside_the_users_own_indexes(tmp_path):
     assert {file.name.split("-py3")[0] for file in (tmp_path / "got").iterdir()} == {"torch-2.13.0+cpu", "six-1.17.0"}
 
 
-def resolve(system, python, extra="lab", macos="14.0"):
-    """What uv says: the versions that would be installed there from wheels alone, or why none can be."""
+@functools.cache
+def places():
+    """Where pip looks for packages, as options for uv, which does not read pip's settings."""
     own = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    places = []
-    for line in own.splitlines():  # uv does not read pip's settings
+    words = []
+    for line in own.splitlines():
         option, value = line.split(".", 1)[1].split("=", 1)
         if option in ("index-url", "extra-index-url", "find-links"):
-            places += [word for place in ast.literal_eval(value).split() for word in (f"--{option}", place)]
+            words += [word for place in ast.literal_eval(value).split() for word in (f"--{option}", place)]
+    return words
+
+
+def resolve(system, python, extra="lab", macos="14.0", again=False):
+    """What uv says: the versions that would be installed there from wheels alone, or why none can be.
+
+    `again` asks the indexes only for what uv has not kept of their answers.
+    """
     command = [
         shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv", "pip", "compile", "pyproject.toml",
         "--extra", extra, "-c", "constraints.txt", "--only-binary", ":all:", "--python-platform", system,
         "--python-version", python, "--no-python-downloads", "--python", sys.executable, "--index-strategy",
-        "unsafe-best-match", "--quiet", "--no-header", "--no-annotate", *places,
+        "unsafe-best-match", "--quiet", "--no-header", "--no-annotate", *places(),
     ]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True,
-                          env={**os.environ, "MACOSX_DEPLOYMENT_TARGET": macos})
+    for offline in [["--offline"], []] if again else [[]]:
+        done = subprocess.run([*command, *offline], cwd=REPOSITORY, capture_output=True, text=True,
+                              env={**os.environ, "MACOSX_DEPLOYMENT_TARGET": macos})
+        if done.returncode == 0:
+            break
     return done.stdout if done.returncode == 0 else done.stderr
 
 
 def test_the_pins_install_on_every_system_and_python_that_the_readme_names():
-    wanted = [(system, python, "lab") for system in SYSTEMS for python in PYTHONS] + [(SYSTEMS[0], PYTHONS[0], "test")]
+    first = [(system, PYTHONS[0], "lab") for system in SYSTEMS] + [(SYSTEMS[0], PYTHONS[0], "test")]
+    others = [(system, python, "lab") for system in SYSTEMS for python in PYTHONS[1:]]
     with ThreadPoolExecutor(4) as pool:
-        found = dict(zip(wanted, pool.map(lambda one: resolve(*one), wanted)))
+        found = dict(zip(first, pool.map(lambda one: resolve(*one), first)))
+        found |= zip(others, pool.map(lambda one: resolve(*one, again=True), others))
     for one, said in found.items():
         assert f"torch=={PINS['torch']}" in said, (one, said)
     toolkit = re.search(r"cuda-toolkit==(\d+)\.(\d+)", found[SYSTEMS[0], "3.12.0", "lab"])

@@ -4,16 +4,18 @@ import json
 import random
 import reprlib
 
-import torch
-from peft import get_peft_model
-
-from ... import meta_model, smart_home
+from ... import smart_home
 from ..question_kinds import Verdict
 from . import say
 
 
 def small_adapter(config, base_config, megabytes: float) -> Verdict:
     """Check: does `config` adapt every linear layer in a float32 adapter file under `megabytes`?"""
+    import torch  # here: the other checks need none of it
+    from peft import get_peft_model
+
+    from ... import meta_model
+
     with torch.device("meta"):  # shapes without memory
         model = get_peft_model(meta_model.build(base_config), config)
     linear = sum(
