@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen  # as they are now: the device check replaces subprocess.Popen for a while
+from xml.etree import ElementTree
 
 import torch
 from lesson_memory import Watch
@@ -24,6 +25,7 @@ _environment = dict(os.environ)  # as it is before any test changes it
 @dataclass
 class Run:
     returncode: int
+    passed: int  # cells
     said: str
     peak: int  # bytes of anonymous memory
 
@@ -67,7 +69,7 @@ def _run(path: Path, gigabytes: str, polite: list[str]) -> Run:
         polite = polite if shutil.which(polite[0]) else []
         command = [*polite, sys.executable, "-m", "pytest", shutil.copy(path, folder), "--nbval-lax",
                    "--nbval-current-env", "--nbval-cell-timeout=1500", "-p", "no:cacheprovider", "--rootdir", folder,
-                   "-c", os.devnull]
+                   "-c", os.devnull, f"--junitxml={folder}/report.xml"]
         process = Popen(
             command, stdout=PIPE, stderr=STDOUT, text=True, cwd=folder, env={
                 **_environment, "OMP_NUM_THREADS": THREADS, "LORA_LAB_MEMORY_GB": gigabytes,
@@ -79,4 +81,12 @@ def _run(path: Path, gigabytes: str, polite: list[str]) -> Run:
         _processes.discard(process)
         if path.stem == FIRST and process.returncode == 0:
             shutil.copytree(folder / TRAINED, Path(_kept.name, TRAINED), dirs_exist_ok=True)
-    return Run(process.returncode, said, max(watch.peaks.values(), default=0))
+        return Run(process.returncode, _passed(Path(folder, "report.xml")), said, max(watch.peaks.values(), default=0))
+
+
+def _passed(report: Path) -> int:
+    """How many cells ran as they should; 0 without a report, as of a run that was ended."""
+    if not report.exists():
+        return 0
+    (counted,) = ElementTree.parse(report).getroot().iter("testsuite")
+    return int(counted.get("tests")) - sum(int(counted.get(kind)) for kind in ("errors", "failures", "skipped"))
