@@ -96,7 +96,7 @@ def run(course, tmp_path_factory):
             [sys.executable, "-c", start, folder / "notebooks", "--model", cache.model_folder(), "--device", "cpu",
              "--quick", "--out", folder / "out.json", "--only", *only], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
-        run.said, run.file, run.planted = done.stdout, folder / "out.json", folder / "notebooks/08_planted.py"
+        run.file, run.planted = folder / "out.json", folder / "notebooks/08_planted.py"
         return json.loads(run.file.read_text())
     return run
 
@@ -133,14 +133,27 @@ def test_a_failing_cell_is_kept_with_its_number_and_the_rest_goes_on(results):
     assert lesson["cells"][1]["scores"] == [{"exact": 1.0, "valid_json": 1.0, "n": 2, "loss": None}]
 
 
-def test_a_second_run_does_only_what_failed_or_changed(results, run):
-    again = run("00", "08")
-    assert "00_first" not in run.said and "08_planted" in run.said
-    assert again["lessons"]["00_first_adapter"] == results["lessons"]["00_first_adapter"]
-    run.planted.write_text("# %%\nimport os, signal\n# %%\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    old = again | {"versions": again["versions"] | {"torch": "1.0"}}
-    run.file.write_text(json.dumps(old))
-    new = run("08")
+def test_a_second_run_does_only_what_failed_or_changed(results, run, course, patch, capsys):
+    """In this process, where the machine and a lesson without change are told: the first run was the real one."""
+    def again(*only):
+        course.main(["--model", str(cache.model_folder()), "--device", "cpu", "--quick", "--out", str(run.file),
+                     "--only", *only])
+        return json.loads(run.file.read_text())
+
+    machine = {name: value for name, value in results.items() if name not in ("quick", "lessons")}
+    with patch.context() as inner:
+        inner.setattr(course, "LESSONS", run.planted.parent)
+        inner.setattr(course.gpu_8bit, "run", lambda job, env: {"status": "ok"} | machine)
+        with patch.context() as told:
+            told.setattr(course, "lesson", lambda twin, *_: results["lessons"][twin.stem])
+            second = again("00", "08")
+        said = capsys.readouterr().out
+        assert "00_first" not in said and "08_planted" in said
+        assert second["lessons"]["00_first_adapter"] == results["lessons"]["00_first_adapter"]
+        run.planted.write_text("# %%\nimport os, signal\n# %%\nos.kill(os.getpid(), signal.SIGKILL)\n")
+        old = second | {"versions": second["versions"] | {"torch": "1.0"}}
+        run.file.write_text(json.dumps(old))
+        new = again("08")
     assert new["lessons"].keys() == {"08_planted"} and json.loads(run.file.with_name("out.json.old").read_text()) == old
     assert new["lessons"]["08_planted"]["failed"][0]["cell"] == 2  # a process that dies: where it was
     assert "exit -9" in new["lessons"]["08_planted"]["failed"][0]["error"]
