@@ -31,12 +31,12 @@ for pattern in patterns:
 """
 
 
-def read_rows(data: Any) -> list[tuple[str, str]]:
-    """Return the (prompt, answer) pairs in the file of a recipe's `Data`. Raises LabError for other lines."""
+def read_rows(data: Any, key: str = "path") -> list[tuple[str, str]]:
+    """Return the (prompt, answer) pairs in the file that a recipe's data names as `key`. Raises LabError."""
     try:
         lines = files.read_text(data.path, _LARGEST).removeprefix("\ufeff").splitlines()  # a byte order mark
     except (OSError, ValueError) as error:
-        raise LabError(f"data.path: found {data.path!r}, which cannot be read: {reason(error)}. "
+        raise LabError(f"data.{key}: found {data.path!r}, which cannot be read: {reason(error)}. "
                        "Expected a file.") from None
     fields = [field for text in (data.prompt, data.answer) for field in template_fields(text) or ()]
     found, wrong = [], []
@@ -56,7 +56,7 @@ def read_rows(data: Any) -> list[tuple[str, str]]:
             wrong.append(f"line {number}")
     if wrong:
         expected = ", ".join(f'"{field}": "..."' for field in dict.fromkeys(fields))
-        raise LabError(f"data.path: found {data.path} with {len(wrong)} lines that are no rows, the first {wrong[0]}. "
+        raise LabError(f"data.{key}: found {data.path} with {len(wrong)} lines that are no rows, the first {wrong[0]}. "
                        f"Expected {{{expected}}} on each; data.prompt and data.answer say which fields they are.")
     return found[: data.n]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
 import os
 import reprlib
@@ -25,6 +26,7 @@ if typing.TYPE_CHECKING:
     from peft import LoraConfig
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8", "nf4")
+REPORTS = ("none", "tensorboard", "trackio", "wandb")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 COPY = "recipe.yaml"  # in the output folder: says whose checkpoints those are
 _FIXED = {"task_type": "CAUSAL_LM", "peft_type": "LORA"}  # may be written, and is so anyway
@@ -51,19 +53,22 @@ class Data:
 
     `prompt` and `answer` are templates: the fields of a row in braces, such as "### {question}\\n" and "{reply}". Left
     out, a row has its prompt and its answer as they are, in fields of these names. `n`: the first n rows alone.
+    `eval_path`: another file of such rows, held out; their loss is logged every `training.eval_steps`.
     """
 
     path: str
     prompt: str = "{prompt}"
     answer: str = "{answer}"
     n: int | None = _number(None, low=1)
+    eval_path: str | None = None
 
 
 @dataclass(frozen=True)
 class Training:
     """The Trainer's settings under its own names; `batch_size` counts the rows of a step.
 
-    All processes share them, and take them in `gradient_accumulation_steps` passes.
+    All processes share them, and take them in `gradient_accumulation_steps` passes. `report_to`: who is told of the
+    losses besides `metrics.jsonl`, which is there in any case.
     """
 
     max_steps: int = _number(low=1)
@@ -79,6 +84,8 @@ class Training:
     gradient_accumulation_steps: int = _number(1, low=1)
     gradient_checkpointing: bool = False
     save_total_limit: int | None = _number(None, low=2)  # of one, a kill in the middle of a save would leave none
+    eval_steps: int = _number(50, low=1)
+    report_to: str = "none"
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,22 @@ class Recipe:
         """The (prompt, answer) pairs to train on, read once. Raises LabError."""
         return checks.read_rows(self.data)
 
+    @functools.cached_property
+    def eval_rows(self) -> list[tuple[str, str]]:
+        """The held-out pairs, read once; none without `data.eval_path`. Raises LabError."""
+        faults: list[str] = []
+        found = _held_out(self.data, faults)
+        _raise(faults, "The held-out rows cannot be read.")
+        return found
+
     def as_dict(self) -> dict:
         """Return it as the file has it."""
         flat = dataclasses.asdict(self)
         usual = dataclasses.asdict(Data(""))
         flat["data"] = {name: value for name, value in flat["data"].items() if value != usual[name]}
+        for name in ("eval_steps", "report_to"):
+            if flat["training"][name] == getattr(Training, name):
+                del flat["training"][name]
         return {name: flat[name] for name in ("model", "precision", "data", "lora", "training", "output")}
 
 
@@ -123,10 +141,11 @@ def read(path: str | os.PathLike, processes: int = 1, resume: bool = False) -> R
     faults += output_faults(recipe, resume)
     data = recipe.get("data") or {}
     rows = checks.check_rows(Data(**data) if "path" in data else None, recipe.get("training", {}), faults)
+    held_out = _held_out(Data(**data), faults) if "path" in data else []
     checks.check_layers(recipe.get("model"), recipe.get("lora"), faults)
     _raise(faults, f"{path} is not fit to train by; no model was loaded.")
     built = _build(recipe)
-    vars(built)["rows"] = rows  # as the cached property would
+    vars(built).update(rows=rows, eval_rows=held_out)  # as the cached properties would
     return built
 
 
@@ -154,6 +173,19 @@ def write(recipe: Recipe | dict, path: str | os.PathLike) -> Path:
     except OSError as error:
         raise LabError(f"{path} cannot be written: {reason(error)}. Give another name.") from None
     return Path(path)
+
+
+def _held_out(data: Data, faults: list[str]) -> list[tuple[str, str]]:
+    if not data.eval_path:
+        return []
+    try:
+        found = checks.read_rows(dataclasses.replace(data, path=data.eval_path, n=None), "eval_path")
+    except LabError as error:
+        faults.append(str(error))
+        return []
+    if not found:
+        faults.append(f"data.eval_path: found {data.eval_path} without rows, expected at least one.")
+    return found
 
 
 def _raise(faults: list[str], first: str) -> None:
@@ -191,6 +223,11 @@ def _parse(given, faults: list[str]) -> dict:
     training, data = found.get("training", {}), found.get("data", {})
     if training.get("lr_scheduler_type", "linear") not in SCHEDULES:
         faults.append(values.choice("training.lr_scheduler_type", training.pop("lr_scheduler_type"), SCHEDULES))
+    if (report := training.get("report_to", "none")) not in REPORTS:
+        faults.append(values.choice("training.report_to", training.pop("report_to"), REPORTS))
+    elif report != "none" and importlib.util.find_spec(report) is None:
+        faults.append(f"training.report_to: found {report}, which is not installed. Expected none, or run "
+                      f"`pip install {report}`.")
     if training.get("warmup_steps", 0) >= training.get("max_steps", math.inf):
         faults.append(f"training.warmup_steps: found {training['warmup_steps']}, expected less than max_steps "
                       f"({training['max_steps']}).")
@@ -320,7 +357,8 @@ def _differing(recipe: dict, copy: Path) -> str:
         mine, theirs = (_flat(_build(parsed).as_dict()) for parsed in (recipe, theirs))
     except (TypeError, KeyError):  # this recipe has faults of its own
         return ""
-    keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key) and key != "output"]
+    free = ("output", "training.report_to", "training.eval_steps", "data.eval_path")  # none of them moves a weight
+    keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key) and key not in free]
     return f"a run of another recipe in it (other: {', '.join(keys)})" if keys else ""
 
 

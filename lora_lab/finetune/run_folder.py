@@ -84,11 +84,16 @@ class Metrics(TrainerCallback):
     """Appends each logged step to `metrics.jsonl`; stops a training whose loss is no number any more."""
 
     def on_log(self, args, state, control, logs=None, **_):
+        if "eval_loss" in (logs or {}):
+            return self._write(args, state)
         if "loss" not in (logs or {}):
             return
         if not math.isfinite(logs["loss"]):
             raise LabError(f"The loss is {logs['loss']} at step {state.global_step}: the training diverged. Lower "
                            "training.learning_rate or lora.lora_alpha, and give a new output folder.")
+        self._write(args, state)
+
+    def _write(self, args, state):
         if state.is_world_process_zero:
             with open(Path(args.output_dir, METRICS), "a") as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")

@@ -47,8 +47,10 @@ def train(recipe: recipes.Recipe, resume: bool = False, callbacks: tuple = ()) -
         collate = batches.AnswerCollator(tokenizer)
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         arguments.ddp_find_unused_parameters = any("expert" in name for name in trained)  # a batch may miss some
-        trainer = Trainer(model=model, args=arguments, train_dataset=ordered, data_collator=collate,
-                          callbacks=[run_folder.Metrics(), run_folder.Report(), run_folder.Seal(), *callbacks])
+        held_out = batches.encode(recipe.eval_rows, tokenizer) or None
+        told = [run_folder.Metrics(), run_folder.Report(), run_folder.Seal(), *callbacks]
+        trainer = Trainer(model=model, args=arguments, train_dataset=ordered, eval_dataset=held_out,
+                          data_collator=collate, callbacks=told)
         trainer.remove_callback(PrinterCallback)
         _say_who(trainer)
         try:
@@ -115,7 +117,8 @@ def _arguments(recipe):
         output_dir=recipe.output, **settings,
         train_sampling_strategy="sequential",  # `order` has shuffled the rows; each process takes its share of a batch
         average_tokens_across_devices=True,  # a mean over all answer tokens, and no mean of the processes' means
-        save_strategy="steps", remove_unused_columns=False, disable_tqdm=True, report_to="none",
+        save_strategy="steps", remove_unused_columns=False, disable_tqdm=True, prediction_loss_only=True,
+        eval_strategy="steps" if recipe.data.eval_path else "no",
         logging_nan_inf_filter=False,  # a loss that is no number is not hidden
         dataloader_pin_memory=torch.cuda.is_available(), ddp_timeout=_SECONDS,
         bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
@@ -128,6 +131,7 @@ def _arguments(recipe):
         arguments.distributed_state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     passes = arguments.gradient_accumulation_steps
     arguments.per_device_train_batch_size = batch // (arguments.world_size * passes)
+    arguments.per_device_eval_batch_size = max(1, arguments.per_device_train_batch_size)
     if batch % (arguments.world_size * passes):
         raise LabError(f"training.batch_size: found {batch}, expected a multiple of "
                        f"{checks.shares(arguments.world_size, passes)}.")

@@ -163,6 +163,17 @@ def together(work, said):
     return work / "together"
 
 
+def test_held_out_rows_are_logged_and_change_no_step(work, alone):
+    recipe = recipes.read(write(work, "watched", eval_steps=4)).as_dict()
+    recipe |= {"output": str(work / "held out"), "data": recipe["data"] | {"eval_path": str(work / "rows.jsonl")}}
+    finetune.train(recipes.read(recipes.write(recipe, work / "held_out.yaml")))
+    metrics = run_folder.read_metrics(work / "held out")
+    told = [(line["step"], line["eval_loss"]) for line in metrics if "eval_loss" in line]
+    assert [step for step, _ in told] == list(range(4, STEPS + 1, 4)) and told[-1][1] < told[0][1]
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    assert losses == [line["loss"] for line in run_folder.read_metrics(alone)]
+
+
 def test_two_processes_take_the_same_steps_as_one(alone, together):
     assert_same(alone, together)
     assert any(line["grad_norm"] > 1.0 for line in run_folder.read_metrics(alone))  # some gradients were clipped
