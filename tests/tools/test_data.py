@@ -5,6 +5,7 @@ import io
 import json
 import random
 
+import make_own_data
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -173,6 +174,21 @@ def test_leaks_are_found_and_other_rows_are_none(change):
     (finding,) = data.check(rows, test=[*test, *leaked])
     assert finding.what == "leak" and len(finding.places) >= 38
     assert [place for place in finding.places if not place.startswith("leak")] == alike
+
+
+@pytest.mark.parametrize("name", ["support", "orders", "style"])
+def test_the_sets_of_the_course_are_clean_and_as_their_script_writes_them(name, tmp_path):
+    found = data.read(data.example(name))
+    assert len(found.rows) == 300 and not found.odd
+    kept, held_out = data.split(found, 0.2)
+    assert not data.check(kept, test=held_out)
+    make_own_data.main(tmp_path)
+    assert (tmp_path / data.example(name).name).read_bytes() == data.example(name).read_bytes()
+
+
+def test_an_unknown_set_is_refused():
+    with pytest.raises(LabError, match="Did you mean 'support'"):
+        data.example("suport")
 
 
 def test_equal_prompts_stay_on_one_side():
