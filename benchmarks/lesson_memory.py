@@ -17,7 +17,6 @@ from pathlib import Path
 import nbformat
 import psutil
 from nbclient import NotebookClient
-from recipe import write_results
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 RESULT = Path(__file__).parent / "results" / "lesson_memory.json"
@@ -83,6 +82,8 @@ def measure(path: Path) -> dict:
 
 def main() -> None:
     """Saves after each lesson, beside what other runs found."""
+    from recipe import write_results  # imports torch, which the tests' own watch does without
+
     os.environ.setdefault("LORA_LAB_MEMORY_GB", "2")  # as on Binder
     asked = [argument for argument in sys.argv[1:] if argument != "-v"]
     lessons = json.loads(RESULT.read_text())["lessons"] if RESULT.exists() else {}

@@ -720,7 +720,7 @@ def speak(record):
 
 spoken = []
 for name in ("transformers.trainer", "peft.peft_model"):
-    logging.getLogger(name).addFilter(speak)
+    logging.getLogger(name).filters = [speak]
 with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always")
     curves["resumed, alpha 32"] = go_on("other", "runs/other", "runs/killed/checkpoint-4", alpha=32)

@@ -1,25 +1,28 @@
-"""Lessons run under nbval beside the other tests: one on half of the cores, a second on what nobody else needs."""
+"""Lessons run under nbval beside the other tests: one on half of the cores, a second on what nobody else needs.
 
+Each in a process of its own, where nothing is patched while a test patches it.
+"""
+
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from subprocess import PIPE, STDOUT, Popen  # as they are now: the device check replaces subprocess.Popen for a while
+from subprocess import PIPE, STDOUT, Popen
 from xml.etree import ElementTree
 
-import torch
+import psutil
 from lesson_memory import Watch
 
 THREADS = str(max(1, (os.cpu_count() or 2) // 2))
 FIRST, TRAINED = "00_first_adapter", Path("adapters/first")
 GO_ON = ("05_alpha_scaling",)  # trains what Lesson 0 leaves, where it is missing
-_pool, _kept, _first_of_two = ThreadPoolExecutor(2), tempfile.TemporaryDirectory(), threading.Lock()
-_futures, _processes = {}, set()
-_environment = dict(os.environ)  # as it is before any test changes it
+POLITE = (["nice", "-n", "10"], ["chrt", "--idle", "0"])  # how the one is run, and the other
+_futures, _polite = {}, POLITE[0]
 
 
 @dataclass
@@ -34,9 +37,23 @@ def start(chosen: list[tuple[Path, str]]) -> None:
     """Begin with the first of `chosen`; what else the tests compute keeps to the other half of the cores."""
     if not chosen or _futures:
         return
+    import torch
+
     torch.set_num_threads(int(THREADS))
     os.environ["OMP_NUM_THREADS"] = THREADS
-    _futures.update({lesson: _pool.submit(run, *lesson) for lesson in chosen})
+    kept = tempfile.mkdtemp(prefix="lessons")
+    pool = ProcessPoolExecutor(2, get_context("spawn"), _begin, (kept,))
+    _futures.update({lesson: pool.submit(run, *lesson, kept) for lesson in chosen})
+    _futures[None] = pool.submit(shutil.rmtree, kept, True)  # the last
+
+
+def _begin(kept: str) -> None:
+    """Be polite in the first way, or in the other where a process was quicker."""
+    global _polite
+    try:
+        os.mkdir(Path(kept, "taken"))
+    except FileExistsError:
+        _polite = POLITE[1]
 
 
 def result(path: Path, gigabytes: str) -> Run:
@@ -46,41 +63,31 @@ def result(path: Path, gigabytes: str) -> Run:
 
 
 def stop() -> None:
-    """For a session that ends early."""
-    _pool.shutdown(wait=False, cancel_futures=True)
-    for process in list(_processes):
-        process.terminate()
+    """End the lessons that still run, and the processes that would begin others."""
+    for process in psutil.Process().children(recursive=True) if _futures else ():
+        with contextlib.suppress(psutil.Error):
+            if any(word in " ".join(process.cmdline()) for word in ("--nbval-lax", "multiprocessing.spawn")):
+                process.terminate()
 
 
-def run(path: Path, gigabytes: str) -> Run:
-    """On a copy in a folder of its own, where there is what Lesson 0 left, if it has run; the learner's own stay."""
-    first = _first_of_two.acquire(blocking=False)
-    try:
-        return _run(path, gigabytes, ["nice", "-n", "10"] if first else ["chrt", "--idle", "0"])
-    finally:
-        if first:
-            _first_of_two.release()
-
-
-def _run(path: Path, gigabytes: str, polite: list[str]) -> Run:
+def run(path: Path, gigabytes: str, kept: str | None = None) -> Run:
+    """On a copy in a folder of its own, with what Lesson 0 left in `kept`, if it has run; the learner's own stay."""
     with tempfile.TemporaryDirectory() as folder:
-        if path.stem in GO_ON and Path(_kept.name, TRAINED).is_dir():
-            shutil.copytree(Path(_kept.name, TRAINED), folder / TRAINED)
-        polite = polite if shutil.which(polite[0]) else []
+        if path.stem in GO_ON and kept and Path(kept, TRAINED).is_dir():
+            shutil.copytree(Path(kept, TRAINED), folder / TRAINED)
+        polite = _polite if shutil.which(_polite[0]) else []
         command = [*polite, sys.executable, "-m", "pytest", shutil.copy(path, folder), "--nbval-lax",
                    "--nbval-current-env", "--nbval-cell-timeout=1500", "-p", "no:cacheprovider", "--rootdir", folder,
                    "-c", os.devnull, f"--junitxml={folder}/report.xml"]
         process = Popen(
             command, stdout=PIPE, stderr=STDOUT, text=True, cwd=folder, env={
-                **_environment, "OMP_NUM_THREADS": THREADS, "LORA_LAB_MEMORY_GB": gigabytes,
+                **os.environ, "OMP_NUM_THREADS": THREADS, "LORA_LAB_MEMORY_GB": gigabytes,
                 "LORA_LAB_PROGRESS": f"{folder}/progress.json"})
-        _processes.add(process)
         watch = Watch(process.pid, itself=False)  # the kernel and what it starts
         watch.start()
         said = process.communicate()[0]
-        _processes.discard(process)
-        if path.stem == FIRST and process.returncode == 0:
-            shutil.copytree(folder / TRAINED, Path(_kept.name, TRAINED), dirs_exist_ok=True)
+        if path.stem == FIRST and kept and process.returncode == 0:
+            shutil.copytree(folder / TRAINED, Path(kept, TRAINED), dirs_exist_ok=True)
         return Run(process.returncode, _passed(Path(folder, "report.xml")), said, max(watch.peaks.values(), default=0))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .. import batches
 from ..batches import IGNORED
 from ..errors import LabError, expect
 from .causes import Finding
@@ -19,6 +20,7 @@ def encoded(data: Iterable, tokenizer: Any) -> list[dict[str, list[int]]]:
     Rows have labels, or an `answer_length` as `batches.encode` gives it; else all their tokens are counted, as by a
     collator for language modelling. Padding (attention_mask 0) is left out. Batches are taken apart.
     """
+    data = getattr(data, "pairs", data)  # what lora_lab.data read
     expect(isinstance(data, Iterable) and not isinstance(data, (str, bytes)), "data", data, "rows, as trained on")
     rows = []
     for row in [data] if isinstance(data, Mapping) else data:
@@ -53,10 +55,11 @@ def _taken_apart(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
 
 def _of_text(row: Any, tokenizer: Any) -> dict[str, list[int]]:
     expect(callable(tokenizer), "tokenizer", tokenizer, "the tokenizer that reads these texts")
-    texts = (row,) if isinstance(row, str) else row
-    parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    ids = [token for part in parts for token in part]
-    counted = len(parts[-1])
+    if isinstance(row, str):
+        ids = tokenizer(row, add_special_tokens=False)["input_ids"]
+        return {"input_ids": ids, "labels": list(ids)}
+    (encoded,) = batches.encode([tuple(row)], tokenizer)
+    ids, counted = encoded["input_ids"], encoded["answer_length"]
     return {"input_ids": ids, "labels": [IGNORED] * (len(ids) - counted) + ids[len(ids) - counted:]}
 
 

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except LabError as error:
         if int(os.environ.get("LOCAL_RANK", 0)):
-            time.sleep(3)  # most faults are found by all: the first process says it, and the launcher ends the others
+            time.sleep(10)  # most faults are found by all: the first process says it, and the launcher ends the others
         print(f"LabError: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
 

@@ -4,20 +4,33 @@ The keys and values of a recipe are read in `recipes`.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import reprlib
 import string
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..errors import LabError, reason
-from .values import kind
+from . import values
 
 POCKET = "pocket"  # the small model of `lora_lab.pocket`
+FIXED = {"task_type": "CAUSAL_LM", "peft_type": "LORA"}  # may be written, and is so anyway
+_NOTED = ("inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version")  # PEFT's own
+# What a recipe may say of an adapter, with every version of PEFT. What is not here may import a module, open files, or
+# need data and models of its own.
+FIELDS = ("r", "lora_alpha", "target_modules", "exclude_modules", "lora_dropout", "bias", "use_rslora", "use_dora",
+          "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern",
+          "alpha_pattern", "trainable_token_indices", "target_parameters", "layer_replication", "fan_in_fan_out",
+          "lora_bias", "ensure_weight_tying", *FIXED)
+_LAYERS = 10_000  # copies of layers that `layer_replication` may ask for
+# The others turn part of the base's own weights into the adapter, so that it would fit no base as it was, or need data.
+_STARTS = (True, False, "gaussian", "orthogonal")
 _LARGEST = 2_000_000_000  # bytes of a file of rows
 _SECONDS = 5
 _MATCH = """import json, re, sys
@@ -48,8 +61,8 @@ def read_rows(data: Any, key: str = "path") -> list[tuple[str, str]]:
             if all(isinstance(row.get(field), str) and row[field].strip() for field in fields):
                 found.append((data.prompt.format_map(row), data.answer.format_map(row)))
                 continue
-            odd = [f'"{field}": {reprlib.repr(row[field])} ({kind(row[field])})' for field in dict.fromkeys(fields)
-                   if not isinstance(row.get(field, ""), str)]
+            odd = [f'"{field}": {reprlib.repr(row[field])} ({values.kind(row[field])})'
+                   for field in dict.fromkeys(fields) if not isinstance(row.get(field, ""), str)]
             why = f", where {odd[0]} is no text: values must be texts" if odd else ""
             wrong.append(f"line {number}{why}")
         except ValueError:
@@ -101,6 +114,57 @@ def check_rows(data: Any, training: dict, faults: list[str]) -> list[tuple[str, 
         key = "n" if data.n else "path"
         faults.append(f"data.{key}: found {found} rows, expected at least one batch ({training['batch_size']}).")
     return rows
+
+
+def parse_lora(section: Any, is_there: bool, faults: list[str]) -> dict | None:
+    """Return the fields of a recipe's `lora` if they make a LoraConfig; adds to `faults` what is wrong with them."""
+    from peft import LoraConfig
+
+    if not isinstance(section, dict):
+        found = values.kind(section) if is_there else "nothing"
+        faults.append(f"lora: found {found}, expected fields of LoraConfig, such as r, lora_alpha and target_modules.")
+        return None
+    types = typing.get_type_hints(LoraConfig)
+    settable = [name for name in FIELDS if name in types]
+    before = len(faults)
+    values.find_unknown(section, "lora.", settable, faults)
+    limits = {"r": {"low": 1}, "lora_alpha": {"above": 0}, "lora_dropout": {"low": 0, "below": 1}}
+    fields: dict = {}
+    for name in (name for name in section if name in settable):
+        value, limit = section[name], limits.get(name, {})
+        value = fields[name] = values.as_number(value) if types[name] is float else value
+        if name in FIXED:
+            if value != FIXED[name]:
+                faults.append(values.choice(f"lora.{name}", value, (FIXED[name],)))
+        elif name == "init_lora_weights":
+            if not any(value is start or (isinstance(value, str) and value == start) for start in _STARTS):
+                faults.append(values.choice(f"lora.{name}", value, _STARTS))
+        elif not values.fits(value, types[name]) or not values.within(value, **limit):
+            faults.append(values.fault(f"lora.{name}", section, values.expected(types[name], **limit)))
+        elif name == "layer_replication" and sum(abs(end - start) for start, end in value or ()) > _LAYERS:
+            faults.append(f"lora.{name}: found ranges of more than {_LAYERS:,} layers together, expected fewer.")
+        elif name in ("rank_pattern", "alpha_pattern"):
+            faults += [f"lora.{name}.{key}: found {reprlib.repr(number)}, expected a whole number of at least 1."
+                       for key, number in (value or {}).items()
+                       if not isinstance(key, str) or not values.fits(number, int) or not values.within(number, low=1)]
+    if len(faults) == before:
+        try:
+            LoraConfig(**fields | FIXED)
+            return fields
+        except Exception as error:  # whatever PEFT has against these fields together
+            faults.append(f"lora: PEFT refuses it: {reason(error)}")
+    return None
+
+
+def as_fields(config: Any) -> dict:
+    """Return what makes a LoraConfig differ from LoraConfig(), as YAML has it."""
+    plain = type(config)()
+    found = {}
+    for name in [f.name for f in dataclasses.fields(config)]:
+        value = getattr(config, name)
+        if name not in _NOTED and name not in FIXED and value != getattr(plain, name):
+            found[name] = sorted(value) if isinstance(value, (set, tuple)) else value
+    return {"r": config.r, "lora_alpha": config.lora_alpha} | found
 
 
 def check_layers(name: str | None, lora: dict | None, faults: list[str]) -> None:

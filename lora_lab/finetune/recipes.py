@@ -29,18 +29,6 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8", "nf4")
 REPORTS = ("none", "tensorboard", "trackio", "wandb")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 COPY = "recipe.yaml"  # in the output folder: says whose checkpoints those are
-_FIXED = {"task_type": "CAUSAL_LM", "peft_type": "LORA"}  # may be written, and is so anyway
-_NOTED = ("inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version")  # PEFT's own
-# What a recipe may say of an adapter, with every version of PEFT. What is not here may import a module, open files, or
-# need data and models of its own.
-FIELDS = ("r", "lora_alpha", "target_modules", "exclude_modules", "lora_dropout", "bias", "use_rslora", "use_dora",
-          "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern",
-          "alpha_pattern", "trainable_token_indices", "target_parameters", "layer_replication", "fan_in_fan_out",
-          "lora_bias", "ensure_weight_tying", *_FIXED)
-_LAYERS = 10_000  # copies of layers that `layer_replication` may ask for
-# The others turn part of the base's own weights into the adapter, so that it would fit no base as it was, or need data.
-_STARTS = (True, False, "gaussian", "orthogonal")
-
 
 def _number(default=dataclasses.MISSING, **limits):
     """A field with a number: `low` and `above` are its limits, the first one included."""
@@ -102,7 +90,7 @@ class Recipe:
         """Return `lora` as PEFT takes it."""
         from peft import LoraConfig
 
-        return LoraConfig(**self.lora | _FIXED)
+        return LoraConfig(**self.lora | checks.FIXED)
 
     @functools.cached_property
     def rows(self) -> list[tuple[str, str]]:
@@ -158,7 +146,7 @@ def write(recipe: Recipe | dict, path: str | os.PathLike) -> Path:
     place = files.place(path, "the name of a file")
     given = recipe.as_dict() if isinstance(recipe, Recipe) else recipe
     if isinstance(given, dict) and dataclasses.is_dataclass(given.get("lora")):
-        given = given | {"lora": _as_fields(given["lora"])}
+        given = given | {"lora": checks.as_fields(given["lora"])}
     faults: list[str] = []
     parsed = _parse(given, faults)
     _raise(faults, "This is no recipe, and nothing was written.")
@@ -235,7 +223,7 @@ def _parse(given, faults: list[str]) -> dict:
         if name in data and checks.template_fields(data[name]) is None:
             faults.append(f"data.{name}: found {reprlib.repr(data.pop(name))}, expected a text with the fields "
                           'of a row in braces, such as "> {text}".')
-    found["lora"] = _parse_lora(given.get("lora"), "lora" in given, faults)
+    found["lora"] = checks.parse_lora(given.get("lora"), "lora" in given, faults)
     return found
 
 
@@ -256,57 +244,6 @@ def _parse_section(name: str, kind, given: dict, faults: list[str]) -> dict:
             continue
         faults.append(values.fault(f"{name}.{f.name}", section, values.expected(types[f.name], **f.metadata)))
     return {name: found}
-
-
-def _parse_lora(section, is_there: bool, faults: list[str]) -> dict | None:
-    """The fields, if they make a LoraConfig."""
-    from peft import LoraConfig
-
-    if not isinstance(section, dict):
-        found = values.kind(section) if is_there else "nothing"
-        faults.append(f"lora: found {found}, expected fields of LoraConfig, such as r, lora_alpha and target_modules.")
-        return None
-    types = typing.get_type_hints(LoraConfig)
-    settable = [name for name in FIELDS if name in types]
-    before = len(faults)
-    values.find_unknown(section, "lora.", settable, faults)
-    limits = {"r": {"low": 1}, "lora_alpha": {"above": 0}, "lora_dropout": {"low": 0, "below": 1}}
-    fields: dict = {}
-    for name in (name for name in section if name in settable):
-        value, limit = section[name], limits.get(name, {})
-        value = fields[name] = values.as_number(value) if types[name] is float else value
-        if name in _FIXED:
-            if value != _FIXED[name]:
-                faults.append(values.choice(f"lora.{name}", value, (_FIXED[name],)))
-        elif name == "init_lora_weights":
-            if not any(value is start or (isinstance(value, str) and value == start) for start in _STARTS):
-                faults.append(values.choice(f"lora.{name}", value, _STARTS))
-        elif not values.fits(value, types[name]) or not values.within(value, **limit):
-            faults.append(values.fault(f"lora.{name}", section, values.expected(types[name], **limit)))
-        elif name == "layer_replication" and sum(abs(end - start) for start, end in value or ()) > _LAYERS:
-            faults.append(f"lora.{name}: found ranges of more than {_LAYERS:,} layers together, expected fewer.")
-        elif name in ("rank_pattern", "alpha_pattern"):
-            faults += [f"lora.{name}.{key}: found {reprlib.repr(number)}, expected a whole number of at least 1."
-                       for key, number in (value or {}).items()
-                       if not isinstance(key, str) or not values.fits(number, int) or not values.within(number, low=1)]
-    if len(faults) == before:
-        try:
-            LoraConfig(**fields | _FIXED)
-            return fields
-        except Exception as error:  # whatever PEFT has against these fields together
-            faults.append(f"lora: PEFT refuses it: {reason(error)}")
-    return None
-
-
-def _as_fields(config) -> dict:
-    """What makes a LoraConfig differ from LoraConfig(), as YAML has it."""
-    plain = type(config)()
-    found = {}
-    for name in _names(type(config)):
-        value = getattr(config, name)
-        if name not in _NOTED and name not in _FIXED and value != getattr(plain, name):
-            found[name] = sorted(value) if isinstance(value, (set, tuple)) else value
-    return {"r": config.r, "lora_alpha": config.lora_alpha} | found
 
 
 def _names(kind) -> list[str]:

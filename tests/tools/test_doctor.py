@@ -8,7 +8,7 @@ from pathlib import Path
 import doctor_cases
 import pytest
 import torch
-from lora_lab import LabError, adapters, doctor, pocket
+from lora_lab import LabError, adapters, data, doctor, pocket
 from lora_lab.doctor import __main__ as command
 from safetensors.torch import load_file, save_file
 
@@ -60,6 +60,14 @@ def test_a_sound_adapter_with_all_its_parts(run):
     found = doctor.examine(**parts)
     assert not found.findings and not found.untold
     assert "Nothing found" in str(found) and "a log of 60 losses" in str(found)
+
+
+def test_rows_that_were_read_from_a_file_are_taken(run):
+    read = data.read(data.example("support"))
+    assert not doctor.examine(data=read, tokenizer=run.tokenizer).findings
+    texts = [prompt + answer for prompt, answer in read.pairs]
+    found = doctor.examine(data=texts, tokenizer=run.tokenizer)
+    assert [finding.cause for finding in found.findings] == ["prompt counted", "end not learned"]
 
 
 def test_an_edited_alpha_is_told_by_three_witnesses(run, adapter):

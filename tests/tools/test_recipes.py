@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_lab import LabError, pocket, smart_home
-from lora_lab.finetune import recipes
+from lora_lab.finetune import checks, recipes
 from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -361,13 +361,13 @@ def test_patterns_that_people_write_are_taken(no_weights):
         assert read(changed("lora.target_modules", pattern)).lora["target_modules"] == pattern
 
 
-@pytest.mark.parametrize("name", [field for field in LoraConfig.__dataclass_fields__ if field not in recipes.FIELDS])
+@pytest.mark.parametrize("name", [field for field in LoraConfig.__dataclass_fields__ if field not in checks.FIELDS])
 def test_only_what_is_listed_may_be_set(name, no_weights):
     assert f"lora.{name}: found an unknown key." in fault(changed(f"lora.{name}", "os"))
 
 
 def test_every_listed_field_is_one_of_peft():
-    assert set(recipes.FIELDS) <= set(LoraConfig.__dataclass_fields__)
+    assert set(checks.FIELDS) <= set(LoraConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(("key", "value", "words"), [
