@@ -1,16 +1,17 @@
 """Lessons run under nbval beside the other tests: one on half of the cores, a second on what nobody else needs.
 
-Each in a process of its own, where nothing is patched while a test patches it.
+By a program of their own: what a test patches in its process is not patched there.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 from xml.etree import ElementTree
@@ -21,8 +22,13 @@ from lesson_memory import Watch
 THREADS = str(max(1, (os.cpu_count() or 2) // 2))
 FIRST, TRAINED = "00_first_adapter", Path("adapters/first")
 GO_ON = ("05_alpha_scaling",)  # trains what Lesson 0 leaves, where it is missing
-POLITE = (["nice", "-n", "10"], ["chrt", "--idle", "0"])  # how the one is run, and the other
-_futures, _polite = {}, POLITE[0]
+POLITE = [["nice", "-n", "10"], ["chrt", "--idle", "0"]]  # how the one is run, and the other
+PROGRAM = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+import lesson_runs
+lesson_runs.main(*sys.argv[2:])
+"""
+_begun: dict = {}  # the program, the folder that it writes to, and the lessons in it
 
 
 @dataclass
@@ -35,47 +41,63 @@ class Run:
 
 def start(chosen: list[tuple[Path, str]]) -> None:
     """Begin with the first of `chosen`; what else the tests compute keeps to the other half of the cores."""
-    if not chosen or _futures:
+    if not chosen or _begun:
         return
     import torch
 
     torch.set_num_threads(int(THREADS))
     os.environ["OMP_NUM_THREADS"] = THREADS
-    kept = tempfile.mkdtemp(prefix="lessons")
-    pool = ProcessPoolExecutor(2, get_context("spawn"), _begin, (kept,))
-    _futures.update({lesson: pool.submit(run, *lesson, kept) for lesson in chosen})
-    _futures[None] = pool.submit(shutil.rmtree, kept, True)  # the last
-
-
-def _begin(kept: str) -> None:
-    """Be polite in the first way, or in the other where a process was quicker."""
-    global _polite
-    try:
-        os.mkdir(Path(kept, "taken"))
-    except FileExistsError:
-        _polite = POLITE[1]
+    folder, lessons = tempfile.mkdtemp(prefix="lessons"), [(str(path), gigabytes) for path, gigabytes in chosen]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(sys.path), folder, json.dumps(lessons)]
+    _begun.update(program=Popen(command), folder=folder, lessons=lessons)
 
 
 def result(path: Path, gigabytes: str) -> Run:
     """That of the run beside the tests; where none was begun, the lesson runs now."""
-    future = _futures.get((path, gigabytes))
-    return future.result() if future else run(path, gigabytes)
+    if (str(path), gigabytes) not in _begun.get("lessons", ()):
+        return run(path, gigabytes)
+    report = Path(_begun["folder"], f"{path.stem}.json")
+    while not report.exists():
+        assert _begun["program"].poll() is None, f"the lessons' program ended without running {path.stem}"
+        time.sleep(0.2)
+    return Run(**json.loads(report.read_text()))
 
 
 def stop() -> None:
-    """End the lessons that still run, and the processes that would begin others."""
-    for process in psutil.Process().children(recursive=True) if _futures else ():
-        with contextlib.suppress(psutil.Error):
-            if any(word in " ".join(process.cmdline()) for word in ("--nbval-lax", "multiprocessing.spawn")):
+    """End the lessons that still run, and remove what they left."""
+    if not _begun:
+        return
+    with contextlib.suppress(psutil.Error):
+        for process in [*psutil.Process(_begun["program"].pid).children(recursive=True), _begun["program"]]:
+            with contextlib.suppress(psutil.Error):
                 process.terminate()
+    _begun["program"].wait()
+    shutil.rmtree(_begun["folder"], ignore_errors=True)
 
 
-def run(path: Path, gigabytes: str, kept: str | None = None) -> Run:
+def main(folder: str, lessons: str) -> None:
+    """Run the lessons two at a time, and write each one's `Run` to `folder`, whole."""
+    def reported(path, gigabytes):
+        polite = POLITE.pop(0)
+        try:
+            found = run(Path(path), gigabytes, folder, polite)
+        finally:
+            POLITE.insert(0, polite)
+        work = Path(folder, f"{Path(path).stem}.unfinished")
+        work.write_text(json.dumps(asdict(found)))
+        work.rename(work.with_suffix(".json"))
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(reported, *lesson) for lesson in json.loads(lessons)]:
+            done.result()
+
+
+def run(path: Path, gigabytes: str, kept: str | None = None, polite: list[str] = POLITE[0]) -> Run:
     """On a copy in a folder of its own, with what Lesson 0 left in `kept`, if it has run; the learner's own stay."""
     with tempfile.TemporaryDirectory() as folder:
         if path.stem in GO_ON and kept and Path(kept, TRAINED).is_dir():
             shutil.copytree(Path(kept, TRAINED), folder / TRAINED)
-        polite = _polite if shutil.which(_polite[0]) else []
+        polite = polite if shutil.which(polite[0]) else []
         command = [*polite, sys.executable, "-m", "pytest", shutil.copy(path, folder), "--nbval-lax",
                    "--nbval-current-env", "--nbval-cell-timeout=1500", "-p", "no:cacheprovider", "--rootdir", folder,
                    "-c", os.devnull, f"--junitxml={folder}/report.xml"]

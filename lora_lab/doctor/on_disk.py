@@ -21,7 +21,7 @@ _FACTOR = re.compile(r"(.*)\.lora_(embedding_)?([AB])(?:\.weight)?$")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out")
 _STILL = 1e-5  # of A's typical entry: AdamW's first step at a rate of 1e-4 moves B by ten times as much
 _SERVED = 512  # the highest rank that vLLM can be told to make room for (--max-lora-rank)
-_LOUD = 3.0  # times the size a weight has when it is made: fan_in ** -0.5 an entry
+_LOUD = 10.0  # times the size a weight has when it is made: fan_in ** -0.5 an entry
 
 
 @dataclass

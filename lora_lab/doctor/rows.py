@@ -12,13 +12,15 @@ from ..errors import LabError, expect
 from .causes import Finding
 
 _MOST = 2000  # rows that are looked at
+_MASKS = "completion_mask", "assistant_masks"
 
 
 def encoded(data: Iterable, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Return up to 2,000 rows as `input_ids` and `labels`, lists of whole numbers. Raises LabError for other rows.
 
-    Rows have labels, or an `answer_length` as `batches.encode` gives it; else all their tokens are counted, as by a
-    collator for language modelling. Padding (attention_mask 0) is left out. Batches are taken apart.
+    Rows have labels, or a mask of what counts (TRL's completion_mask, assistant_masks), or an `answer_length` as
+    `batches.encode` gives it; else all their tokens are counted, as by a collator for language modelling. Padding
+    (attention_mask 0) is left out. Batches are taken apart.
     """
     data = getattr(data, "pairs", data)  # what lora_lab.data read
     expect(isinstance(data, Iterable) and not isinstance(data, (str, bytes)), "data", data, "rows, as trained on")
@@ -39,6 +41,10 @@ def _taken_apart(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
                        "answer_length, pairs of prompt and answer, or texts.")
     ids = _lists(row["input_ids"])
     labels = _lists(row["labels"]) if row.get("labels") is not None else None
+    masked = next((row[key] for key in _MASKS if row.get(key) is not None), None)
+    if labels is None and masked is not None:
+        labels = [[token if counts else IGNORED for token, counts in zip(line, own)]
+                  for line, own in zip(ids, _lists(masked))]
     mask = _lists(row["attention_mask"]) if row.get("attention_mask") is not None else [[1] * len(line) for line in ids]
     found = []
     for number, line in enumerate(ids):

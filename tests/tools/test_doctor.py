@@ -70,6 +70,16 @@ def test_rows_that_were_read_from_a_file_are_taken(run):
     assert [finding.cause for finding in found.findings] == ["prompt counted", "end not learned"]
 
 
+@pytest.mark.parametrize("key", ["completion_mask", "assistant_masks"])
+def test_masks_of_trl_are_labels(run, key):
+    rows = [{"input_ids": row["input_ids"], key: [label != -100 for label in row["labels"]]}
+            for row in doctor_cases.labelled(run.rows[:20])]
+    assert not doctor.examine(data=rows, tokenizer=run.tokenizer).findings
+    for row in rows:
+        row[key] = [True] * len(row[key])
+    assert doctor.examine(data=rows, tokenizer=run.tokenizer).findings[0].cause == "prompt counted"
+
+
 def test_an_edited_alpha_is_told_by_three_witnesses(run, adapter):
     edit(adapter, lora_alpha=json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"] * 4)
     assert "base_model.json" in doctor.examine(adapter=adapter).findings[0].evidence
