@@ -110,7 +110,7 @@ def _losses(saved: Saved, base: torch.nn.Module, rows: list[dict], history: Hist
     enough = _BETTER if best < 1 or far else _MUCH_BETTER if math.isnan(end) else 0
     if best not in (0.0, 1.0) and finite[best] < enough * losses[1.0] and losses[1.0] - finite[best] > 0.05:
         yield Finding("config edited", f"{told}, and {finite[best]:.3g} with {best:g} times its scaling")
-    elif far and not noted:
+    elif far and not noted and losses[0.0] != losses[1.0]:  # an adapter that adds nothing says nothing of its base
         yield Finding("other base", f"{told}; the training ended at {end:.3g}")
 
 

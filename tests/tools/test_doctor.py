@@ -74,6 +74,14 @@ def test_an_edited_alpha_is_told_by_three_witnesses(run, adapter):
     assert "a checkpoint beside it" in doctor.examine(adapter=adapter).findings[0].evidence
 
 
+def test_an_adapter_that_adds_nothing_says_nothing_of_its_base(run, adapter):
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: tensor * ("lora_B" not in name) for name, tensor in load_file(path).items()}, path)
+    (adapter / adapters.BASE).unlink()
+    found = doctor.examine(adapter=adapter, base=run.original, log=run.log, data=run.rows).findings
+    assert [finding.cause for finding in found] == ["never trained"]
+
+
 def test_the_base_is_left_as_it_was(run):
     base = copy.deepcopy(run.original).train()
     base.model.embed_tokens.weight.requires_grad_(False)
