@@ -38,7 +38,8 @@ def pocket_adapter():
 
 
 # The cell that prepares an exercise, by its first words, where that is not the exercise's own.
-PREPARED_BY = {"faults": "from lora_lab.course.exercises import deployments"}
+PREPARED_BY = {"faults": "from lora_lab.course.exercises import deployments",
+               "causes": "from lora_lab.course.exercises import own"}
 
 
 def exercise_cells():
