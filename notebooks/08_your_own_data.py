@@ -107,7 +107,7 @@ table([{"part": name, "rows": len(rows), "such as": rows[0].prompt[:90], "answer
 
 # %%
 Path("runs/own").mkdir(parents=True, exist_ok=True)
-BROKEN = {"three.csv": "id,ask,say\n1,Hello,Hi\n", "asked.jsonl": '{"messages": [{"role": "user", "content": "Hi"}]}\n',
+BROKEN = {"three.csv": "n,ask,say\n1,Hello,Hi\n", "asked.jsonl": '{"messages": [{"role": "user", "content": "Hi"}]}\n',
           "notes.txt": "a line of prose\nand another\n", "rows.json": "[1, 2, 3]"}
 for name, content in BROKEN.items():
     Path("runs/own", name).write_text(content)
@@ -399,8 +399,8 @@ def short_run(lr, seed):
     curves[lr] = trainer.state.log_history
     return {"loss": next(line["eval_loss"] for line in reversed(curves[lr]) if "eval_loss" in line)}
 
-found = sweep(short_run, {"lr": RATES}, seeds=[SEED], progress="four rates")
-found.table("loss", "lr")
+rates = sweep(short_run, {"lr": RATES}, seeds=[SEED], progress="four rates")
+rates.table("loss", "lr")
 
 # %%
 def course_of(history, key):
@@ -408,7 +408,7 @@ def course_of(history, key):
     told = [(line["step"], max(line[key], 1e-4)) for line in history if key in line]
     return [step for step, _ in told], [loss for _, loss in told]
 
-best = min(RATES, key=lambda lr: found.where(lr=lr).figures("loss")[0] if not found.where(lr=lr).diverged else 1e9)
+best = min(RATES, key=lambda lr: 1e9 if rates.where(lr=lr).diverged else rates.mean("loss", lr=lr))
 print(f"The lowest held-out loss is at a rate of {best:g}.", "That is the edge of the grid: try one beyond it."
       if best in (RATES[0], RATES[-1]) else "Its neighbours on both sides are higher.")
 compare("own/rate", best)
@@ -440,16 +440,16 @@ plots.lines(drawn, "step", "nats an answer token", title="Two failures, told apa
 # %%
 def diagnosis(name):
     """What the two curves of a training call for."""
-    (steps, checks), learned = (course_of(curves[name], key) for key in ("eval_loss", "loss"))
-    low, end, own = min(checks), checks[-1], statistics.mean(learned[1][-3:])
-    told = f"{name}: held out {checks[0]:.2f} to {end:.2f}, lowest {low:.2f}; training ends at {own:.2f}. "
-    if end > 1.1 * low and own < low:
+    (steps, checks), (_, losses) = (course_of(curves[name], key) for key in ("eval_loss", "loss"))
+    low, end, learned = min(checks), checks[-1], statistics.mean(losses[-3:])
+    told = f"{name}: held out {checks[0]:.2f} to {end:.2f}, lowest {low:.2f}; training ends at {learned:.2f}. "
+    if end > 1.1 * low and learned < low:
         return told + f"It learns its rows by heart: stop at step {steps[checks.index(low)]}, or bring more rows."
     if end > 0.9 * checks[0]:
         return told + "It has hardly begun: a higher rate, or more steps."
-    if own < 0.5 * end:
-        return told + "Training rows are far ahead: more steps will not help the others."
-    return told + "It is still falling: more steps."
+    if learned < 0.5 * end:
+        return told + "Its own rows are far ahead of the others: more steps will not help those."
+    return told + ("It is at its lowest: more steps may help." if end == low else "It has stopped falling: enough.")
 
 print(diagnosis("too little"), diagnosis("too much"), sep="\n")
 
@@ -467,8 +467,9 @@ quiz("own/curves")
 quiz("own/adapter")
 
 # %%
-STEPS = max(8, min(3 * len(encoded) // BATCH, int(TOKENS / BATCH / length)))
-EVERY = max(2, STEPS // 6)
+steps = max(8, min(3 * len(encoded) // BATCH, int(TOKENS / BATCH / length)))
+EVERY = max(2, steps // 6)
+STEPS = steps // EVERY * EVERY
 stop = transformers.EarlyStoppingCallback(early_stopping_patience=2)
 trainer = trainer_for("whole", encoded, best, STEPS, EVERY, checked=checked, keep=True,
                       callbacks=[plots.LiveLoss(), stop])
@@ -622,7 +623,7 @@ for name, part in {"train": train, "held_out": held_out}.items():
 recipes.write({
     "model": MODEL, "output": "runs/own/finetuned", "lora": model.peft_config["default"],
     "data": {"path": "runs/own/train.jsonl", "eval_path": "runs/own/held_out.jsonl"},
-    "training": {"max_steps": max(STEPS, 3), "batch_size": BATCH, "learning_rate": best, "warmup_steps": 2,
+    "training": {"max_steps": STEPS, "batch_size": BATCH, "learning_rate": best, "warmup_steps": 2,
                  "eval_steps": EVERY}}, "runs/own/recipe.yaml")
 print(Path("runs/own/recipe.yaml").read_text())
 
@@ -665,13 +666,13 @@ def loss_on(model, rows, factor):
                                         ("input_ids", "labels")}).loss.item() for row in rows)
 
 signs = []
-for name, parts in patients.items():
+for patient, parts in patients.items():
     sick = PeftModel.from_pretrained(copy.deepcopy(parts["base"]), parts["adapter"]).eval()
+    largest = max(p.abs().max().item() for name, p in sick.named_parameters() if "lora_B" in name)
     logged = [line["loss"] for line in parts["log"]]
     labels = [label for row in parts["data"] for label in row["labels"]]
-    signs.append({"patient": name, "log": f"{logged[0]:.2g} to {logged[-1]:.2g}",
-                  "counted": f"{sum(label != -100 for label in labels) / len(labels):.0%}", "largest in B": max(
-                      f"{p.abs().max().item():.2g}" for n, p in sick.named_parameters() if "lora_B" in n)} | {
+    signs.append({"patient": patient, "log": f"{logged[0]:.2g} to {logged[-1]:.2g}",
+                  "counted": f"{sum(label != -100 for label in labels) / len(labels):.0%}", "largest in B": f"{largest:.2g}"} | {
         f"loss, adapter × {factor:g}": f"{loss_on(sick, parts['data'][:16], factor):.2g}" for factor in (0, 0.125, 1)})
 table(signs)
 
