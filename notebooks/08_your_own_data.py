@@ -669,10 +669,10 @@ signs = []
 for patient, parts in patients.items():
     sick = PeftModel.from_pretrained(copy.deepcopy(parts["base"]), parts["adapter"]).eval()
     largest = max(p.abs().max().item() for name, p in sick.named_parameters() if "lora_B" in name)
-    logged = [line["loss"] for line in parts["log"]]
-    labels = [label for row in parts["data"] for label in row["labels"]]
-    signs.append({"patient": patient, "log": f"{logged[0]:.2g} to {logged[-1]:.2g}",
-                  "counted": f"{sum(label != -100 for label in labels) / len(labels):.0%}", "largest in B": f"{largest:.2g}"} | {
+    losses = [line["loss"] for line in parts["log"]]
+    labels = [label != -100 for row in parts["data"] for label in row["labels"]]
+    signs.append({"patient": patient, "log": f"{losses[0]:.2g} to {losses[-1]:.2g}",
+                  "counted": f"{statistics.mean(labels):.0%}", "largest in B": f"{largest:.2g}"} | {
         f"loss, adapter × {factor:g}": f"{loss_on(sick, parts['data'][:16], factor):.2g}" for factor in (0, 0.125, 1)})
 table(signs)
 
