@@ -76,7 +76,7 @@ FILE, TASK = data.example("support"), "Name the team that this message is for."
 # FILE, TASK = "my_rows.csv", "What the model is to do."
 SEED, BATCH = 0, 8
 base, tokenizer = load_base(MODEL)
-TOKENS = 12_000 if base.device.type == "cpu" else 10**6  # that a long step may read: less time, or more certainty
+TOKENS = 9_000 if base.device.type == "cpu" else 10**6  # that the longest steps may read: time, or certainty
 
 # %% [markdown]
 # `data.read` takes CSV and other tables, JSON, JSON lines, chats in OpenAI's form (`role` and `content`) and in
@@ -391,10 +391,10 @@ from lora_lab.sweep import sweep
 
 RATES, SHORT = [1e-5, 3e-4, 2e-3, 2e-2], 8
 length, curves = statistics.mean(len(row["input_ids"]) for row in encoded), {}
-checked = batches.encode([pair(row) for row in held_out[:32]], tokenizer)
+checked = batches.encode([pair(row) for row in held_out[:24]], tokenizer)
 
 def short_run(lr, seed):
-    trainer = trainer_for("short", encoded, lr, SHORT, every=2, batch=4, checked=checked[:16])
+    trainer = trainer_for("short", encoded, lr, SHORT, every=4, batch=4, checked=checked[:16])
     trainer.train()
     curves[lr] = trainer.state.log_history
     return {"loss": next(line["eval_loss"] for line in reversed(curves[lr]) if "eval_loss" in line)}
@@ -416,7 +416,7 @@ plots.lines({f"{lr:g}": course_of(history, "eval_loss") for lr, history in curve
             "held-out loss (nats an answer token)", title="Which rate learns? Held-out rows", yscale="log")
 
 # %% [markdown]
-# One seed and few steps: enough to tell powers of ten apart, too little to tell neighbours apart.
+# One seed and few steps can tell powers of ten apart, and no neighbours.
 #
 # ## Too little, too much
 #
@@ -428,7 +428,7 @@ plots.lines({f"{lr:g}": course_of(history, "eval_loss") for lr, history in curve
 quiz("own/overfit")
 
 # %%
-few = trainer_for("few", encoded[:8], best, 24, every=4, batch=4, checked=checked[:16])
+few = trainer_for("few", encoded[:8], best, 24, every=6, batch=4, checked=checked[:16])
 few.train()
 curves["too much"], curves["too little"] = few.state.log_history, curves[RATES[0]]
 drawn = {f"{name}: {what}": course_of(curves[name], key) for name in ("too little", "too much")
@@ -468,7 +468,7 @@ quiz("own/adapter")
 
 # %%
 steps = max(8, min(3 * len(encoded) // BATCH, int(TOKENS / BATCH / length)))
-EVERY = max(2, steps // 6)
+EVERY = max(2, steps // 5)
 STEPS = steps // EVERY * EVERY
 stop = transformers.EarlyStoppingCallback(early_stopping_patience=2)
 trainer = trainer_for("whole", encoded, best, STEPS, EVERY, checked=checked, keep=True,
@@ -559,6 +559,8 @@ elif "cannot tell" in said and gap:
 else:
     advice = f"Do not ship it: take the prompt, or more rows. {said}"
 print(advice)
+if better and times > 1.5:
+    print("It has forgotten much else: keep it apart from the base, and switch it on for this task alone.")
 
 # %%
 from lora_lab import shipping
