@@ -74,9 +74,9 @@ FILE, TASK = data.example("support"), "Name the team that this message is for."
 # FILE, TASK = data.example("orders"), "Write this order as JSON."
 # FILE, TASK = data.example("style"), "Say this politely."
 # FILE, TASK = "my_rows.csv", "What the model is to do."
-SEED, BATCH = 0, 8
+SEED, BATCH = 0, 4
 base, tokenizer = load_base(MODEL)
-TOKENS = 9_000 if base.device.type == "cpu" else 10**6  # that the longest steps may read: time, or certainty
+TOKENS = 12_000 if base.device.type == "cpu" else 10**6  # that the longest steps may read: time, or certainty
 
 # %% [markdown]
 # `data.read` takes CSV and other tables, JSON, JSON lines, chats in OpenAI's form (`role` and `content`) and in
@@ -364,13 +364,13 @@ table([{"asked": row.prompt[:80], "right answer": row.answer, "with examples": a
 # loaded back (`load_best_model_at_end`).
 
 # %%
-def trainer_for(name, rows, lr, steps, every, checked, batch=BATCH, keep=False, callbacks=()):
+def trainer_for(name, rows, checked, lr, steps, every, keep=False, callbacks=()):
     transformers.set_seed(SEED)
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(load_base(MODEL, quiet=True)[0], config)
     model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)  # else asks the hub
     trainer = transformers.Trainer(model, transformers.TrainingArguments(
-        f"runs/own/{name}", max_steps=steps, learning_rate=lr, warmup_steps=2, per_device_train_batch_size=batch,
+        f"runs/own/{name}", max_steps=steps, learning_rate=lr, warmup_steps=2, per_device_train_batch_size=BATCH,
         eval_strategy="steps", eval_steps=every, eval_on_start=True, logging_steps=1, seed=SEED, disable_tqdm=True,
         save_strategy="steps" if keep else "no", save_steps=every, load_best_model_at_end=keep, save_total_limit=1,
         save_only_model=True, remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(),
@@ -391,10 +391,10 @@ from lora_lab.sweep import sweep
 
 RATES, SHORT = [1e-5, 3e-4, 2e-3, 2e-2], 8
 length, curves = statistics.mean(len(row["input_ids"]) for row in encoded), {}
-checked = batches.encode([pair(row) for row in held_out[:24]], tokenizer)
+checked = batches.encode([pair(row) for row in held_out[:16]], tokenizer)
 
 def short_run(lr, seed):
-    trainer = trainer_for("short", encoded, lr, SHORT, every=4, batch=4, checked=checked[:16])
+    trainer = trainer_for("short", encoded, checked[:12], lr, SHORT, every=4)
     trainer.train()
     curves[lr] = trainer.state.log_history
     return {"loss": next(line["eval_loss"] for line in reversed(curves[lr]) if "eval_loss" in line)}
@@ -408,15 +408,18 @@ def course_of(history, key):
     told = [(line["step"], max(line[key], 1e-4)) for line in history if key in line]
     return [step for step, _ in told], [loss for _, loss in told]
 
-best = min(RATES, key=lambda lr: 1e9 if rates.where(lr=lr).diverged else rates.mean("loss", lr=lr))
+ended = {row["lr"]: row["loss"] for row in rates.rows if row["status"] == "ok"}
+best = min(ended, key=ended.get)
+rate = min(lr for lr in ended if ended[lr] < 1.25 * ended[best])  # the lowest of those that are nearly as good
 print(f"The lowest held-out loss is at a rate of {best:g}.", "That is the edge of the grid: try one beyond it."
-      if best in (RATES[0], RATES[-1]) else "Its neighbours on both sides are higher.")
+      if best in (RATES[0], RATES[-1]) else "Its neighbours on both sides are higher.", f"Taken: {rate:g}.")
 compare("own/rate", best)
 plots.lines({f"{lr:g}": course_of(history, "eval_loss") for lr, history in curves.items()}, "step",
             "held-out loss (nats an answer token)", title="Which rate learns? Held-out rows", yscale="log")
 
 # %% [markdown]
-# One seed and few steps can tell powers of ten apart, and no neighbours.
+# One seed and few steps can tell powers of ten apart, and no neighbours. Short runs flatter high rates: a training that
+# goes on needs less, and pushes the rest of the model about less. So of rates that are nearly alike, take the lowest.
 #
 # ## Too little, too much
 #
@@ -428,7 +431,7 @@ plots.lines({f"{lr:g}": course_of(history, "eval_loss") for lr, history in curve
 quiz("own/overfit")
 
 # %%
-few = trainer_for("few", encoded[:8], best, 24, every=6, batch=4, checked=checked[:16])
+few = trainer_for("few", encoded[:8], checked[:12], rate, 24, every=6)
 few.train()
 curves["too much"], curves["too little"] = few.state.log_history, curves[RATES[0]]
 drawn = {f"{name}: {what}": course_of(curves[name], key) for name in ("too little", "too much")
@@ -468,11 +471,10 @@ quiz("own/adapter")
 
 # %%
 steps = max(8, min(3 * len(encoded) // BATCH, int(TOKENS / BATCH / length)))
-EVERY = max(2, steps // 5)
+EVERY = max(2, steps // 4)
 STEPS = steps // EVERY * EVERY
 stop = transformers.EarlyStoppingCallback(early_stopping_patience=2)
-trainer = trainer_for("whole", encoded, best, STEPS, EVERY, checked=checked, keep=True,
-                      callbacks=[plots.LiveLoss(), stop])
+trainer = trainer_for("whole", encoded, checked, rate, STEPS, EVERY, keep=True, callbacks=[plots.LiveLoss(), stop])
 started = clock()
 trainer.train()
 model, spent, curves["whole"] = trainer.model.eval(), clock() - started, trainer.state.log_history
@@ -570,7 +572,7 @@ base_model: {getattr(base.config, "_name_or_path", MODEL)}
 ---
 # {TASK}
 - Data: {Path(FILE).name}, {len(train)} rows to train on, {len(held_out)} held out, {len(test)} to test, seed {SEED}.
-- LoRA: rank 8, alpha 16, all linear layers, rate {best:g}, step {trainer.state.best_global_step}. Ask through the
+- LoRA: rank 8, alpha 16, all linear layers, rate {rate:g}, step {trainer.state.best_global_step}. Ask through the
   chat template, with the task as the system turn, greedily, up to {ANSWER} tokens.
 - {said}
 - Perplexity of a page of prose: base {prose["base"]:.1f}, adapter {prose["adapter"]:.1f}."""
@@ -625,7 +627,7 @@ for name, part in {"train": train, "held_out": held_out}.items():
 recipes.write({
     "model": MODEL, "output": "runs/own/finetuned", "lora": model.peft_config["default"],
     "data": {"path": "runs/own/train.jsonl", "eval_path": "runs/own/held_out.jsonl"},
-    "training": {"max_steps": STEPS, "batch_size": BATCH, "learning_rate": best, "warmup_steps": 2,
+    "training": {"max_steps": STEPS, "batch_size": BATCH, "learning_rate": rate, "warmup_steps": 2,
                  "eval_steps": EVERY}}, "runs/own/recipe.yaml")
 print(Path("runs/own/recipe.yaml").read_text())
 
