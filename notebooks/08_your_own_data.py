@@ -659,7 +659,7 @@ table([{"patient": name, "rows": len(parts["data"]), "losses in the log": len(pa
        for name, parts in patients.items()])
 
 # %% [markdown]
-# Examine them by hand first. The signs: how the log begins and ends, which share of the tokens is counted, the largest
+# Examine them by hand first. The signs: the first, the highest and the last loss of the log, which share of the tokens is counted, the largest
 # entry of any B, and the loss on its own rows without the adapter, with an eighth of it, and as it is.
 
 # %%
@@ -675,7 +675,7 @@ for patient, parts in patients.items():
     largest = max(p.abs().max().item() for name, p in sick.named_parameters() if "lora_B" in name)
     losses = [line["loss"] for line in parts["log"]]
     labels = [label != -100 for row in parts["data"] for label in row["labels"]]
-    signs.append({"patient": patient, "log": f"{losses[0]:.2g} to {losses[-1]:.2g}",
+    signs.append({"patient": patient, "log": f"{losses[0]:.2g}, up to {max(losses):.2g}, {losses[-1]:.2g}",
                   "counted": f"{statistics.mean(labels):.0%}", "largest in B": f"{largest:.2g}"} | {
         f"loss, adapter × {factor:g}": f"{loss_on(sick, parts['data'][:16], factor):.2g}" for factor in (0, 0.125, 1)})
 table(signs)
