@@ -659,8 +659,9 @@ table([{"patient": name, "rows": len(parts["data"]), "losses in the log": len(pa
        for name, parts in patients.items()])
 
 # %% [markdown]
-# Examine them by hand first. The signs: the first, the highest and the last loss of the log, which share of the tokens is counted, the largest
-# entry of any B, and the loss on its own rows without the adapter, with an eighth of it, and as it is.
+# Examine them by hand first. The signs: the first, the highest and the last loss of the log, which share of the tokens
+# is counted, the largest entry of any B, and the loss on its own rows without the adapter, with an eighth of it, and as
+# it is.
 
 # %%
 @torch.no_grad()
