@@ -99,6 +99,8 @@ def _losses(saved: Saved, base: torch.nn.Module, rows: list[dict], history: Hist
                     losses[factor] = _loss(model, rows)
     except (LabError, ValueError, RuntimeError, KeyError, IndexError, TypeError):
         return  # another kind of adapter, or rows of another tokenizer
+    if losses[0.0] == losses[1.0]:
+        return  # it adds nothing, which its weights tell
     finite = {factor: loss for factor, loss in losses.items() if math.isfinite(loss)}
     if not math.isfinite(losses[1.0]) or len(finite) < 2:
         return

@@ -80,6 +80,14 @@ def test_masks_of_trl_are_labels(run, key):
     assert doctor.examine(data=rows, tokenizer=run.tokenizer).findings[0].cause == "prompt counted"
 
 
+def test_an_adapter_that_adds_nothing_is_not_blamed_on_its_base(run, adapter):
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: t * 0 if "lora_B" in name else t for name, t in load_file(path).items()}, path)
+    (adapter / adapters.BASE).unlink()
+    found = doctor.examine(adapter=adapter, base=run.original, log=run.log, data=run.rows)
+    assert [finding.cause for finding in found.findings] == ["never trained"]
+
+
 def test_an_edited_alpha_is_told_by_three_witnesses(run, adapter):
     edit(adapter, lora_alpha=json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"] * 4)
     assert "base_model.json" in doctor.examine(adapter=adapter).findings[0].evidence
