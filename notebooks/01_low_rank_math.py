@@ -103,7 +103,7 @@ LETTERS = ("#... .##. ###. .##.",
            "#... #..# ###. ####",
            "#... #..# #.#. #..#",
            "#### .##. #..# #..#")
-word = torch.tensor([[float(mark == "#") for mark in line] for line in LETTERS])
+word = torch.tensor([[float(mark == "#") for mark in line] for line in LETTERS], device="cpu")
 U, S, Vh = torch.linalg.svd(word, full_matrices=False)
 r = int((S > 1e-5).sum())
 alpha = 2 * r
@@ -609,7 +609,7 @@ print(f"the card: {4_194_816:,} leaves {4_194_816 % one_layer} over when divided
 # %% tags=["nbval-check-output"]
 adapter = get_peft_model_state_dict(seven_b, save_embedding_layers=False)
 for dtype in (torch.float32, torch.bfloat16):
-    zeros = {name: torch.zeros(tensor.shape, dtype=dtype) for name, tensor in adapter.items()}
+    zeros = {name: torch.zeros(tensor.shape, dtype=dtype, device="cpu") for name, tensor in adapter.items()}
     print(f"adapter_model.safetensors in {dtype}: {len(save(zeros, metadata={'format': 'pt'})):,} bytes")
 
 # %% [markdown]
@@ -731,7 +731,8 @@ quiz("math/merged_weight", merged)
 
 # %%
 def swapped():
-    return nn.Linear(576, 8)(nn.Linear(8, 192)(torch.randn(1, 576)))
+    down, up = nn.Linear(8, 192), nn.Linear(576, 8)
+    return up(down(torch.randn(1, 576, device=down.weight.device)))
 
 def all_frozen():
     layer = LoRALinear(nn.Linear(576, 192), r=8, alpha=16).requires_grad_(False)

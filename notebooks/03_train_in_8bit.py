@@ -135,7 +135,7 @@ table([{"weights of": name, "stored as": dtype, "MB": f"{size / 1e6:.1f}"} for (
 # %%
 W = base.model.layers[5].self_attn.q_proj.weight.detach().float().cpu()
 torch.manual_seed(SEED)
-row = 0.1 * torch.randn(W.shape[1])  # a made-up row: ours lie on the marks of their old 4 bits
+row = 0.1 * torch.randn(W.shape[1], device=W.device)  # a made-up row: ours lie on the marks of their old 4 bits
 scale = row.abs().max() / 127
 codes = torch.round(row / scale).to(torch.int8)
 print("weights ", [f"{w:+.4f}" for w in row[:6].tolist()])
@@ -175,7 +175,7 @@ quiz("eight/giant")
 # %%
 spoilt = row.clone()
 spoilt[300] *= 100 * row.abs().max() / row[300].abs()
-others = torch.arange(len(row)) != 300
+others = torch.arange(len(row), device=row.device) != 300
 zeros = (torch.round(spoilt / spoilt.abs().max() * 127)[others] == 0).float().mean().item()
 print(f"{zeros:.0%} of the other weights have the code 0")
 compare("eight/giant", 100 * zeros)
@@ -327,7 +327,7 @@ marks = get_4bit_type("nf4", device="cpu").tolist()
 even = [(2 * code - 15) / 15 for code in range(16)]
 blocks = W.reshape(-1, 64)
 sizes = (blocks / blocks.abs().amax(1, keepdim=True)).flatten().sort().values
-middles = sizes[(torch.arange(16) + 0.5).mul(len(sizes) / 16).long()].tolist()
+middles = sizes[(torch.arange(16, device=sizes.device) + 0.5).mul(len(sizes) / 16).long()].tolist()
 plots.lines({"nf4": (range(16), marks), "even steps": (range(16), even), "a layer's weights": (range(16), middles)},
             "code, or sixteenth of the weights", "share of the block's largest",
             title="Which sixteen marks go with the weights?")

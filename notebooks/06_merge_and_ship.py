@@ -298,7 +298,7 @@ layers = {name.removeprefix("base_model.model."): module for name, module in tra
 @torch.no_grad()
 def build(scratch, place):
     """Put each layer's weight, as `place` has it, into `scratch`; returns four sums that tell what changed."""
-    sums = torch.zeros(4, dtype=torch.float64)
+    sums = torch.zeros(4, dtype=torch.float64, device="cpu")
     for name, one in layers.items():
         U = one.get_delta_weight("default").cpu()
         before, after = place(one.base_layer.weight.cpu(), U)

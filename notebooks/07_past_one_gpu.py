@@ -392,7 +392,7 @@ import json, torch, torch.distributed as dist
 from counted import sent
 
 dist.init_process_group("gloo")
-n, gradient = dist.get_world_size(), torch.randn(1_200_000)
+n, gradient = dist.get_world_size(), torch.randn(1_200_000, device="cpu")
 piece = gradient[: len(gradient) // n].clone()
 calls = {"all-reduce": lambda: dist.all_reduce(gradient),
          "all-gather": lambda: dist.all_gather([torch.empty_like(piece) for _ in range(n)], piece),
@@ -512,7 +512,7 @@ from peft import LoraConfig, get_peft_model
 
 dist.init_process_group("gloo")
 for kind in ("LoRA", "full"):
-    base, tokens = pocket.load()[0], torch.ones(4, 32, dtype=int)
+    base, tokens = pocket.load()[0], torch.ones(4, 32, dtype=int, device="cpu")
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear")) if kind == "LoRA" else base
     for module in (*base.model.layers, model): dist.fsdp.fully_shard(module)
     before = sent()
