@@ -65,7 +65,7 @@ def _tokens(saved: Saved, base: torch.nn.Module, tokenizer: Any) -> Iterator[Fin
 
 def _update_within(saved: Saved, base: torch.nn.Module) -> tuple[float | None, float]:
     """How many times the update is in the base's own weights, and the error of that, if weights ignore it."""
-    modules, along, due, noise = dict(base.named_modules()), 0.0, 0.0, 0.0
+    modules, along, due = dict(base.named_modules()), 0.0, 0.0
     for pair in saved.pairs():
         weight = getattr(modules.get(pair.path), "weight", None)
         if weight is None or not weight.is_floating_point() or weight.shape != (pair.B.shape[0], pair.A.shape[1]):
@@ -76,8 +76,7 @@ def _update_within(saved: Saved, base: torch.nn.Module) -> tuple[float | None, f
             continue
         along += (own * update).sum().item() / scale
         due += update.square().sum().item() / scale
-        noise += update.square().sum().item() / scale
-    return (along / due, math.sqrt(noise) / due) if due else (None, 0.0)
+    return (along / due, due ** -0.5) if due else (None, 0.0)
 
 
 def _noted_identity(saved: Saved) -> str | None:
