@@ -60,7 +60,7 @@ def examine(adapter: str | os.PathLike | None = None, base: torch.nn.Module | No
     found, looked, notes = [], [], []
     saved = None
     if adapter is not None:
-        saved, faults, said = on_disk.read(adapter)
+        saved, faults, said = on_disk.read(adapter, base)
         found += faults
         notes += said
         looked.append(f"the adapter in {adapter}")

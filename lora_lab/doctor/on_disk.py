@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .. import adapters, files
 from ..errors import LabError, reason
+from ..targets import layer_names
 from .causes import Finding
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -75,8 +76,12 @@ class Saved:
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
 
-def read(folder: str | os.PathLike) -> tuple[Saved | None, list[Finding], list[str]]:
-    """Return a saved adapter, or None with the reason; whatever the folder holds, nothing of it is executed."""
+def read(folder: str | os.PathLike, base: torch.nn.Module | None = None
+         ) -> tuple[Saved | None, list[Finding], list[str]]:
+    """Return a saved adapter, or None with the reason; whatever the folder holds, nothing of it is executed.
+
+    Patterns of its config are matched with its layers' names, and with those of `base`, within some seconds or not.
+    """
     place = files.place(folder, "the folder of a saved adapter")
     place = place if (place / CONFIG).exists() or not (place / "adapter" / CONFIG).exists() else place / "adapter"
     if not (place / WEIGHTS).exists() and (place / "adapter_model.bin").exists():
@@ -90,7 +95,13 @@ def read(folder: str | os.PathLike) -> tuple[Saved | None, list[Finding], list[s
         return None, [Finding("not an adapter", reason(error).rstrip("."))], []
     with safe_open(place / WEIGHTS, "pt") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}
-    return Saved(place, _config(place), shapes), [], []
+    saved = Saved(place, _config(place), shapes)
+    names = [found[1] for name in shapes if (found := _FACTOR.match(name))]
+    names += [name for name, _ in base.named_modules()] if base is not None else []
+    if not layer_names.patterns_end(saved.config, names):
+        return None, [Finding("not an adapter", f"the patterns in {CONFIG} were not matched with the layers in "
+                                                f"{layer_names.SECONDS} seconds")], []
+    return saved, [], []
 
 
 def _config(folder: Path) -> dict[str, Any]:

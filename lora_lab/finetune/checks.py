@@ -3,14 +3,10 @@
 The keys and values of a recipe are read in `recipes`.
 """
 
-import contextlib
 import dataclasses
-import json
 import os
 import reprlib
 import string
-import subprocess
-import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -32,16 +28,6 @@ _LAYERS = 10_000  # copies of layers that `layer_replication` may ask for
 # The others turn part of the base's own weights into the adapter, so that it would fit no base as it was, or need data.
 _STARTS = (True, False, "gaussian", "orthogonal")
 _LARGEST = 2_000_000_000  # bytes of a file of rows
-_SECONDS = 5
-_MATCH = """import json, re, sys
-patterns, names = json.load(sys.stdin)
-for pattern in patterns:
-    try:
-        for name in names:
-            re.fullmatch(pattern, name), re.match(rf"(.*\\.)?({pattern})$", name)
-    except Exception:
-        pass  # it is no regular expression, which PEFT says
-"""
 
 
 def read_rows(data: Any, key: str = "path") -> list[tuple[str, str]]:
@@ -175,10 +161,12 @@ def check_layers(name: str | None, lora: dict | None, faults: list[str]) -> None
     from peft import LoraConfig
 
     from .. import meta_model, targets
+    from ..targets import layer_names
 
-    if not _patterns_end(lora, [name for name, _ in model.named_modules()]):
-        faults.append(f"lora: its patterns were not matched with the model's layers in {_SECONDS} seconds. Expected "
-                      "simpler ones, without a repetition in a repetition, or lists of names.")
+    if not layer_names.patterns_end(lora, [name for name, _ in model.named_modules()]):
+        faults.append("lora: its patterns were not matched with the model's layers in "
+                      f"{layer_names.SECONDS} seconds. Expected simpler ones, without a repetition in a repetition, or "
+                      "lists of names.")
         return
     try:
         report = targets.inspect(model, LoraConfig(**lora, task_type="CAUSAL_LM"))
@@ -196,21 +184,6 @@ def check_layers(name: str | None, lora: dict | None, faults: list[str]) -> None
     for layer, (r, outputs, columns) in largest.items():
         faults.append(f"lora.r: found {r} for {layer}, expected at most {min(columns, outputs)}: its weight has "
                       f"{outputs} rows and {columns} columns, and no matrix of that size has a higher rank.")
-
-
-def _patterns_end(lora: dict, names: list[str]) -> bool:
-    """Whether the regular expressions of an adapter are done with these names: one that backtracks takes for ever."""
-    fields = [lora.get(key) or () for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern",
-                                              "alpha_pattern")]
-    texts = [text for field in fields for text in ([field] if isinstance(field, str) else field)]
-    patterns = [text for text in texts if any(sign in text for sign in "*+{?")]
-    if not patterns:
-        return True
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run([sys.executable, "-I", "-S", "-c", _MATCH], input=json.dumps([patterns, names]).encode(),
-                       timeout=_SECONDS, capture_output=True)
-        return True
-    return False
 
 
 def _skeleton(name: str, faults: list[str]):

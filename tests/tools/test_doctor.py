@@ -10,6 +10,7 @@ import pytest
 import torch
 from lora_lab import LabError, adapters, data, doctor, pocket
 from lora_lab.doctor import __main__ as command
+from lora_lab.targets import layer_names
 from safetensors.torch import load_file, save_file
 
 SHORT = [make for make in doctor_cases.FAULTS if make.__name__ in {
@@ -109,6 +110,17 @@ def test_the_base_is_left_as_it_was(run):
     assert [name for name, _ in base.named_modules()] == modules and base.training
     assert all(torch.equal(p, before[name][0]) and p.requires_grad == before[name][1]
                for name, p in base.named_parameters())
+
+
+@pytest.mark.parametrize("changes", [
+    dict(alpha_pattern={r"(\w+\.?)+!": 4}), dict(rank_pattern={r"(\w+\.?)*)(X": 8}),
+    dict(target_modules=r"(\w|\.|_)+!"), dict(modules_to_save=[r"(\w|\.)*X"]),
+])
+def test_a_pattern_that_never_ends_is_told(changes, adapter, run, monkeypatch):
+    monkeypatch.setattr(layer_names, "SECONDS", 0.5)
+    edit(adapter, **changes)
+    (found,) = doctor.examine(adapter=adapter, base=run.original, data=run.rows[:4]).findings
+    assert found.cause == "not an adapter" and "patterns" in found.evidence
 
 
 class Bomb:

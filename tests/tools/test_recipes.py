@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_lab import LabError, pocket, smart_home
 from lora_lab.finetune import checks, recipes
+from lora_lab.targets import layer_names
 from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -350,8 +351,14 @@ def test_a_file_of_nothing_but_mistakes_is_told_in_short(no_weights):
 @pytest.mark.parametrize("pattern", [r"(\w+)*X", r"(.*)*(.*)*(.*)*(.*)*X", r"(a|[a-z_.0-9]+)+\d!"])
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
 def test_a_pattern_that_never_ends_is_refused(field, pattern, no_weights, monkeypatch):
-    monkeypatch.setattr(recipes.checks, "_SECONDS", 0.7)
+    monkeypatch.setattr(layer_names, "SECONDS", 0.7)
     value = {pattern: 4} if field == "rank_pattern" else pattern
+    assert "lora: its patterns were not matched" in fault(changed(f"lora.{field}", value))
+
+
+@pytest.mark.parametrize("field, value", [("rank_pattern", {r"(\w+)*)(X": 4}), ("modules_to_save", [r"(\w+)*X"])])
+def test_a_pattern_that_never_ends_where_peft_puts_it_is_refused(field, value, no_weights, monkeypatch):
+    monkeypatch.setattr(layer_names, "SECONDS", 0.7)
     assert "lora: its patterns were not matched" in fault(changed(f"lora.{field}", value))
 
 
