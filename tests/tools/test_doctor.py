@@ -114,7 +114,7 @@ def test_the_base_is_left_as_it_was(run):
 
 @pytest.mark.parametrize("changes", [
     dict(alpha_pattern={r"(\w+\.?)+!": 4}), dict(rank_pattern={r"(\w+\.?)*)(X": 8}),
-    dict(target_modules=r"(\w|\.|_)+!"), dict(modules_to_save=[r"(\w|\.)*X"]),
+    dict(target_modules=r"(\w+\.?)+!"), dict(modules_to_save=[r"(\w+\.?)*X"]),
 ])
 def test_a_pattern_that_never_ends_is_told(changes, adapter, run, monkeypatch):
     monkeypatch.setattr(layer_names, "SECONDS", 0.5)
