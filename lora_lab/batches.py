@@ -84,15 +84,17 @@ def _written(chat: Sequence[Mapping], tokenizer: PreTrainedTokenizerBase, **opti
 
 
 def _counted(text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The tokens of `text`, and as labels those that begin in `spans`; read at once, as a server reads it."""
+    """The tokens of `text`, and as labels those with a letter in `spans`; read at once, as a server reads it."""
     if not getattr(tokenizer, "is_fast", False):
         raise LabError("Chats need a tokenizer that says where its tokens lie in a text: a fast one. Load it with "
                        "AutoTokenizer from a folder that has a tokenizer.json.")
     read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(read["input_ids"])
-    labels = [token if any(start <= place < end for start, end in spans) else IGNORED
-              for token, (place, _) in zip(ids, read["offset_mapping"])]
-    first = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+    labels = [token if any(start < ends and begins < end for start, end in spans) else IGNORED
+              for token, (begins, ends) in zip(ids, read["offset_mapping"])]
+    first = next((place for place, label in enumerate(labels) if label != IGNORED), None)
+    if first is None:
+        raise LabError("A chat has nothing to learn: its answers are empty, and the template ends none of them.")
     row: dict[str, Any] = {"input_ids": ids, "answer_length": len(ids) - first}
     return row | {"labels": labels} if IGNORED in labels[first:] else row
 

@@ -77,6 +77,11 @@ def read(path: str | os.PathLike, prompt: str | None = None, answer: str | None 
     return _as_rows(records, form, found.odd, prompt, answer)
 
 
+def from_rows(rows: Iterable[dict[str, Any]]) -> Data:
+    """Return rows that are in memory already, dicts as a file would hold them. Raises LabError, as `read` does."""
+    return _as_rows(((f"row {number}", row) for number, row in enumerate(rows, 1)), "rows", [], None, None)
+
+
 def _shaped(records: Any, form: str) -> tuple[Iterable[tuple[str, Any]], str]:
     """The rows in one JSON text: a list, columns, a list under some name, one row under each name, or a single row."""
     if form.startswith("JSON lines"):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_lab import LabError, data, pocket, smart_home
+from lora_lab.data import __main__ as command
 
 ROWS = [(f"What is {a} plus {b}?", str(a + b)) for a in range(4) for b in range(3)]
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"},
@@ -315,3 +316,13 @@ def test_rows_needed_tell_two_shares_apart_as_often_as_said():
 def test_odd_arguments_are_refused_with_a_reason(call):
     with pytest.raises(LabError):
         call()
+
+
+def test_the_command_prints_what_was_understood_and_what_is_odd(tmp_path, capsys):
+    assert command.main([str(data.example("support"))]) == 0
+    assert "300 rows, read as CSV" in (said := capsys.readouterr().out) and "Nothing found" in said
+    odd = written(tmp_path, "a.csv", "ask,why,say\na,b,c\na,b,c\nd,e,\nf\n")
+    assert command.main([str(odd)]) == 2 and "Which columns" in capsys.readouterr().err
+    assert command.main([str(odd), "--prompt", "ask", "--answer", "say"]) == 1
+    said = capsys.readouterr().out
+    assert "Odd, line 5: 1 cells" in said and "1 rows repeat an earlier one (line 3)" in said

@@ -73,6 +73,18 @@ def test_rows_that_were_read_from_a_file_are_taken(run):
     assert [finding.cause for finding in found.findings] == ["prompt counted", "end not learned"]
 
 
+def test_chats_are_examined_as_the_template_writes_them(run, tmp_path):
+    able = copy.deepcopy(run.tokenizer)
+    able.chat_template = "{% for m in messages %}{{ m.content }}{{ '<end>' if m.role == 'assistant' }}{% endfor %}"
+    chat = [dict(role="user", content="the light"), dict(role="assistant", content=" kitchen"),
+            dict(role="user", content="on"), dict(role="assistant", content=" bedroom")]
+    (tmp_path / "chats.jsonl").write_text((json.dumps({"messages": chat}) + "\n") * 9)
+    for rows in (data.read(tmp_path / "chats.jsonl"), [chat] * 9, [{"messages": chat}] * 9):
+        assert not doctor.examine(data=rows, tokenizer=able).findings
+    able.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert [f.cause for f in doctor.examine(data=[chat] * 9, tokenizer=able).findings] == ["end not learned"]
+
+
 @pytest.mark.parametrize("key", ["completion_mask", "assistant_masks"])
 def test_masks_of_trl_are_labels(run, key):
     rows = [{"input_ids": row["input_ids"], key: [label != -100 for label in row["labels"]]}
@@ -295,6 +307,9 @@ def test_the_command_prints_and_returns_what_it_found(adapter, capsys):
     assert command.main([str(adapter)]) == 1
     assert "lora_alpha is 0" in capsys.readouterr().out
     assert command.main([str(adapter), "--log", str(adapter / "none")]) == 2
+    assert command.main([str(adapter), "--base", "pocket", "--data", str(data.example("support"))]) == 1
+    assert "300 rows of data" in capsys.readouterr().out
+    assert command.main([str(adapter), "--data", str(data.example("support"))]) == 2, "there is no tokenizer"
 
 
 def test_every_cause_names_a_lesson_that_is_there():
@@ -304,4 +319,4 @@ def test_every_cause_names_a_lesson_that_is_there():
 
 
 def test_pocket_is_known_to_the_command():
-    assert type(command._load("pocket")) is type(pocket.load()[0])
+    assert type(command._load("pocket")[0]) is type(pocket.load()[0])
