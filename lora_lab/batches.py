@@ -15,8 +15,7 @@ from .errors import LabError, expect, reason, whole
 IGNORED = -100  # the label that the loss of every transformers model skips
 
 
-def encode(rows: Iterable[tuple[str, str] | Sequence[Mapping]], tokenizer: PreTrainedTokenizerBase
-           ) -> list[dict[str, Any]]:
+def encode(rows: Iterable, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Tokenize (prompt, answer) pairs and chats; returns a dict each: `input_ids` and `answer_length`, in tokens.
 
     `input_ids` are the prompt's, the answer's and the end of text, with no special token before or between. The end of

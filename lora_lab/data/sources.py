@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ def _content(place: Path) -> tuple[bytes, str]:
             if len(content) > LARGEST:
                 raise ValueError(f"unpacked it has more than {LARGEST / 1e9:g} GB")
             return content, place.name.removesuffix(".gz")
-    except (OSError, ValueError, EOFError, gzip.zlib.error) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise LabError(f"{place.name} cannot be read: {reason(error)}. Give a file of rows.") from None
     return content, place.name
 
@@ -244,7 +245,7 @@ def _hub(name: str) -> Found:
     if not datasets.__version__.split(".")[0].isdecimal() or int(datasets.__version__.split(".")[0]) < 4:
         raise LabError(f"{name} is no file here, and datasets {datasets.__version__} may run a program that a data set "
                        "of the hub brings. Run `pip install -U datasets`: since version 4 it does not.")
-    owner_and_name, part = HUB.fullmatch(name).groups()
+    owner_and_name, _, part = name.partition(":")
     try:
         rows = datasets.load_dataset(owner_and_name, split=part or "train")
     except Exception as error:  # whatever that library, the hub and the network have against it

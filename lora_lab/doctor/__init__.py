@@ -39,7 +39,7 @@ class Examination:
 
 
 def examine(adapter: str | os.PathLike | None = None, base: torch.nn.Module | None = None,
-            log: str | os.PathLike | list[dict] | None = None, data: Iterable | None = None,
+            log: str | os.PathLike | list[dict] | None = None, data: Any = None,
             prompts: Iterable[str] | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> Examination:
     """Look for what is wrong with a trained adapter; any part may be missing, and more parts tell more.
 

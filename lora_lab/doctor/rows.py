@@ -16,7 +16,7 @@ _MOST = 2000  # rows that are looked at
 _MASKS = "completion_mask", "assistant_masks"
 
 
-def encoded(data: Iterable, tokenizer: Any) -> list[dict[str, list[int]]]:
+def encoded(data: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Return up to 2,000 rows as `input_ids` and `labels`, lists of whole numbers. Raises LabError for other rows.
 
     Rows have labels, or a mask of what counts (TRL's completion_mask, assistant_masks), or an `answer_length` as

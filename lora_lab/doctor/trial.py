@@ -96,6 +96,7 @@ def _losses(saved: Saved, base: torch.nn.Module, rows: list[dict], history: Hist
             for factor in FACTORS:
                 with adapters.turned(model, factor):
                     losses[factor] = _loss(model, rows)
+            whole = _loss(model, [row | {"labels": row["input_ids"]} for row in rows])
     except Exception:  # another kind of adapter, or rows of another tokenizer
         return
     if losses[0.0] == losses[1.0]:
@@ -107,7 +108,8 @@ def _losses(saved: Saved, base: torch.nn.Module, rows: list[dict], history: Hist
     if history and history.losses:
         end = statistics.fmean(loss for _, loss in history.losses[-5:])
     told = f"on {len(rows)} rows the loss is {losses[1.0]:.3g} as it is, {losses[0.0]:.3g} without the adapter"
-    far = losses[1.0] > 2 * end + 0.2  # from where the training ended; never for an unknown end
+    # From where the training ended, whose loss may have counted the prompts; never for an unknown end.
+    far = min(losses[1.0], whole) > 2 * end + 0.2
     enough = _BETTER if best < 1 or far else _MUCH_BETTER if math.isnan(end) else 0
     if best not in (0.0, 1.0) and finite[best] < enough * losses[1.0] and losses[1.0] - finite[best] > 0.05:
         yield Finding("config edited", f"{told}, and {finite[best]:.3g} with {best:g} times its scaling")
@@ -124,7 +126,7 @@ def _starts_in_the_base(saved: Saved) -> bool:
 def _loaded(saved: Saved, base: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The adapter on a copy that shares the base's weights, unless loading it would write to them."""
     writes = _starts_in_the_base(saved) or any(
-        not any(part in name for part in ("lora_", "token")) for name in saved.shapes)
+        not any(part in name for part in ("lora_", "trainable_tokens", "token_adapter")) for name in saved.shapes)
     shared = {} if writes else {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]}
     twin = copy.deepcopy(base, shared)
     trained = [(parameter, parameter.requires_grad) for parameter in base.parameters()]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lora_lab import LabError, adapters, data, doctor, pocket
 from lora_lab.doctor import __main__ as command
+from lora_lab.doctor import on_disk, trial
 from lora_lab.targets import layer_names
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -113,6 +114,20 @@ def test_an_edited_alpha_is_told_by_three_witnesses(run, adapter):
     checkpoint.mkdir()
     (checkpoint / "adapter_config.json").write_text((run.adapter / "adapter_config.json").read_text())
     assert "a checkpoint beside it" in doctor.examine(adapter=adapter).findings[0].evidence
+
+
+def test_a_log_that_counted_other_tokens_blames_no_base(run, adapter):
+    """Programs count the prompts or not: an end of the training between both losses is no evidence."""
+    (adapter / adapters.BASE).unlink()
+    rows = [row | {"labels": [token if label == -100 else -100 for token, label in zip(*row.values())]}
+            for row in doctor_cases.labelled(run.rows[:16])]
+    with trial._loaded(on_disk.read(adapter)[0], run.original) as model:
+        own, all_tokens = trial._loss(model, rows), trial._loss(model, [r | {"labels": r["input_ids"]} for r in rows])
+    end = ((own + all_tokens) / 2 - 0.2) / 2
+    log = [dict(step=i, loss=max(end, 4 - i / 5)) for i in range(40)]
+    assert own > 2 * end + 0.2 > all_tokens
+    found = doctor.examine(adapter=adapter, base=run.original, data=rows, log=log).findings
+    assert "other base" not in [finding.cause for finding in found]
 
 
 def test_the_base_is_left_as_it_was(run):
