@@ -18,6 +18,8 @@ _GRAM = 3  # letters of a piece, by which near duplicates are found
 _ALIKE = 0.7  # of the pieces of both prompts
 _SHARED = 4  # of their rarest pieces, without which they are not compared
 _SPOILT = re.compile("\ufffd|[\x00-\x08\x0b\x0c\x0e-\x1f]|[ÃÂ][\x80-\xbf]|â€.|ï»¿")  # lost, control, read as cp1252
+# What programs write for nothing: spaces, seen or not, a workbook's errors, the words of pandas and SQL.
+_NOTHING = re.compile("[\\s\u200b-\u200d\ufeff]*(#N/A|#VALUE!|#REF!|#NAME\\?|#DIV/0!|#NULL!|nan|NaN|<NA>|NULL)?\\s*")
 _DENSE = 1.0  # tokens a character: a tokenizer's own language takes a quarter of it
 
 
@@ -47,7 +49,7 @@ def check(data: Data | Sequence[Row], tokenizer: Any = None, test: Data | Sequen
     if max_length is not None:
         whole(max_length=max_length)
     found = [
-        _finding("empty", [row for row in rows if not row.prompt.strip() or not row.answer.strip()],
+        _finding("empty", [row for row in rows if _NOTHING.fullmatch(row.prompt) or _NOTHING.fullmatch(row.answer)],
                  "{} rows have an empty prompt or answer", "Remove them: an empty answer teaches to say nothing."),
         _finding("spoilt letters", [row for row in rows if _SPOILT.search(row.prompt + row.answer)],
                  "{} rows have letters that were lost or read in another encoding",
@@ -115,7 +117,7 @@ def _plain(text: str) -> str:
 def _repeated(rows: list[Row]) -> list[Finding | None]:
     answers: dict[str, dict[str, list[Row]]] = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in rows:
-        if row.prompt.strip() and row.answer.strip():
+        if not _NOTHING.fullmatch(row.prompt) and not _NOTHING.fullmatch(row.answer):
             answers[_plain(row.prompt)][_plain(row.answer)].append(row)
     again = [row for kinds in answers.values() for same in kinds.values() for row in same[1:]]
     torn = [row for kinds in answers.values() if len(kinds) > 1 for same in kinds.values() for row in same]

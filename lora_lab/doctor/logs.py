@@ -145,7 +145,7 @@ def _course(history: History, losses: list[float]) -> list[Finding]:
     if end - start > max(3 * error, 0.02 * start) or end - best > max(5 * error, 0.3 * best + 0.05):
         return [Finding("rate too high", f"{told}, at its lowest {best:.3g}")]
     early = statistics.fmean(losses[:3]) - end  # a good model learns a task's form in a few of many steps
-    fell = early > max(3 * _noise(losses), 0.1 * end)
+    fell = early > max(3 * _noise(losses), 0.05 * end)
     if start - end < 0.02 * start and start - end < 3 * error and not fell:
         return [Finding("rate too low" if rate < _SLOW else "loss is flat", told)]
     if rate < _SLOW and end > 0.9 * start:

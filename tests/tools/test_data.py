@@ -244,6 +244,13 @@ DIRT = {
 }
 
 
+@pytest.mark.parametrize("nothing", ["", "\u00a0", "\u200b", "#N/A", " NaN", "NULL", "\ufeff"])
+def test_what_programs_write_for_nothing_is_empty(nothing):
+    rows = [data.Row("ask", nothing, "1"), data.Row("none", "none", "2"), data.Row("a null", "null", "3")]
+    (found,) = data.check(rows)
+    assert (found.what, found.places) == ("empty", ("1",))
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", DIRT)
 def test_seeded_dirt_is_found_with_its_rows(kind, seed):
