@@ -173,8 +173,8 @@ def _columns(value: dict, prompt: str | None, answer: str | None, place: str) ->
             raise LabError(f"The first line, {_short(', '.join(names))!r}, looks like a row and not like names. Write "
                            "a line of names above it, such as prompt,answer.")
         return found
-    raise LabError(f"Which columns are the prompt and the answer? Found {', '.join(names[:12])}. Call "
-                   f"read(path, prompt=..., answer=...) with two of them.")
+    raise LabError(f"Which columns are the prompt and the answer? Found {', '.join(names[:12])}. Name two of them "
+                   "by prompt= and answer= (on a command line --prompt and --answer, in a recipe {NAME} in templates).")
 
 
 def _guess(names: list[str]) -> tuple[list[str], str] | None:

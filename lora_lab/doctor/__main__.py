@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import data
 from ..errors import LabError
+from ..finetune import recipes
 from . import examine, on_disk
 
 
@@ -15,11 +16,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", help="the folder of a saved adapter, or of the training that made it")
     parser.add_argument("--base", help="the model it is loaded on: a folder, a hub id, SmolLM2-135M-Instruct or pocket")
     parser.add_argument("--log", help="trainer_state.json, metrics.jsonl, or what the training printed")
-    parser.add_argument("--data", help="the rows that it was trained on: whatever `python -m lora_lab.data` reads")
+    parser.add_argument("--data", help="the rows that it was trained on: a recipe of lora_lab.finetune, such as the "
+                        "recipe.yaml in its output folder, or whatever `python -m lora_lab.data` reads")
+    parser.add_argument("--prompt", help="the column of the data that is asked, where it cannot be guessed")
+    parser.add_argument("--answer", help="the column of the data that is answered")
     options = parser.parse_args(arguments)
     try:
         base, tokenizer = _load(options.base) if options.base else (None, None)
-        rows = data.read(options.data) if options.data else None
+        rows = _rows(options.data, options.prompt, options.answer) if options.data else None
         kept = on_disk.tokenizer_of(Path(options.folder))  # who has the adapter's own uses that, not the base's
         found = examine(adapter=options.folder, base=base, log=options.log, data=rows,
                         tokenizer=tokenizer if kept is None else None)
@@ -28,6 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(found)
     return bool(found.findings)
+
+
+def _rows(path: str, prompt: str | None, answer: str | None):
+    if path.lower().endswith((".yaml", ".yml")):
+        return recipes.read(path, resume=True).rows
+    return data.read(path, prompt, answer)
 
 
 def _load(name: str):

@@ -87,8 +87,12 @@ def read(folder: str | os.PathLike, base: torch.nn.Module | None = None
     """Return a saved adapter, or None with the reason; whatever the folder holds, nothing of it is executed.
 
     Patterns of its config are matched with its layers' names, and with those of `base`, within some seconds or not.
+    Raises LabError where there is no folder.
     """
     place = files.place(folder, "the folder of a saved adapter")
+    place = place.parent if place.is_file() else place
+    if not place.is_dir():
+        raise LabError(f"adapter: there is no folder {folder}. Give the folder of a saved adapter, or of its training.")
     if not (place / CONFIG).exists():  # the folder of a training
         inner = [place / "adapter", *reversed(logs.checkpoints(place))]
         place = next((folder for folder in inner if (folder / CONFIG).exists()), place)

@@ -11,6 +11,7 @@ import torch
 from lora_lab import LabError, adapters, data, doctor, pocket
 from lora_lab.doctor import __main__ as command
 from lora_lab.doctor import on_disk, trial
+from lora_lab.finetune import recipes
 from lora_lab.targets import layer_names
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -325,6 +326,16 @@ def test_the_command_prints_and_returns_what_it_found(adapter, capsys):
     assert command.main([str(adapter), "--base", "pocket", "--data", str(data.example("support"))]) == 1
     assert "300 rows of data" in capsys.readouterr().out
     assert command.main([str(adapter), "--data", str(data.example("support"))]) == 2, "there is no tokenizer"
+    assert command.main([str(adapter / "none")]) == 2 and "there is no folder" in capsys.readouterr().err
+    (adapter / "rows.csv").write_text("n,ask,say\n" + "1,light on,kitchen\n" * 8)
+    columns = ["--base", "pocket", "--data", str(adapter / "rows.csv"), "--prompt", "ask", "--answer"]
+    assert command.main([str(adapter), *columns, "say"]) == 1 and "8 rows of data" in capsys.readouterr().out
+    recipe = recipes.write({
+        "model": "pocket", "output": str(adapter / "none"), "lora": {"r": 4, "target_modules": "all-linear"},
+        "training": {"max_steps": 9, "batch_size": 4, "learning_rate": 1e-3},
+        "data": {"path": str(adapter / "rows.csv"), "prompt": "{ask}", "answer": "{say}"}}, adapter / "mine.yaml")
+    assert command.main([str(adapter), "--base", "pocket", "--data", str(recipe)]) == 1
+    assert "8 rows of data" in capsys.readouterr().out
 
 
 def test_every_cause_names_a_lesson_that_is_there():
