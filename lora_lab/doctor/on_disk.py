@@ -61,7 +61,7 @@ class Saved:
         with safe_open(self.folder / WEIGHTS, "pt") as weights:
             for name in sorted(self.shapes):
                 found = _FACTOR.match(name)
-                if not found or found[3] != "A" or (other := self._other(name, found)) not in self.shapes:
+                if not found or found[3] != "A" or (other := self.other(name, found)) not in self.shapes:
                     continue
                 A, B = (weights.get_tensor(key).float().flatten(1) for key in (name, other))
                 if A.shape[0] == B.shape[1]:
@@ -69,7 +69,8 @@ class Saved:
                     yield Pair(path, A, B, self.scaling(path, A.shape[0]))
 
     @staticmethod
-    def _other(name: str, found: re.Match) -> str:
+    def other(name: str, found: re.Match) -> str:
+        """Return the name of the factor B that belongs to an A, as `_FACTOR` found it."""
         return f"{name[:found.start(3)]}B{name[found.end(3):]}"
 
     def scaling(self, path: str, rank: int) -> float:
@@ -110,6 +111,8 @@ def read(folder: str | os.PathLike, base: torch.nn.Module | None = None
     with safe_open(place / WEIGHTS, "pt") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}
     saved = Saved(place, _config(place), shapes)
+    if broken := next(_broken(saved), None):
+        return None, [Finding("not an adapter", broken)], []
     names = [found[1] for name in shapes if (found := _FACTOR.match(name))]
     names += [name for name, _ in base.named_modules()] if base is not None else []
     if not layer_names.patterns_end(saved.config, names):
@@ -127,6 +130,29 @@ def _config(folder: Path) -> dict[str, Any]:
         return files.read_json(folder / CONFIG, dict)
     except (OSError, ValueError):
         return {}
+
+
+def _broken(saved: Saved) -> Iterator[str]:
+    """What no program wrote: patterns that are none, and factors whose shapes do not multiply."""
+    for key in ("alpha_pattern", "rank_pattern"):
+        patterns = saved.config.get(key)
+        if not isinstance(patterns, dict | None):
+            yield f"{key} in {CONFIG} is a {type(patterns).__name__}, expected names with numbers"
+        for name, value in patterns.items() if isinstance(patterns, dict) else ():
+            try:
+                re.compile(rf"(.*\.)?({name})$")
+                known = isinstance(value, (int, float, list)) and not isinstance(value, bool)
+            except (re.error, RecursionError):
+                known = False
+            if not known:
+                yield f"{key} in {CONFIG} has {name!r}: {value!r}, expected an expression and a number"
+    for name, shape in saved.shapes.items():
+        found = _FACTOR.match(name)
+        other = saved.shapes.get(saved.other(name, found)) if found and found[3] == "A" else None
+        if found and (len(shape) < 2 or 0 in shape):
+            yield f"{name} has the shape {shape}, and a factor has two dimensions"
+        if other and len(other) > 1 and other[1] != shape[0]:
+            yield f"{name} has the shape {shape}, and its other factor {other}: they do not multiply"
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:

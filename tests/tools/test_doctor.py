@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 from pathlib import Path
 
 import doctor_cases
@@ -209,6 +210,25 @@ def test_an_adapter_of_experts_parameters_fits_its_base(tmp_path):
     folder = saved(tmp_path, base, target_modules=["q_proj"],
                    target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
     assert not doctor.examine(adapter=folder, base=base, data=[{"input_ids": [*range(3, 13)]}]).findings[1:]
+
+
+@pytest.mark.parametrize("changes, shaped, said", [
+    (dict(alpha_pattern=["q_proj"]), None, "alpha_pattern in adapter_config.json is a list"),
+    (dict(rank_pattern="none"), None, "rank_pattern in adapter_config.json is a str"),
+    (dict(alpha_pattern={"(": 4}), None, "'\\(': 4, expected an expression"),
+    (dict(alpha_pattern={"q_proj": None}), None, "'q_proj': None"),
+    ({}, lambda name, t: t.flatten() if "lora_B" in name else t, "has the shape .*, and a factor has two dimensions"),
+    ({}, lambda name, t: t[:0] if "lora_B" in name else t, "has the shape .*0, .*and a factor has two dimensions"),
+    ({}, lambda name, t: t.sum() if "layers.0" in name and "lora_A" in name else t, "two dimensions"),
+    ({}, lambda name, t: t[:, :1].clone() if "lora_B" in name else t, "they do not multiply"),
+])
+def test_what_no_program_wrote_is_told(changes, shaped, said, adapter, run):
+    edit(adapter, **changes)
+    if shaped:
+        path = adapter / "adapter_model.safetensors"
+        save_file({name: shaped(name, tensor).contiguous() for name, tensor in load_file(path).items()}, path)
+    (found,) = doctor.examine(adapter=adapter, base=run.original).findings
+    assert found.cause == "not an adapter" and re.search(said, found.evidence)
 
 
 def test_ranks_of_adalora_are_lists(adapter):
