@@ -75,6 +75,7 @@ def examine(adapter: str | os.PathLike | None = None, base: torch.nn.Module | No
         found += rows.faults(encoded, end)
         looked.append(f"{len(encoded):,} rows of data")
     asked = [prompts] if isinstance(prompts, str) else list(prompts or ())
+    expect(all(isinstance(prompt, str) for prompt in asked), "prompts", prompts, "texts, as the adapter is asked")
     if asked and data is not None and tokenizer is not None:
         found += rows.unlike_training(encoded, asked, tokenizer)
     history = logs.read(log) if log is not None else None

@@ -96,14 +96,15 @@ def _history(lines: list[dict], said: str = "") -> History:
     history = History(said=said)
     for number, line in enumerate(lines):
         values = {_NAMES.get(key, key): float(value) for key, value in line.items()
-                  if isinstance(value, (int, float)) and not isinstance(value, bool)}
+                  if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e308 or
+                  isinstance(value, float)}
         step = values.get("step", float(number))
         history.rewarded |= any(key.startswith("reward") for key in values)
         if "loss" in values:
             history.losses.append((step, values["loss"]))
             history.gradients += [values["grad_norm"]] if "grad_norm" in values else []
             history.rates += [values["learning_rate"]] if "learning_rate" in values else []
-        if "eval_loss" in values:
+        if math.isfinite(values.get("eval_loss", math.nan)):
             history.held_out.append((step, values["eval_loss"]))
     return history
 
@@ -127,7 +128,7 @@ def faults(history: History) -> list[Finding]:
         found.append(Finding("gradient cut off", f"the gradient's norm is 0 in {len(silent)} of {len(losses)} steps"))
     elif len(losses) >= 6 and not history.rewarded:
         found += _course(history, losses)
-    return found + _held_out(history, losses)
+    return found + (_held_out(history, losses) if not spoilt else [])
 
 
 def _course(history: History, losses: list[float]) -> list[Finding]:

@@ -46,13 +46,13 @@ def _taken_apart(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
     if not isinstance(row, Mapping):
         raise LabError(f"data: found a row of {type(row).__name__}. Give rows with input_ids, and labels or "
                        "answer_length, pairs of prompt and answer, chats, texts, or what a file of rows holds.")
-    ids = _lists(row["input_ids"])
-    labels = _lists(row["labels"]) if row.get("labels") is not None else None
-    masked = next((row[key] for key in _MASKS if row.get(key) is not None), None)
+    ids = _lists(row, "input_ids", None)
+    labels = _lists(row, "labels", ids) if row.get("labels") is not None else None
+    masked = next((key for key in _MASKS if row.get(key) is not None), None)
     if labels is None and masked is not None:
         labels = [[token if counts else IGNORED for token, counts in zip(line, own)]
-                  for line, own in zip(ids, _lists(masked))]
-    mask = _lists(row["attention_mask"]) if row.get("attention_mask") is not None else [[1] * len(line) for line in ids]
+                  for line, own in zip(ids, _lists(row, masked, ids))]
+    mask = _lists(row, "attention_mask", ids) if row.get("attention_mask") is not None else [[1] * len(i) for i in ids]
     found = []
     for number, line in enumerate(ids):
         own = [IGNORED] * len(line)
@@ -60,7 +60,8 @@ def _taken_apart(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
             own[len(line) - len(labels[number]):] = labels[number]  # those of logits_to_keep cover the end
         else:
             answer = row.get("answer_length", len(line))
-            own[-answer:] = line[-answer:] if answer else []
+            expect(isinstance(answer, int) and 0 <= answer <= len(line), "answer_length", answer, "a number of tokens")
+            own[-answer:] = line[-answer:] if answer else own
         kept = [i for i, there in enumerate(mask[number]) if there]
         found.append({"input_ids": [line[i] for i in kept], "labels": [own[i] for i in kept]})
     return found
@@ -76,9 +77,17 @@ def _of_text(row: Any, tokenizer: Any) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [IGNORED] * (len(ids) - counted) + ids[len(ids) - counted:]}
 
 
-def _lists(values: Any) -> list[list[int]]:
-    values = values.tolist() if isinstance(values, torch.Tensor) or hasattr(values, "tolist") else list(values)
-    return values if values and isinstance(values[0], (list, tuple)) else [values]
+def _lists(row: Mapping, key: str, ids: list[list[int]] | None) -> list[list[int]]:
+    """The lists of whole numbers of a row or a batch, as long as those of `ids`; labels may cover the end alone."""
+    values = row[key].tolist() if hasattr(row[key], "tolist") else row[key]
+    is_batch = isinstance(values, (list, tuple)) and values and isinstance(values[0], (list, tuple))
+    lists = values if is_batch else [values]
+    fits = all(isinstance(line, (list, tuple)) and all(isinstance(token, int) for token in line) for line in lists)
+    if fits and ids is not None:
+        fits = len(lists) == len(ids) and all(
+            len(own) == len(line) or (key == "labels" and len(own) < len(line)) for own, line in zip(lists, ids))
+    expect(fits, f"data: {key}", row[key], "a whole number for each token of input_ids")
+    return [list(line) for line in lists]
 
 
 def end_of_text(tokenizer: Any, base: torch.nn.Module | None) -> set[int]:

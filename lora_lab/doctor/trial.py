@@ -105,7 +105,7 @@ def _losses(saved: Saved, base: torch.nn.Module, rows: list[dict], history: Hist
     if not math.isfinite(losses[1.0]) or len(finite) < 2:
         return
     best, end = min(finite, key=lambda factor: finite[factor]), math.nan
-    if history and history.losses:
+    if history and all(math.isfinite(loss) for _, loss in history.losses[-5:]) and history.losses:
         end = statistics.fmean(loss for _, loss in history.losses[-5:])
     told = f"on {len(rows)} rows the loss is {losses[1.0]:.3g} as it is, {losses[0.0]:.3g} without the adapter"
     # From where the training ended, whose loss may have counted the prompts; never for an unknown end.

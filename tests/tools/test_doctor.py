@@ -313,6 +313,13 @@ def test_sound_logs_of_other_programs_get_no_alarm(text, tmp_path):
     assert not doctor.examine(log=tmp_path).findings
 
 
+def test_numbers_that_no_float_holds_are_left_out_of_a_log():
+    log = [dict(step=i, loss=3 - i / 20, eval_loss=float("inf"), learning_rate=10**400) for i in range(40)]
+    assert not doctor.examine(log=log).findings
+    log[30]["loss"], log[31]["loss"] = float("inf"), float("-inf")
+    assert doctor.examine(log=log).findings[0].cause == "rate too high"
+
+
 def test_the_log_of_a_run_is_found_beside_its_adapter(adapter, tmp_path):
     run = tmp_path / "run"
     (run / "adapter").mkdir(parents=True)
@@ -326,6 +333,11 @@ def test_the_log_of_a_run_is_found_beside_its_adapter(adapter, tmp_path):
     (dict(), "nothing to examine"), (dict(adapter=3), "expected the folder"), (dict(log=3), "expected a log"),
     (dict(log="/no/such"), "cannot be read"), (dict(data=[]), "at least one row"), (dict(data="text"), "rows"),
     (dict(data=["text"]), "tokenizer"), (dict(data=[3]), "a row of int"), (dict(log=[3]), "log_history"),
+    (dict(data=[{"input_ids": 3}]), "input_ids"), (dict(data=[{"input_ids": [1, "a"]}]), "input_ids"),
+    (dict(data=[{"input_ids": [1, 2], "labels": [1, 2, 3]}]), "labels"),
+    (dict(data=[{"input_ids": [[1], [2]], "attention_mask": [1]}]), "attention_mask"),
+    (dict(data=[{"input_ids": [1, 2], "answer_length": 3}]), "answer_length"),
+    (dict(data=[{"input_ids": [1, 2]}], prompts=[3]), "prompts"),
 ])
 def test_odd_arguments_are_refused_with_a_reason(arguments, said):
     with pytest.raises(LabError, match=said):
