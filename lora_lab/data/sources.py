@@ -33,8 +33,8 @@ _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UT
           codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # the longer of two alike first
 _MESSENGER = re.compile(  # 12/03/2024, 14:01 - Anna: ...
     r"\[?\d{1,4}[./-]\d{1,2}[./-]\d{2,4},? \d{1,2}:\d{2}(:\d{2})?(\s?[AaPp]\.?[Mm]\.?)?(\]| -) ")
-# Signs between two letters, where no Western text has them, and bytes that mean nothing there.
-_FOREIGN = re.compile("[^\\W\\d_][¢£¤¥¦§¨©«¬®¯±¶¸»¼½¾¿×÷‚„†‡ˆ‰‹›•˜™¡²³¹]+(?=[^\\W\\d_])|\ufffd")
+# Signs between two letters and three accents in a row, which no Western text has, and bytes that mean nothing there.
+_FOREIGN = re.compile("[^\\W\\d_][¢£¤¥¦§¨©«¬®¯±¶¸»¼½¾¿×÷‚„†‡ˆ‰‹›•˜™¡²³¹]+(?=[^\\W\\d_])|[À-ÖØ-öø-ÿ]{3}|\ufffd")
 _FAR = 0.2  # of the words with letters beyond ASCII
 
 

@@ -98,6 +98,14 @@ def test_files_of_other_programs_are_understood(name, content, form, row, tmp_pa
     assert found.pairs[0] == row and form in found.form and not found.odd, found
 
 
+def test_western_letters_without_unicode_are_read(tmp_path):
+    """French, German, Spanish, Danish, Icelandic, Portuguese: each as Windows writes it."""
+    words = "l’école créée, naïveté; Größe „süß“; ¿Qué pasó?; Smørrebrød på øen; þetta er íslenska; coração, 5 °C"
+    rows = [(part, "€ 5") for part in words.split("; ")]
+    found = data.read(written(tmp_path, "a.csv", as_csv(rows), "cp1252"))
+    assert found.pairs == rows and "6 lines of it in Windows-1252" in found.form
+
+
 def test_lines_are_those_of_the_file_and_second_columns_are_told(tmp_path):
     text = 'prompt,answer,answer\n"a\nb",c,d\ne,f\ng,h,i,\n'
     found = data.read(written(tmp_path, "a.csv", text))
@@ -197,6 +205,7 @@ def test_lines_of_several_encodings(tmp_path):
     ("a.csv", "prompt,answer\nzażółć gęślą,jaźń\n".encode("iso8859-2"), "neither UTF-8 nor in Windows' Western"),
     ("a.csv", "prompt,answer\n日本語の質問,答え\n".encode("shift_jis"), "neither UTF-8 nor in Windows' Western"),
     ("a.csv", "prompt,answer\nGröße,Maß\n".encode("mac_roman"), "neither UTF-8 nor in Windows' Western"),
+    ("a.csv", "prompt,answer\nПривет как дела,хорошо\n".encode("cp1251"), "neither UTF-8 nor in Windows' Western"),
     ("a.csv", "The printer on floor two is jammed,hardware\nIt is again,hardware\n", "looks like a row"),
     ("a.txt", "12/03/2024, 14:01 - Anna: Hi, you\n", "messenger"), ("a.csv", "prompt,answer\n", "nothing below"),
     ("a.txt", "[12.03.24, 14:01:11] Anna: Hi\n", "messenger"),

@@ -134,6 +134,19 @@ def test_unknown_hub_name_is_a_short_error_without_a_network(monkeypatch):
     assert caught.value.__suppress_context__, "the library's inside must not show"
 
 
+def test_whether_a_model_of_the_hub_has_safetensors_is_asked_of_this_machine_first(monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "try_to_load_from_cache", lambda name, file: f"/{file}" if name == "here/it" else None)
+    monkeypatch.setattr(models, "file_exists", lambda name, file: asked.append(name) or file.endswith("index.json"))
+    monkeypatch.setattr(models, "_hub_answers", lambda: True)
+    assert models.has_safetensors("here/it") and not asked
+    assert models.has_safetensors("there/it") and asked == ["there/it"] * 2
+    monkeypatch.setattr(models, "file_exists", lambda name, file: False)
+    assert models.has_safetensors("there/pickled") is False
+    monkeypatch.setattr(models, "_hub_answers", lambda: False)
+    assert models.has_safetensors("there/it") is None, "nobody can be asked"
+
+
 def test_folders_that_are_no_model_say_what_they_are(tmp_path):
     with pytest.raises(LabError, match="not a model"):
         load_base(str(tmp_path))
