@@ -25,7 +25,8 @@ def encode(pairs: Iterable, tokenizer: PreTrainedTokenizerBase) -> list[dict[str
     last one makes a row of each turn. Raises LabError.
     """
     check_tokenizer(tokenizer)
-    rows = list(pairs) if isinstance(pairs, Iterable) and not isinstance(pairs, (str, bytes, dict)) else [pairs]
+    is_many = isinstance(pairs, Iterable) and not isinstance(pairs, (str, bytes, dict))
+    rows: list[Any] = list(pairs) if is_many else [pairs]
     if not any(is_chat(row) for row in rows):
         return _encode_pairs(as_pairs(rows), tokenizer)
     return [found for row in rows for found in (_encode_chat(row, tokenizer) if is_chat(row)

@@ -283,14 +283,14 @@ def has_safetensors(name: str) -> bool | None:
     if any(isinstance(try_to_load_from_cache(name, file), str) for file in weights):
         return True
     try:
-        return any(file_exists(name, file) for file in weights) if _hub_answers() else None
+        return any(file_exists(name, file) for file in weights) if hub_answers() else None
     except Exception:  # it is gated, or not there, which reading its config says better
         return None
 
 
 def _from_pretrained(source, options: dict, *kinds) -> list:
     """What `from_pretrained` of each of `kinds` gives; `options` are for the last."""
-    offline = not Path(source).is_dir() and not _hub_answers()
+    offline = not Path(source).is_dir() and not hub_answers()
     try:
         return [
             kind.from_pretrained(
@@ -306,8 +306,8 @@ def _from_pretrained(source, options: dict, *kinds) -> list:
         ) from None
 
 
-def _hub_answers() -> bool:
-    """Asked once up front: the hub's client retries for most of a minute when there is no network."""
+def hub_answers() -> bool:
+    """Return whether the model hub can be reached: its client retries for most of a minute where it cannot."""
     try:
         get_session().head(ENDPOINT, timeout=10)
         return True

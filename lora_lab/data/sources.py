@@ -245,6 +245,11 @@ def _hub(name: str) -> Found:
     if not datasets.__version__.split(".")[0].isdecimal() or int(datasets.__version__.split(".")[0]) < 4:
         raise LabError(f"{name} is no file here, and datasets {datasets.__version__} may run a program that a data set "
                        "of the hub brings. Run `pip install -U datasets`: since version 4 it does not.")
+    from ..models import hub_answers
+
+    if not datasets.config.HF_HUB_OFFLINE and not hub_answers():
+        raise LabError(f"{name} is no file here, and the hub cannot be reached. Give a file, or set HF_HUB_OFFLINE=1 "
+                       "to read a data set of the hub that is on this machine already.")
     owner_and_name, _, part = name.partition(":")
     try:
         rows = datasets.load_dataset(owner_and_name, split=part or "train")

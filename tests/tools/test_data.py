@@ -12,7 +12,7 @@ import make_own_data
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lora_lab import LabError, data, pocket, smart_home
+from lora_lab import LabError, data, models, pocket, smart_home
 from lora_lab.data import __main__ as command
 
 ROWS = [(f"What is {a} plus {b}?", str(a + b)) for a in range(4) for b in range(3)]
@@ -143,7 +143,12 @@ def test_a_data_set_of_the_hub_needs_a_library_that_runs_no_code(monkeypatch, tm
         asked.append((name, split))
         return [dict(prompt="a", response="b")]
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(__version__="4.1.0", load_dataset=load_dataset))
+    library = SimpleNamespace(__version__="4.1.0", load_dataset=load_dataset, config=SimpleNamespace(HF_HUB_OFFLINE=0))
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setattr(models, "hub_answers", lambda: False)
+    with pytest.raises(LabError, match="the hub cannot be reached"):
+        data.read("owner/name")
+    library.config.HF_HUB_OFFLINE = 1
     assert data.read("owner/name").pairs == data.read("owner/name:test[:10]").pairs == [("a", "b")]
     assert asked == [("owner/name", "train"), ("owner/name", "test[:10]")]
     sys.modules["datasets"].__version__ = "3.6.0"

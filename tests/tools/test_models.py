@@ -138,12 +138,12 @@ def test_whether_a_model_of_the_hub_has_safetensors_is_asked_of_this_machine_fir
     asked = []
     monkeypatch.setattr(models, "try_to_load_from_cache", lambda name, file: f"/{file}" if name == "here/it" else None)
     monkeypatch.setattr(models, "file_exists", lambda name, file: asked.append(name) or file.endswith("index.json"))
-    monkeypatch.setattr(models, "_hub_answers", lambda: True)
+    monkeypatch.setattr(models, "hub_answers", lambda: True)
     assert models.has_safetensors("here/it") and not asked
     assert models.has_safetensors("there/it") and asked == ["there/it"] * 2
     monkeypatch.setattr(models, "file_exists", lambda name, file: False)
     assert models.has_safetensors("there/pickled") is False
-    monkeypatch.setattr(models, "_hub_answers", lambda: False)
+    monkeypatch.setattr(models, "hub_answers", lambda: False)
     assert models.has_safetensors("there/it") is None, "nobody can be asked"
 
 
