@@ -1,7 +1,8 @@
 """What is wrong with an adapter that "does nothing", or does harm: from its files, its log, its data and its base.
 
 The doctor reads. It executes nothing that a folder holds, loads no pickle, and changes neither files nor models; a chat
-template of the folder is used for rows that are chats, in jinja's sandbox, as transformers has it. Each cause it knows is a line in `causes`; what finds them is in `on_disk`, `logs`, `rows` and `trial`.
+template of the folder is used for rows that are chats, in jinja's sandbox, as transformers has it. Each cause it knows
+is a line in `causes`; what finds them is in `on_disk`, `logs`, `rows` and `trial`.
 """
 
 import os

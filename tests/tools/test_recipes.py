@@ -347,6 +347,13 @@ def test_the_shipped_recipe_is_the_first_lesson(no_weights, monkeypatch):
     assert recipe.training.learning_rate == 2e-3
 
 
+def test_the_shipped_recipe_for_chats_is_fit_to_train_by(no_weights, monkeypatch):
+    file = Path(recipes.__file__).parents[2] / "launch" / "own_chats.yaml"
+    monkeypatch.chdir(file.parents[1])
+    rows = recipes.read(file).rows
+    assert len(rows) == 300 and [turn["role"] for turn in rows[0]] == ["user", "assistant"]
+
+
 def test_reading_keys_needs_no_torch():
     code = "import sys, lora_lab.finetune.recipes; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
