@@ -4,15 +4,18 @@ Takes any causal language model and tokenizer, and rows of any task: pairs of a 
 """
 
 import contextlib
+import copy
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from .. import batches, models
 from ..display import Progress
@@ -20,6 +23,7 @@ from ..errors import LabError, expect, whole
 
 Row = tuple[str, str]  # a prompt and its right answer
 _NO_JSON = object()
+_WORTH_SHARING = 32  # tokens that all prompts begin with: from here on the model reads them once
 
 # Written for this course: ordinary prose, far from smart homes, to see what training forgets.
 GENERAL_TEXT = Path(__file__).with_name("prose.txt").read_text(encoding="utf-8")
@@ -90,7 +94,8 @@ def generate(
     """Return greedy continuations of `prompts`, in their order, without special tokens.
 
     Prompts of similar length share a batch and are padded on the left, so that all continue at the
-    same column. `progress` names a progress bar. Raises LabError.
+    same column. What all of them begin with, such as examples, is read once where the model allows it.
+    `progress` names a progress bar. Raises LabError.
     """
     _check(model, tokenizer, "generate")
     texts = isinstance(prompts, (list, tuple)) and all(isinstance(text, str) for text in prompts)
@@ -102,22 +107,45 @@ def generate(
     _check_lengths(model, map(len, rows), max_new_tokens - 1, f" and {max_new_tokens} new ones")
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     continuations = [""] * len(rows)
-    with evaluating(model), Progress(progress, total=len(rows)) as bar:
+    with evaluating(model), _as_trained(model), Progress(progress, total=len(rows)) as bar:
+        shared, read = _read_once(model, rows)
         for start in range(0, len(rows), batch_size):
             chosen = by_length[start : start + batch_size]
-            width = len(rows[chosen[-1]])
-            ids = torch.tensor([[padding] * (width - len(rows[i])) + rows[i] for i in chosen], device=model.device)
-            mask = torch.tensor([[i >= width - len(rows[at]) for i in range(width)] for at in chosen]).to(ids)
-            with _as_trained(model):
-                output = model.generate(
-                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
-                    pad_token_id=padding,
-                )
+            width, past = len(rows[chosen[-1]]), copy.deepcopy(read)
+            if past:
+                past.batch_repeat_interleave(len(chosen))
+            ids = torch.tensor([shared + [padding] * (width - len(rows[i])) + rows[i][len(shared):] for i in chosen],
+                               device=model.device)
+            mask = torch.tensor([[not 0 <= i - len(shared) < width - len(rows[at]) for i in range(width)]
+                                 for at in chosen]).to(ids)
+            output = model.generate(
+                input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
+                pad_token_id=padding, past_key_values=past)
             new_tokens = output[:, width:]
             for i, text in zip(chosen, tokenizer.batch_decode(new_tokens, skip_special_tokens=True)):
                 continuations[i] = text
             bar.update(len(chosen))
     return continuations
+
+
+def _read_once(model, rows: list[list[int]]) -> tuple[list[int], DynamicCache | None]:
+    """Return the tokens that all rows begin with, and what the model keeps of them; nothing where it is not worth it.
+
+    Padding stands between them and the rest. Rotary positions are counted without it, and full attention never sees it;
+    where positions are columns, or a window slides, each prompt is read whole.
+    """
+    shared = os.path.commonprefix(rows)[: min(map(len, rows)) - 1]
+    config, adapter = model.config, getattr(model, "active_peft_config", None)
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+    if len(rows) == 1 or len(shared) < _WORTH_SHARING or not rotary or getattr(adapter, "is_prompt_learning", False):
+        return [], None
+    read = DynamicCache(config=config)
+    if any(type(layer) is not DynamicLayer for layer in read.layers):
+        return [], None
+    ids = torch.tensor([shared], device=model.device)
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=1,
+                   pad_token_id=shared[0], past_key_values=read)
+    return shared, read
 
 
 def score(rows: Sequence[Row], answers: Sequence[str]) -> Score:

@@ -61,6 +61,23 @@ def test_batched_generation_equals_one_by_one():
         assert continuation == tokenizer.decode(alone[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
+def test_examples_that_all_prompts_begin_with_are_read_once_and_change_no_answer(tiny_model, tokenizer, monkeypatch):
+    model = tiny_model
+    prompts = ["the sea is wide and the sky is high, and so " * 4 + end for end in ("the", "a ship", "we all go home")]
+    read, forward = [], model.forward
+
+    def counted(*args, input_ids=None, **options):
+        read.append(input_ids.numel())
+        return forward(*args, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model, "forward", counted)
+    shared = scoring.generate(model, tokenizer, prompts, max_new_tokens=5)
+    tokens, read[:] = sum(read), []  # in 16 bits round-off would differ
+    monkeypatch.setattr(scoring, "_WORTH_SHARING", 10**6)
+    assert shared == scoring.generate(model, tokenizer, prompts, max_new_tokens=5)
+    assert tokens < sum(read) / 2
+
+
 def test_generation_leaves_the_model_in_its_mode(tiny_model, tokenizer):
     tiny_model.train()
     scoring.generate(tiny_model, tokenizer, ["a"], max_new_tokens=1)
