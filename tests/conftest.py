@@ -5,7 +5,6 @@ import pytest
 from browser import chromium, jupyterlab, new_page, page, served  # noqa: F401
 
 LESSON = "test_notebook_runs"
-ALONE = "test_first_minutes"  # has a clock: runs first, before the lessons start
 # Files that `make check` leaves out; so are single tests marked slow, and all with a page.
 SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_distributed", "test_exercises",
         "test_finetune", "test_gpu_8bit", "test_gpu_course", "test_handout", "test_ipywidgets_7", "test_lesson_claims",
@@ -22,14 +21,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in SLOW or "chromium" in item.fixturenames or getattr(item, "originalname", None) == LESSON:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: 0 if item.path.stem == ALONE else 1 if "chromium" in item.fixturenames else 2)
+    items.sort(key=lambda item: "chromium" not in item.fixturenames)
     lessons = lessons_of(items)
     items[:] = [item for item in items if item not in lessons] + lessons[::-1]
 
 
 def pytest_runtest_setup(item):
-    if item.path.stem == ALONE:
-        return
     chosen = [lesson.callspec.params for lesson in lessons_of(item.session.items)]
     lesson_runs.start([(params["path"], params["gigabytes"]) for params in chosen])
 

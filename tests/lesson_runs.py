@@ -21,7 +21,7 @@ from lesson_memory import Watch
 
 THREADS = str(max(1, (os.cpu_count() or 2) // 2))
 FIRST, TRAINED = "00_first_adapter", Path("adapters/first")
-GO_ON = ("05_alpha_scaling",)  # trains what Lesson 0 leaves, where it is missing
+GO_ON = ("05_alpha_scaling",)  # trains what Lesson 0 leaves, where it is missing; test_devices runs that path
 POLITE = [["nice", "-n", "10"], ["chrt", "--idle", "0"]]  # how the one is run, and the other
 PROGRAM = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
