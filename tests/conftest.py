@@ -65,6 +65,23 @@ def tokenizer(base):
     return base[1]
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A folder with a model that has the base's tokens, and six small layers; lessons name layer 5."""
+    import torch
+    import transformers
+    from lora_lab import cache
+
+    folder = tmp_path_factory.mktemp("small")
+    config = transformers.AutoConfig.from_pretrained(cache.model_folder())
+    config.update(dict(num_hidden_layers=6, hidden_size=64, intermediate_size=128, num_attention_heads=4,
+                       num_key_value_heads=2, head_dim=16))
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(cache.model_folder()).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def tiny_model():
     """A random Llama small enough to run in milliseconds, with the base model's vocabulary."""

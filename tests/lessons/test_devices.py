@@ -33,19 +33,6 @@ def gpu():
         yield mistakes
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A folder with a model that has the base's tokens, and six small layers; lessons name layer 5."""
-    folder = tmp_path_factory.mktemp("small")
-    config = transformers.AutoConfig.from_pretrained(cache.model_folder())
-    config.update(dict(num_hidden_layers=6, hidden_size=64, intermediate_size=128, num_attention_heads=4,
-                       num_key_value_heads=2, head_dim=16))
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(cache.model_folder()).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("mixed", [
     lambda here, there, at: here + there, lambda here, there, at: here.add_(there),
     lambda here, there, at: there * here[0],
