@@ -12,6 +12,10 @@ SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_dis
         "test_publish", "test_setup", "test_shipping", "test_site", "test_sweep", "test_targets"}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--whole-lessons", action="store_true", help="lessons with all the steps of their trainings")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: left out by make check")
 
@@ -28,7 +32,8 @@ def pytest_collection_modifyitems(items):
 
 def pytest_runtest_setup(item):
     chosen = [lesson.callspec.params for lesson in lessons_of(item.session.items)]
-    lesson_runs.start([(params["path"], params["gigabytes"]) for params in chosen])
+    whole = item.config.getoption("whole_lessons")
+    lesson_runs.start([(params["path"], params["gigabytes"], whole) for params in chosen])
 
 
 def lessons_of(items):

@@ -114,8 +114,8 @@ PATHS = [pytest.param(path, "" if path.stem in OWN_PRECISION else "2", id=path.s
 
 
 @pytest.mark.parametrize("path, gigabytes", PATHS)
-def test_notebook_runs(path, gigabytes, record_property):
-    run = lesson_runs.result(path, gigabytes)
+def test_notebook_runs(path, gigabytes, record_property, pytestconfig):
+    run = lesson_runs.result(path, gigabytes, pytestconfig.getoption("whole_lessons"))
     record_property("peak MB", round(run.peak / 1e6))  # for README's table, in a report by --junitxml
     assert run.returncode == 0, run.said[-6000:]
     assert run.passed == sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), run.said[-6000:]
