@@ -179,6 +179,7 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
     "06_merge_and_ship": [(", device=W.device", ""), (".to(model.device)", ""), (", device=base.device", "")],
     "07_past_one_gpu": [("    trainer.train(), trainer.save_model()\n",
                          "    trainer.train(); model(torch.ones(1, 4, dtype=torch.long))\n")],
+    "08_your_own_data": [("first + second[\"input_ids\"], device=base.device", "first + second[\"input_ids\"]")],
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lora_lab import memory, scoring, smart_home
+from lora_lab import data, memory, scoring, smart_home
 from lora_lab.scoring import Score
 from lora_lab.sweep import interval
 from peft import LoraConfig, get_peft_model
@@ -352,3 +352,35 @@ def test_rslora_is_judged_by_its_paired_losses(by, said, capsys):
     names = dict(losses=losses, RANKS=(1, 8), slopes={"a": [0.1], "b": [-0.6]}, ARMS={}, FURTHER=(), later=None)
     out = printed(["def known", "plain, rslora"], names, capsys)
     assert said in out and 'nearest to 0: "a"' in out
+
+
+@pytest.mark.parametrize("held_out, training, said", [
+    ([2.0, 1.0, 1.6], 0.1, "by heart: stop at step 1,"), ([2.0, 2.0, 1.9], 1.9, "hardly begun"),
+    ([2.0, 1.0, 0.9], 0.1, "far ahead"), ([2.0, 1.0, 0.9], 0.8, "more steps may help"),
+    ([2.0, 0.9, 0.91], 0.8, "stopped falling"),
+])
+def test_two_curves_are_told_apart(held_out, training, said, capsys):
+    curves = dict.fromkeys(("too little", "too much"), {"eval_loss": held_out, "loss": [2.0, *[training] * 3]})
+    names = dict(statistics=statistics, curves=curves, course_of=lambda log, key: (range(len(log[key])), log[key]))
+    exec(cell("08_your_own_data", "def diagnosis"), names)
+    assert said in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize("packed, said", [(0.5, "an example"), (1.5, "disturbs them"), (None, "a help to some")])
+def test_packing_says_what_the_first_row_was_to_the_second(packed, said, capsys):
+    alone = [1.0] * 8
+    losses = {"packed": [packed] * 8 if packed else [0.5, 1.5] * 4, "packed, kept apart": [1.0] * 8}
+    exec(cell("08_your_own_data", "lower = "), dict(alone=alone, losses=losses))
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("told, trained, said", [(0.4, 0.9, "Ship the adapter"), (0.5, 0.6, "Do not ship yet"),
+                                                 (0.9, 0.4, "Do not ship it"), (0.5, 0.5, "Do not ship it")])
+def test_an_adapter_is_shipped_only_where_the_interval_says_so(told, trained, said, capsys):
+    scores = {"adapter": Score(trained, None, 60)}
+    names = dict(told=Score(told, None, 60), scores=scores, data=data)
+    names["said"] = scoring.verdict(names["told"], scores["adapter"], "examples in the prompt", "adapter")
+    exec(cell("08_your_own_data", "better = "), names)
+    printed = capsys.readouterr().out
+    assert printed.startswith(said) and names["better"] is (said == "Ship the adapter")
+    assert ("test rows would show it" in printed) is (said == "Do not ship yet")
