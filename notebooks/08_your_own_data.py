@@ -74,14 +74,29 @@ FILE, TASK = data.example("support"), "Name the team that this message is for."
 # FILE, TASK = data.example("orders"), "Write this order as JSON."
 # FILE, TASK = data.example("style"), "Say this politely."
 # FILE, TASK = "my_rows.csv", "What the model is to do."
-SEED, BATCH = 0, 4
+SEED, MOST = 0, 2_000  # of more rows than that, so many are drawn
 base, tokenizer = load_base(MODEL)
-TOKENS = 12_000 if base.device.type == "cpu" else 10**6  # that the longest steps may read: time, or certainty
+TOKENS = 8_000 if base.device.type == "cpu" else 500_000  # that each of the long parts may read: time, or certainty
 
 # %% [markdown]
 # `data.read` takes CSV and other tables, JSON, JSON lines, chats in OpenAI's form (`role` and `content`) and in
-# ShareGPT's (`from` and `value`), and a folder that the `datasets` library wrote. It says how it understood the file.
-# Read what it says before you trust it: is this the prompt, is that the answer?
+# ShareGPT's (`from` and `value`), and a folder that the `datasets` library wrote. Here is one row in four of these:
+
+# %% tags=["nbval-check-output"]
+Path("runs/own").mkdir(parents=True, exist_ok=True)
+ask, say = "My parcel is late; can you help?", "delivery"
+chat = {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]}
+shared = [{"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": say}]}]
+FORMS = {"table.csv": f'id;text;label\n1;"{ask}";{say}\n', "shared.json": json.dumps(shared), "chats.jsonl":
+         json.dumps(chat), "lines.jsonl": json.dumps({"instruction": "Name the team.", "input": ask, "output": say})}
+for name, content in FORMS.items():
+    Path("runs/own", name).write_text(content, encoding="utf-8")
+    found = data.read(f"runs/own/{name}")
+    print(f"{found.form}: {found.rows[0].prompt!r} → {found.rows[0].answer!r}")
+
+# %% [markdown]
+# It says how it understood a file, and shows the first rows, and those that are odd. Read that before you trust it: is
+# this the prompt, is that the answer?
 
 # %%
 read = data.read(FILE)  # columns that it cannot guess: data.read(FILE, prompt="ask", answer="reply")
@@ -94,7 +109,10 @@ read.show()
 # before that. Rows with equal prompts stay on one side.
 
 # %%
-rest, test = data.split(read, 0.25, SEED)
+drawn = random.Random(SEED).sample(read.rows, min(len(read.rows), MOST))
+if len(drawn) < 30:
+    raise LabError(f"{FILE} has {len(drawn)} rows. For three parts that say anything, give a hundred or more.")
+rest, test = data.split(drawn, 0.2, SEED)
 train, held_out = data.split(rest, 0.15, SEED)
 table([{"part": name, "rows": len(rows), "such as": rows[0].prompt[:90], "answer": rows[0].answer[:60]}
        for name, rows in {"training": train, "held out": held_out, "test": test}.items()])
@@ -106,11 +124,10 @@ table([{"part": name, "rows": len(rows), "such as": rows[0].prompt[:90], "answer
 # and say what you would change.
 
 # %%
-Path("runs/own").mkdir(parents=True, exist_ok=True)
 BROKEN = {"three.csv": "n,ask,say\n1,Hello,Hi\n", "asked.jsonl": '{"messages": [{"role": "user", "content": "Hi"}]}\n',
           "notes.txt": "a line of prose\nand another\n", "rows.json": "[1, 2, 3]"}
 for name, content in BROKEN.items():
-    Path("runs/own", name).write_text(content)
+    Path("runs/own", name).write_text(content, encoding="utf-8")
     try:
         data.read(f"runs/own/{name}")
     except LabError as error:
@@ -133,9 +150,10 @@ DIRT = {"empty": (train[1].prompt, ""), "duplicate": (train[2].prompt, train[2].
         "split badly": (8 * "ሰላም ለዓለም ሁሉ ", train[7].answer), "leak": (test[0].prompt, test[0].answer)}
 rows = [(row.prompt, row.answer) for row in train] + list(DIRT.values())
 lines = [json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in rows]
-Path("runs/own/dirty.jsonl").write_text("\n".join([*lines, lines[0][:20]]))
+Path("runs/own/dirty.jsonl").write_text("\n".join([*lines, lines[0][:20]]), encoding="utf-8")
 dirty = data.read("runs/own/dirty.jsonl")
-print(f"rows {len(train) + 1} to {len(rows)} are dirt\n{dirty}")
+print(f"Lines {len(train) + 1} to {len(rows) + 1} are dirt. What was read:")
+dirty.show(2)
 
 # %%
 WINDOW = 512  # tokens that a row may have
@@ -209,7 +227,8 @@ print(repr(pair(train[0])[0]))
 
 # %% [markdown]
 # Look at the first text. Did anybody here write its system turn? A template may add words of its own, and another
-# model's template adds others. So let one function, here `pair`, build the text for training *and* for use.
+# model's template adds others. So let one function, here `pair`, build the text for training *and* for use. (Of a
+# chat with several turns it gives the last answer, with all that came before it as the prompt.)
 #
 # Which tokens of it does the loss count? **Predict** the share.
 
@@ -218,6 +237,8 @@ quiz("own/counted")
 
 # %%
 encoded = batches.encode([pair(row) for row in train], tokenizer)
+length = statistics.mean(len(row["input_ids"]) for row in encoded)
+BATCH = max(1, min(4, int(512 / length)))  # rows a step: of long rows, fewer
 ids, answer = encoded[0]["input_ids"], encoded[0]["answer_length"]
 counted = sum(row["answer_length"] for row in encoded) / sum(len(row["input_ids"]) for row in encoded)
 print(f"Of all rows' tokens the loss counts {counted:.0%}. The first row, with what counts in colour:")
@@ -225,10 +246,25 @@ compare("own/counted", counted)
 tokens([tokenizer.decode(token) for token in ids], [place >= len(ids) - answer for place in range(len(ids))])
 
 # %% [markdown]
-# The last token in colour ends the turn. If it is masked away, as it is where padding has the same token and is masked
-# by its number, the model is not taught to stop. If the prompt is in colour too, the model learns to write your users'
-# messages.
-#
+# The last token in colour ends the turn. If the prompt is in colour too, the model learns to write your users'
+# messages. Two mistakes are harder to see. Where padding has the same token as the end of a turn and is masked by its
+# number, the end is masked as well, and the model is not taught to stop. And in use somebody leaves the template out.
+# The doctor, whom you meet again below, looks at encoded rows before any training:
+
+# %%
+def without(row, masked):
+    """The row with labels, where the answer counts but for `masked`, a token."""
+    ids, start = row["input_ids"], len(row["input_ids"]) - row["answer_length"]
+    return {"input_ids": ids, "labels": [-100] * start + [-100 if token == masked else token for token in ids[start:]]}
+
+PADDED = [without(row, tokenizer.pad_token_id) for row in encoded]
+for name, rows, prompts in (("as they are", encoded, [pair(row)[0] for row in test]),
+                            ("padding masked by its number", PADDED, [pair(row)[0] for row in test]),
+                            ("asked without the template", encoded, [row.prompt for row in test])):
+    found = doctor.examine(data=rows, prompts=prompts, tokenizer=tokenizer).findings
+    print(f"{name}: {found[0] if found else 'nothing found.'}\n")
+
+# %% [markdown]
 # **Several turns.** A chat of your own may hold several answers. Here are two of your rows as one chat, cut into what
 # the system, the user and the assistant wrote, and what the template adds.
 
@@ -293,7 +329,7 @@ def answer_loss(first, second, apart):
     n = second["answer_length"]
     return torch.nn.functional.cross_entropy(logits[-n - 1:-1].float(), whole[-n:]).item()
 
-COUPLES = [random.Random(SEED + n).sample(encoded, 2) for n in range(8)]
+COUPLES = [random.Random(SEED + n).sample(encoded, 2) for n in range(6)]
 alone = [answer_loss([], second, False) for _, second in COUPLES]
 print("the second rows alone:", ", ".join(f"{loss:.2f}" for loss in alone), "nats a token")
 
@@ -307,8 +343,8 @@ plots.dots(losses, "loss of the second row's answer (nats a token)", "What does 
 # %%
 lower = sum(a < b for a, b in zip(losses["packed"], alone))
 off = max(abs(a - b) for a, b in zip(losses["packed, kept apart"], alone))
-said = "It is an example to them, and in use there is none." if lower >= 7 else \
-    "It disturbs them." if lower <= 1 else "It is a help to some and disturbs others."
+said = "It is an example to them, and in use there is none." if lower == len(alone) else \
+    "It disturbs them." if lower == 0 else "It is a help to some and disturbs others."
 print(f"Behind another row, {lower} of {len(alone)} answers have a lower loss than alone. {said}")
 print(f"Kept apart by a mask, no loss is further from its own alone than {off:.2g} nats.")
 
@@ -326,31 +362,32 @@ print(f"Kept apart by a mask, no loss is further from its own alone than {off:.2
 quiz("own/told")
 
 # %%
-examples = list({row.answer: row for row in train}.values())[:5]  # of different answers
+ANSWER = min(WINDOW // 4, max(row["answer_length"] for row in encoded))  # tokens; longer answers are cut off
+examples = list({row.answer: row for row in train}.values())[:max(1, min(5, int(TOKENS / 12 / length)))]
 shown = [turn for row in examples for turn in answered(row)[1:]]
-asked = {"with examples": [pair(row, shown)[0] for row in test], "bare": [pair(row)[0] for row in test]}
-read_by = {name: statistics.mean(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
-           for name, texts in asked.items()}
-ANSWER = max(row["answer_length"] for row in encoded)
-ASKED = min(len(test), max(20, int(TOKENS / read_by["with examples"])))
-print(f"{len(examples)} examples; a request has {read_by['with examples']:.0f} tokens with them and "
-      f"{read_by['bare']:.0f} without. The longest answer has {ANSWER}. {ASKED} test rows are asked.")
+asked = {"with examples": [pair(row, shown)[0] for row in test], "adapter": [pair(row)[0] for row in test]}
+read_by = {way: statistics.mean(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+           for way, texts in asked.items()}
+asked = {way: texts[:max(20, int(TOKENS / (read_by[way] + ANSWER)))] for way, texts in asked.items()}
+print(f"{len(examples)} examples, of different answers. A request has {read_by['with examples']:.0f} tokens with them, "
+      f"{read_by['adapter']:.0f} without.\nUp to {ANSWER} tokens are written. Test rows asked, for time:",
+      f"{len(asked['with examples'])} of {len(test)}.")
 
 # %%
-wanted, seconds, started = [pair(row) for row in test], {}, clock()
-answers = {"with examples": scoring.generate(base, tokenizer, asked["with examples"][:ASKED], ANSWER, 20,
-                                             progress="the base, with examples")}
-seconds["with examples"] = (clock() - started) / ASKED
-told = scoring.score(wanted[:ASKED], answers["with examples"])
+answers, seconds, started = {}, {}, clock()
+answers["with examples"] = scoring.generate(base, tokenizer, asked["with examples"], ANSWER, 20,
+                                            progress="the base, with examples")
+seconds["with examples"] = (clock() - started) / len(answers["with examples"])
+wanted = [pair(row) for row in test]
+told = scoring.score(wanted[:len(answers["with examples"])], answers["with examples"])
 print(told)
 compare("own/told", told.exact)
 table([{"asked": row.prompt[:80], "right answer": row.answer, "with examples": answer[:120]}
        for row, answer in zip(test[:6], answers["with examples"])])
 
 # %% [markdown]
-# Exact match is strict: for a sentence it asks for every word. It is fair to both sides here, as the same rows judge
-# the prompt and the adapter. Look at the answers before you believe the score: is it the form that fails, or the
-# content?
+# Exact match is strict: for a sentence it asks for every word. It will be as strict to the adapter. Look at the answers
+# before you believe the score: is it the form that fails, or the content?
 #
 # ## The recipe: which rate?
 #
@@ -359,23 +396,24 @@ table([{"asked": row.prompt[:80], "right answer": row.answer, "with examples": a
 # Rank and targets come last: [Lesson 2](02_config_and_targets.ipynb) and [Lesson 5](05_alpha_scaling.ipynb) measure
 # them.
 #
-# This is the whole training. What is new beside Lesson 0: every `every` steps the held-out rows are asked for their
-# loss (`eval_strategy`). With `keep`, the adapter is saved each time, and at the end the one with the lowest loss is
-# loaded back (`load_best_model_at_end`).
+# This is the whole training. What is new beside Lesson 0: with `every`, the held-out rows are asked for their loss each
+# so many steps (`eval_strategy`). The adapter is saved each time, and at the end the one with the lowest loss is loaded
+# back (`load_best_model_at_end`).
 
 # %%
-def trainer_for(name, rows, checked, lr, steps, every, keep=False, callbacks=()):
+def trainer_for(name, rows, lr, steps, every=None, callbacks=()):
     transformers.set_seed(SEED)
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(load_base(MODEL, quiet=True)[0], config)
     model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)  # else asks the hub
+    when = "steps" if every else "no"
     trainer = transformers.Trainer(model, transformers.TrainingArguments(
         f"runs/own/{name}", max_steps=steps, learning_rate=lr, warmup_steps=2, per_device_train_batch_size=BATCH,
-        eval_strategy="steps", eval_steps=every, eval_on_start=True, logging_steps=1, seed=SEED, disable_tqdm=True,
-        save_strategy="steps" if keep else "no", save_steps=every, load_best_model_at_end=keep, save_total_limit=1,
-        save_only_model=True, remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(),
-        bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16, use_cpu=model.device.type == "cpu"),
-        batches.AnswerCollator(tokenizer), rows, checked, callbacks=list(callbacks))
+        eval_strategy=when, eval_steps=every, save_strategy=when, save_steps=every, load_best_model_at_end=bool(every),
+        save_total_limit=1, save_only_model=True, logging_steps=1, seed=SEED, disable_tqdm=True,
+        remove_unused_columns=False, use_cpu=model.device.type == "cpu", dataloader_pin_memory=torch.cuda.is_available(),
+        bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16, per_device_eval_batch_size=len(checked)),
+        batches.AnswerCollator(tokenizer), rows, batches.encode(checked, tokenizer), callbacks=list(callbacks))
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
@@ -387,35 +425,35 @@ def trainer_for(name, rows, checked, lr, steps, every, keep=False, callbacks=())
 quiz("own/rate")
 
 # %%
-from lora_lab.sweep import sweep
+from lora_lab.sweep import interval, sweep
 
-RATES, SHORT = [1e-5, 3e-4, 2e-3, 2e-2], 8
-length, curves = statistics.mean(len(row["input_ids"]) for row in encoded), {}
-checked = batches.encode([pair(row) for row in held_out[:16]], tokenizer)
+RATES, SHORT, curves = [1e-5, 3e-4, 2e-3, 2e-2], 8, {}
+checked = [pair(row) for row in held_out[:max(4, min(12, int(1000 / length)))]]
+start = {"step": 0, "eval_loss": scoring.quick_score(base, tokenizer, checked).loss}
 
 def short_run(lr, seed):
-    trainer = trainer_for("short", encoded, checked[:12], lr, SHORT, every=4)
+    trainer = trainer_for("short", encoded, lr, SHORT)
     trainer.train()
-    curves[lr] = trainer.state.log_history
-    return {"loss": next(line["eval_loss"] for line in reversed(curves[lr]) if "eval_loss" in line)}
+    loss = scoring.quick_score(trainer.model, tokenizer, checked).loss
+    curves[lr] = [start, *trainer.state.log_history, {"step": SHORT, "eval_loss": loss}]
+    return {"loss": loss}
 
 rates = sweep(short_run, {"lr": RATES}, seeds=[SEED], progress="four rates")
 rates.table("loss", "lr")
 
 # %%
-def course_of(history, key):
-    """Steps and losses of a training's log; a logarithmic axis shows no zero."""
-    told = [(line["step"], max(line[key], 1e-4)) for line in history if key in line]
-    return [step for step, _ in told], [loss for _, loss in told]
-
 ended = {row["lr"]: row["loss"] for row in rates.rows if row["status"] == "ok"}
 best = min(ended, key=ended.get)
-rate = min(lr for lr in ended if ended[lr] < 1.25 * ended[best])  # the lowest of those that are nearly as good
-print(f"The lowest held-out loss is at a rate of {best:g}.", "That is the edge of the grid: try one beyond it."
-      if best in (RATES[0], RATES[-1]) else "Its neighbours on both sides are higher.", f"Taken: {rate:g}.")
+near = [lr for lr in ended if ended[lr] < 1.25 * ended[best]]
+rate = min(near)
+said = f"The loss is nearly alike at {near}." if len(near) > 1 else "No other is near."
+edge = " That is the edge of the grid: try one beyond it." if rate in (RATES[0], RATES[-1]) else ""
+print(f"The lowest held-out loss is at a rate of {best:g}. {said} Taken: {rate:g}.{edge}")
 compare("own/rate", best)
-plots.lines({f"{lr:g}": course_of(history, "eval_loss") for lr, history in curves.items()}, "step",
-            "held-out loss (nats an answer token)", title="Which rate learns? Held-out rows", yscale="log")
+plots.lines({f"after {SHORT} steps": (list(ended), list(ended.values())),
+             "before": (RATES, [start["eval_loss"]] * len(RATES))}, "learning rate",
+            "held-out loss (nats an answer token)", title="Which rate learns in a few steps?", xscale="log",
+            yscale="log")
 
 # %% [markdown]
 # One seed and few steps can tell powers of ten apart, and no neighbours. Short runs flatter high rates: a training that
@@ -431,9 +469,15 @@ plots.lines({f"{lr:g}": course_of(history, "eval_loss") for lr, history in curve
 quiz("own/overfit")
 
 # %%
-few = trainer_for("few", encoded[:8], checked[:12], rate, 24, every=6)
+few = trainer_for("few", encoded[:4], rate, 16, 4)
 few.train()
-curves["too much"], curves["too little"] = few.state.log_history, curves[RATES[0]]
+curves["too much"], curves["too little"] = [start, *few.state.log_history], curves[RATES[0]]
+
+def course_of(history, key):
+    """Steps and losses of a training's log; a logarithmic axis shows no zero."""
+    told = [(line["step"], max(line[key], 1e-4)) for line in history if key in line]
+    return [step for step, _ in told], [loss for _, loss in told]
+
 drawn = {f"{name}: {what}": course_of(curves[name], key) for name in ("too little", "too much")
          for what, key in (("training", "loss"), ("held out", "eval_loss"))}
 compare("own/overfit", drawn["too much: held out"][1][-1] / min(drawn["too much: held out"][1]))
@@ -446,7 +490,7 @@ def diagnosis(name):
     (steps, checks), (_, losses) = (course_of(curves[name], key) for key in ("eval_loss", "loss"))
     low, end, learned = min(checks), checks[-1], statistics.mean(losses[-3:])
     told = f"{name}: held out {checks[0]:.2f} to {end:.2f}, lowest {low:.2f}; training ends at {learned:.2f}. "
-    if end > 1.1 * low and learned < low:
+    if end > 1.1 * low and end - low > 0.05 and learned < low:
         return told + f"It learns its rows by heart: stop at step {steps[checks.index(low)]}, or bring more rows."
     if end > 0.9 * checks[0]:
         return told + "It has hardly begun: a higher rate, or more steps."
@@ -474,10 +518,10 @@ steps = max(8, min(3 * len(encoded) // BATCH, int(TOKENS / BATCH / length)))
 EVERY = max(2, steps // 4)
 STEPS = steps // EVERY * EVERY
 stop = transformers.EarlyStoppingCallback(early_stopping_patience=2)
-trainer = trainer_for("whole", encoded, checked, rate, STEPS, EVERY, keep=True, callbacks=[plots.LiveLoss(), stop])
+trainer = trainer_for("whole", encoded, rate, STEPS, EVERY, [plots.LiveLoss(), stop])
 started = clock()
 trainer.train()
-model, spent, curves["whole"] = trainer.model.eval(), clock() - started, trainer.state.log_history
+model, spent, curves["whole"] = trainer.model.eval(), clock() - started, [start, *trainer.state.log_history]
 print(f"{trainer.state.global_step} of {STEPS} steps in {spent:.0f} s; the adapter is that of step "
       f"{trainer.state.best_global_step}, with a held-out loss of {trainer.state.best_metric:.3f}")
 
@@ -492,9 +536,10 @@ plots.lines({what: course_of(curves["whole"], key) for what, key in (("training"
 
 # %%
 started = clock()
-answers["adapter"] = scoring.generate(model, tokenizer, asked["bare"], ANSWER, progress="with the adapter")
-seconds["adapter"] = (clock() - started) / len(test)
-scores = {"examples in the prompt": told, "adapter": scoring.score(wanted, answers["adapter"])}
+answers["adapter"] = scoring.generate(model, tokenizer, asked["adapter"], ANSWER, progress="with the adapter")
+seconds["adapter"] = (clock() - started) / len(answers["adapter"])
+judged = scoring.score(wanted[:len(answers["adapter"])], answers["adapter"])
+scores = {"examples in the prompt": told, "adapter": judged}
 said = scoring.verdict(told, scores["adapter"], "examples in the prompt", "adapter")
 print(said)
 compare("own/adapter", scores["adapter"].exact)
@@ -502,7 +547,7 @@ plots.score_bars(scores, "Prompt or adapter? Exact answers, with 95 % intervals"
 
 # %%
 wrong = [(row, answer) for row, answer, (_, right) in zip(test, answers["adapter"], wanted) if answer.strip() != right]
-print(f"{len(wrong)} of {len(test)} answers of the adapter are not the right one, letter for letter:")
+print(f"{len(wrong)} of {len(answers['adapter'])} answers of the adapter are not the right one, letter for letter:")
 table([{"asked": row.prompt[:80], "right answer": row.answer, "the adapter says": answer[:120]}
        for row, answer in wrong[:6]] or [{"wrong": "none"}])
 
@@ -510,6 +555,22 @@ table([{"asked": row.prompt[:80], "right answer": row.answer, "the adapter says"
 # Read the wrong ones. Some may be right in another spelling, and then the score is too strict. Some may be rows whose
 # given answer you would dispute: then mend the file.
 #
+# Where answers are whole sentences, exact match may find none on either side. A second measure is how likely each way
+# finds the right answers: their loss, row by row. It is asked for where exact match cannot tell.
+
+# %%
+gain = (0.0, 0.0)  # nats a token, and half of its interval
+if "cannot tell" in said:
+    rows = list(zip(test, asked["with examples"][:12], asked["adapter"]))
+    gain = interval([scoring.quick_score(base, tokenizer, [(longer, row.answer)]).loss
+                     - scoring.quick_score(model, tokenizer, [(bare, row.answer)]).loss for row, longer, bare in rows])
+    print(f"On {len(rows)} rows the right answers' loss is lower with the adapter, by {gain[0]:.2f} ± {gain[1]:.2f}",
+          "nats a token (95 % interval).", "They are likelier with the adapter." if gain[0] > gain[1] else
+          "They are likelier with examples." if -gain[0] > gain[1] else "That cannot tell either.")
+else:
+    print("Exact match can tell: no second measure is needed.")
+
+# %% [markdown]
 # ## What it costs
 #
 # **Forgetting.** The adapter is part of every answer. **Predict** how the perplexity of ordinary prose compares with
@@ -534,13 +595,13 @@ table([{"asked": question, "base": scoring.chat(base, tokenizer, question, 20),
 
 # %%
 saved = seconds["with examples"] - seconds["adapter"]
-table([{"way": way, "tokens read a request": f"{read_by[text]:.0f}", "seconds a request, here": f"{seconds[way]:.3f}"}
-       for way, text in (("with examples", "with examples"), ("adapter", "bare"))])
+table([{"way": way, "tokens read a request": f"{read_by[way]:.0f}", "seconds a request, here": f"{seconds[way]:.3f}"}
+       for way in read_by])
 
 # %%
 print(f"The training took {spent:.0f} s.", f"It has paid for itself in time after {spent / saved:,.0f} requests."
       if saved > 0 else "On this machine a request with the adapter is not quicker.")
-print(f"By tokens, a request with examples reads {read_by['with examples'] / read_by['bare']:.1f} times as many.")
+print(f"By tokens, a request with examples reads {read_by['with examples'] / read_by['adapter']:.1f} times as many.")
 
 # %% [markdown]
 # (Servers can keep the beginning of a prompt that all requests share, and then read it once. So measure on yours.)
@@ -555,6 +616,8 @@ better = "adapter is higher" in said
 gap = abs(scores["adapter"].exact - told.exact)
 if better:
     advice = f"Ship the adapter. {said}"
+elif "cannot tell" in said and gain[0] > gain[1]:
+    advice = f"Do not ship yet. {said} The right answers are likelier with the adapter: have people compare pairs."
 elif "cannot tell" in said and gap:
     more = data.rows_needed(told.exact, scores["adapter"].exact)
     advice = f"Do not ship yet. {said} If the difference is what it looks like, {more:,} test rows would show it."
@@ -587,7 +650,7 @@ print(CARD if better else f"Not shipped. The card would have said:\n{CARD}")
 if better:
     fresh = load_base(MODEL, quiet=True)[0]
     loaded = PeftModel.from_pretrained(fresh, adapters.adapter_folder("adapters/own", r=8, base=fresh)).eval()
-    again = scoring.generate(loaded, tokenizer, asked["bare"][:10], ANSWER)
+    again = scoring.generate(loaded, tokenizer, asked["adapter"][:10], ANSWER)
     print(sum(a == b for a, b in zip(again, answers["adapter"])), "of", len(again), "answers are as measured")
     del fresh, loaded
 else:
@@ -647,7 +710,7 @@ print(f"{len(recipe.rows)} rows to train on and {len(recipe.eval_rows)} held out
 #
 # "I trained, and it does nothing." Five people bring you an adapter, each with the base that they load it on, the log
 # of the training, and the rows as they were trained on. All are trainings of the pocket model, a quarter of a million
-# weights. In each, another thing went wrong.
+# weights. In each case another thing went wrong, and not always in the training: some of the logs are alike.
 
 # %%
 from lora_lab.course.exercises import own

@@ -1,6 +1,7 @@
 """Checks of the exercises of lesson 8, and its drills: five sick adapters of the pocket model, to be diagnosed."""
 
 import copy
+import functools
 import json
 import random
 import reprlib
@@ -13,7 +14,7 @@ from . import say
 
 SICK = ("never trained", "rate too high", "prompt counted", "config edited", "merged twice")
 PATIENTS = "abcde"
-_STEPS, _BATCH, _RATE = 60, 16, 8e-3
+_STEPS, _BATCH, _RATE, _HIGH = 60, 16, 1.5e-2, 0.3
 
 
 def turn_labels(function) -> Verdict:
@@ -65,13 +66,15 @@ def make(folder, seed: int = 0) -> None:
     """Write five patients, `a` to `e`, to `folder`: each a `base`, an `adapter`, a `log.json` and its `rows.json`.
 
     Each has been trained on a dialect of the course's commands, and something went wrong, one of `SICK`, in an order
-    that `seed` decides. Files of an earlier call are replaced. Raises LabError.
+    that `seed` decides; three of them have the same training, which was sound. Files of an earlier call are replaced.
+    Raises LabError.
     """
+    trained = functools.cache(_trained)
     try:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, cause in zip(PATIENTS, _order(seed)):
-            _write(folder / name, cause, seed)
+            _write(folder / name, cause, seed, trained)
         (folder / "seed.json").write_text(json.dumps(seed), encoding="utf-8")
     except OSError as error:
         raise LabError(f"Could not write the drills to {folder}: {reason(error)}. Make room, and make them again: "
@@ -103,25 +106,22 @@ def _seed(folder) -> int:
         raise LabError(f"There are no drills in {folder}. Run the cell that makes them.") from None
 
 
-def _write(place: Path, cause: str, seed: int) -> None:
+def _write(place: Path, cause: str, seed: int, trained) -> None:
     from ... import pocket
     from ...display import no_progress_bars
 
-    base = pocket.load()[0]
-    rows = _rows(seed, prompt_counts=cause == "prompt counted")
-    fresh = place / "adapter" if cause == "never trained" else None  # saved before the training, and never again
-    model, log = _trained(copy.deepcopy(base), rows, 1.0 if cause == "rate too high" else _RATE, seed, fresh)
+    model, log = trained(_HIGH if cause == "rate too high" else _RATE, cause == "prompt counted", seed)
+    saved = _fresh(seed) if cause == "never trained" else model
     with no_progress_bars():
-        if not fresh:
-            model.save_pretrained(place / "adapter", save_embedding_layers=False)
-        merged = copy.deepcopy(model).merge_and_unload() if cause == "merged twice" else base
-        merged.save_pretrained(place / "base")
+        saved.save_pretrained(place / "adapter", save_embedding_layers=False)
+        base = copy.deepcopy(model).merge_and_unload() if cause == "merged twice" else pocket.load()[0]
+        base.save_pretrained(place / "base")
     if cause == "config edited":
         path = place / "adapter" / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(config | {"lora_alpha": 8 * config["lora_alpha"]}, indent=2), encoding="utf-8")
     (place / "log.json").write_text(json.dumps(log), encoding="utf-8")
-    (place / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    (place / "rows.json").write_text(json.dumps(_rows(seed, cause == "prompt counted")), encoding="utf-8")
 
 
 def _rows(seed: int, prompt_counts: bool) -> list[dict]:
@@ -136,23 +136,29 @@ def _rows(seed: int, prompt_counts: bool) -> list[dict]:
     return rows
 
 
-def _trained(base, rows: list[dict], rate: float, seed: int, fresh: Path | None):
-    """The model with its adapter after a training, and the log of it; `fresh` is where it is saved before."""
-    import torch
+def _fresh(seed: int):
+    """The pocket model with an adapter that has not been trained."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
+    from ... import pocket
+
     set_seed(seed)
     with warnings.catch_warnings(action="ignore"):
-        model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear",
-                                                task_type="CAUSAL_LM"))
-        if fresh:
-            model.save_pretrained(fresh, save_embedding_layers=False)
+        return get_peft_model(pocket.load()[0], LoraConfig(r=8, lora_alpha=16, target_modules="all-linear",
+                                                           task_type="CAUSAL_LM"))
+
+
+def _trained(rate: float, prompt_counts: bool, seed: int):
+    """The model with its adapter after a training, and the log of it."""
+    import torch
+
+    model, rows = _fresh(seed), _rows(seed, prompt_counts)
     weights, rng, log = [p for p in model.parameters() if p.requires_grad], random.Random(seed), []
     optimizer = torch.optim.AdamW(weights, lr=rate)
     model.train()
     for step in range(1, _STEPS + 1):
-        optimizer.param_groups[0]["lr"] = rate * min(1, step / 3, (_STEPS + 1 - step) / (_STEPS - 2))
+        optimizer.param_groups[0]["lr"] = rate * min(1, step / 10, (_STEPS + 1 - step) / (_STEPS - 9))
         loss = model(**_padded(rng.sample(rows, _BATCH))).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(weights, 1.0).item()
