@@ -410,9 +410,9 @@ def trainer_for(name, rows, lr, steps, every=None, callbacks=()):
     trainer = transformers.Trainer(model, transformers.TrainingArguments(
         f"runs/own/{name}", max_steps=steps, learning_rate=lr, warmup_steps=2, per_device_train_batch_size=BATCH,
         eval_strategy=when, eval_steps=every, save_strategy=when, save_steps=every, load_best_model_at_end=bool(every),
-        save_total_limit=1, save_only_model=True, logging_steps=1, seed=SEED, disable_tqdm=True,
-        remove_unused_columns=False, use_cpu=model.device.type == "cpu", dataloader_pin_memory=torch.cuda.is_available(),
-        bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16, per_device_eval_batch_size=len(checked)),
+        save_total_limit=1, save_only_model=True, logging_steps=1, seed=SEED, per_device_eval_batch_size=12,
+        disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=model.device.type == "cpu", bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16),
         batches.AnswerCollator(tokenizer), rows, batches.encode(checked, tokenizer), callbacks=list(callbacks))
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
@@ -427,7 +427,7 @@ quiz("own/rate")
 # %%
 from lora_lab.sweep import interval, sweep
 
-RATES, SHORT, curves = [1e-5, 3e-4, 2e-3, 2e-2], 8, {}
+RATES, SHORT, curves = [3e-5, 3e-4, 3e-3, 3e-2], 8, {}
 checked = [pair(row) for row in held_out[:max(4, min(12, int(1000 / length)))]]
 start = {"step": 0, "eval_loss": scoring.quick_score(base, tokenizer, checked).loss}
 
@@ -461,7 +461,7 @@ plots.lines({f"after {SHORT} steps": (list(ended), list(ended.values())),
 #
 # ## Too little, too much
 #
-# Two failures, made on purpose. **Too little**: the lowest rate of your sweep. **Too much**: eight rows alone, read
+# Two failures, made on purpose. **Too little**: the lowest rate of your sweep. **Too much**: four rows alone, read
 # again and again. Both have a training loss, and the training loss alone does not tell you which one you have.
 # **Predict** where the held-out loss of *too much* ends, compared with its own lowest point.
 
@@ -494,7 +494,7 @@ def diagnosis(name):
         return told + f"It learns its rows by heart: stop at step {steps[checks.index(low)]}, or bring more rows."
     if end > 0.9 * checks[0]:
         return told + "It has hardly begun: a higher rate, or more steps."
-    if learned < 0.5 * end:
+    if learned < 0.5 * end and end - learned > 0.05:
         return told + "Its own rows are far ahead of the others: more steps will not help those."
     return told + ("It is at its lowest: more steps may help." if end == low else "It has stopped falling: enough.")
 
