@@ -62,7 +62,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 # ## Read the file
 #
 # One line names the model, one the file. Run the lesson with the course's own set first. Then put your file in the
-# last line, take its mark away, and run all cells again.
+# last line (its path from this folder), take its mark away, and run all cells again.
 #
 # The course brings these sets, written for it and licensed as the rest of it: messages to a shop, each with the team
 # that it is for (`support`, a CSV); orders in words and what they say as JSON (`orders`, JSON lines); blunt sentences
@@ -76,7 +76,7 @@ FILE, TASK = data.example("support"), "Name the team that this message is for."
 # FILE, TASK = "my_rows.csv", "What the model is to do."
 SEED, MOST = 0, 2_000  # of more rows than that, so many are drawn
 base, tokenizer = load_base(MODEL)
-TOKENS = 8_000 if base.device.type == "cpu" else 500_000  # that each of the long parts may read: time, or certainty
+TOKENS = 9_000 if base.device.type == "cpu" else 500_000  # that each of the long parts may read: time, or certainty
 
 # %% [markdown]
 # `data.read` takes CSV and other tables, JSON, JSON lines, chats in OpenAI's form (`role` and `content`) and in
@@ -249,7 +249,7 @@ tokens([tokenizer.decode(token) for token in ids], [place >= len(ids) - answer f
 # %% [markdown]
 # The last token in colour ends the turn. If the prompt is in colour too, the model learns to write your users'
 # messages. Two mistakes are harder to see. Where padding has the same token as the end of a turn and is masked by its
-# number, the end is masked as well, and the model is not taught to stop. And in use somebody leaves the template out.
+# number, the end is masked as well, and the model is not taught to stop. And in use the template may be left out.
 # The doctor, whom you meet again below, looks at encoded rows before any training:
 
 # %%
@@ -428,15 +428,15 @@ quiz("own/rate")
 # %%
 from lora_lab.sweep import interval, sweep
 
-RATES, SHORT, curves = [3e-5, 3e-4, 3e-3, 3e-2], 8, {}
+RATES, SHORT_STEPS, curves = [3e-5, 3e-4, 3e-3, 3e-2], 8, {}
 checked = [pair(row) for row in held_out[:max(4, min(12, int(1000 / length)))]]
 start = {"step": 0, "eval_loss": scoring.quick_score(base, tokenizer, checked).loss}
 
 def short_run(lr, seed):
-    trainer = trainer_for("short", encoded, lr, SHORT)
+    trainer = trainer_for("short", encoded, lr, SHORT_STEPS)
     trainer.train()
     loss = scoring.quick_score(trainer.model, tokenizer, checked).loss
-    curves[lr] = [start, *trainer.state.log_history, {"step": SHORT, "eval_loss": loss}]
+    curves[lr] = [start, *trainer.state.log_history, {"step": SHORT_STEPS, "eval_loss": loss}]
     return {"loss": loss}
 
 rates = sweep(short_run, {"lr": RATES}, seeds=[SEED], progress="four rates")
@@ -446,19 +446,21 @@ rates.table("loss", "lr")
 ended = {row["lr"]: row["loss"] for row in rates.rows if row["status"] == "ok"}
 best = min(ended, key=ended.get)
 near = [lr for lr in ended if ended[lr] < 1.25 * ended[best]]
-rate = min(near)
+rate, long_rate = min(near), min(near) / 2
 said = f"The loss is nearly alike at {near}." if len(near) > 1 else "No other is near."
 edge = " That is the edge of the grid: try one beyond it." if rate in (RATES[0], RATES[-1]) else ""
 print(f"The lowest held-out loss is at a rate of {best:g}. {said} Taken: {rate:g}.{edge}")
+print(f"For the long training, half of it: {long_rate:g}.")
 compare("own/rate", best)
-plots.lines({f"after {SHORT} steps": (list(ended), list(ended.values())),
+plots.lines({f"after {SHORT_STEPS} steps": (list(ended), list(ended.values())),
              "before": (RATES, [start["eval_loss"]] * len(RATES))}, "learning rate",
             "held-out loss (nats an answer token)", title="Which rate learns in a few steps?", xscale="log",
             yscale="log")
 
 # %% [markdown]
 # One seed and few steps can tell powers of ten apart, and no neighbours. Short runs flatter high rates: a training that
-# goes on needs less, and pushes the rest of the model about less. So of rates that are nearly alike, take the lowest.
+# goes on needs less, and pushes the rest of the model about less. So of rates that are nearly alike, take the lowest,
+# and half of that for the long training. (At work, sweep with the steps that you are going to train.)
 #
 # ## Too little, too much
 #
@@ -470,7 +472,7 @@ plots.lines({f"after {SHORT} steps": (list(ended), list(ended.values())),
 quiz("own/overfit")
 
 # %%
-few = trainer_for("few", encoded[:4], rate, 16, 4)
+few = trainer_for("few", encoded[:4], rate, steps=16, every=4)
 few.train()
 curves["too much"], curves["too little"] = [start, *few.state.log_history], curves[RATES[0]]
 
@@ -507,7 +509,7 @@ quiz("own/curves")
 # %% [markdown]
 # ## The verdict
 #
-# Now the training that counts: the rate from the sweep, all rows, and **early stopping**. When the held-out loss has
+# Now the training that counts: half the rate of the sweep, all rows, and **early stopping**. When the held-out loss has
 # not been lower for some checks, the training ends, and the best adapter is loaded back. Which score on the test rows
 # do you expect?
 
@@ -519,7 +521,7 @@ steps = max(8, min(3 * len(encoded) // BATCH, int(TOKENS / BATCH / length)))
 EVERY = max(2, steps // 4)
 STEPS = steps // EVERY * EVERY
 stop = transformers.EarlyStoppingCallback(early_stopping_patience=2)
-trainer = trainer_for("whole", encoded, rate, STEPS, EVERY, [plots.LiveLoss(), stop])
+trainer = trainer_for("whole", encoded, long_rate, STEPS, EVERY, [plots.LiveLoss(), stop])
 started = clock()
 trainer.train()
 model, spent, curves["whole"] = trainer.model.eval(), clock() - started, [start, *trainer.state.log_history]
@@ -636,7 +638,7 @@ base_model: {getattr(base.config, "_name_or_path", MODEL)}
 ---
 # {TASK}
 - Data: {Path(FILE).name}, {len(train)} rows to train on, {len(held_out)} held out, {len(test)} to test, seed {SEED}.
-- LoRA: rank 8, alpha 16, all linear layers, rate {rate:g}, step {trainer.state.best_global_step}. Ask through the
+- LoRA: rank 8, alpha 16, all linear layers, rate {long_rate:g}, step {trainer.state.best_global_step}. Ask through the
   chat template, with the task as the system turn, greedily, up to {ANSWER} tokens.
 - {said}
 - Perplexity of a page of prose: base {prose["base"]:.1f}, adapter {prose["adapter"]:.1f}."""
@@ -691,7 +693,7 @@ for name, part in {"train": train, "held_out": held_out}.items():
 recipes.write({
     "model": MODEL, "output": "runs/own/finetuned", "lora": model.peft_config["default"],
     "data": {"path": "runs/own/train.jsonl", "eval_path": "runs/own/held_out.jsonl"},
-    "training": {"max_steps": STEPS, "batch_size": BATCH, "learning_rate": rate, "warmup_steps": 2,
+    "training": {"max_steps": STEPS, "batch_size": BATCH, "learning_rate": long_rate, "warmup_steps": 2,
                  "eval_steps": EVERY}}, "runs/own/recipe.yaml")
 print(Path("runs/own/recipe.yaml").read_text())
 

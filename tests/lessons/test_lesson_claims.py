@@ -395,7 +395,7 @@ def test_an_adapter_is_shipped_only_where_the_interval_says_so(told, trained, ga
 ])
 def test_of_rates_that_are_nearly_alike_the_lowest_is_taken(losses, taken, said, capsys):
     rows = [{"lr": lr, "status": "ok" if loss else "diverged", "loss": loss} for lr, loss in enumerate(losses, 1)]
-    names = dict(rates=types.SimpleNamespace(rows=rows), RATES=[1, 2, 3, 4], SHORT=8, start={"eval_loss": 9.0},
+    names = dict(rates=types.SimpleNamespace(rows=rows), RATES=[1, 2, 3, 4], SHORT_STEPS=8, start={"eval_loss": 9.0},
                  compare=print, plots=types.SimpleNamespace(lines=lambda *_, **__: None))
     exec(cell("08_your_own_data", "ended = "), names)
     assert names["rate"] == taken and said in capsys.readouterr().out
