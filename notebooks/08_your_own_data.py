@@ -182,6 +182,8 @@ out = {place for finding in found if finding.what != "split badly" for place in 
 before = len(train), len(held_out), len(test)
 train, held_out, test = ([row for row in part if row.place not in out] for part in (train, held_out, test))
 print(f"training, held out, test: {before} rows before, {(len(train), len(held_out), len(test))} after")
+if min(len(train), 5 * len(held_out), 5 * len(test)) < 20:
+    raise LabError("Too few rows are left. Mend in the file what was found, or raise WINDOW if rows are too long.")
 
 # %% [markdown]
 # A row of the same *kind* is no leak, and a test row says how good the model is at rows of the same kind. If one form
@@ -197,7 +199,7 @@ for before, after in ((0.5, 0.9), (0.8, 0.9), (0.88, 0.9)):
     print(f"{before:.0%} against {after:.0%}: {data.rows_needed(before, after):,} test rows")
 compare("own/rows_needed", data.rows_needed(0.8, 0.9))
 seen = [points for points in range(1, 21) if data.rows_needed(0.8, 0.8 + points / 100) <= len(test)]
-print(f"Your {len(test)} test rows tell 80 % from " + (f"{80 + seen[0]} % or more." if seen else "nothing near it."))
+print(f"Your {len(test)} test rows tell 80 % from", f"{80 + seen[0]} % and more." if seen else "no higher share.")
 
 # %% [markdown]
 # ## What the loss counts
@@ -452,10 +454,10 @@ edge = " That is the edge of the grid: try one beyond it." if rate in (RATES[0],
 print(f"The lowest held-out loss is at a rate of {best:g}. {said} Taken: {rate:g}.{edge}")
 print(f"For the long training, half of it: {long_rate:g}.")
 compare("own/rate", best)
-plots.lines({f"after {SHORT_STEPS} steps": (list(ended), list(ended.values())),
-             "before": (RATES, [start["eval_loss"]] * len(RATES))}, "learning rate",
-            "held-out loss (nats an answer token)", title="Which rate learns in a few steps?", xscale="log",
-            yscale="log")
+after, name = (list(ended), list(ended.values())), f"after {SHORT_STEPS} steps"
+plots.lines({name: after, "before": (RATES, [start["eval_loss"]] * len(RATES))}, "learning rate",
+            "held-out loss (nats an answer token)", title="Which rate learns in a few steps?", seeds={name: after},
+            xscale="log", yscale="log")
 
 # %% [markdown]
 # One seed and few steps can tell powers of ten apart, and no neighbours. Short runs flatter high rates: a training that
