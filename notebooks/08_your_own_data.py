@@ -477,6 +477,7 @@ quiz("own/overfit")
 few = trainer_for("few", encoded[:4], rate, steps=16, every=4)
 few.train()
 curves["too much"], curves["too little"] = [start, *few.state.log_history], curves[RATES[0]]
+del few  # the memory of its model
 
 def course_of(history, key):
     """Steps and losses of a training's log; a logarithmic axis shows no zero."""

@@ -20,7 +20,7 @@ _STEPS, _BATCH, _RATE, _HIGH = 60, 16, 1.5e-2, 0.3
 def turn_labels(function) -> Verdict:
     """Check: does `function(turns)` give the labels of a chat, whose answers count and nothing else does?"""
     rng = random.Random()
-    for roles in (("user", "assistant"), ("system", "user", "assistant", "user", "assistant"),
+    for roles in (("system", "user", "assistant", "user", "assistant"), ("user", "assistant"),
                   ("user", "assistant", "user", "assistant", "user")):
         turns = [(role, [rng.randrange(2, 49152) for _ in range(rng.randint(2, 5))]) for role in roles]
         ids = [token for _, own in turns for token in own]
@@ -158,7 +158,7 @@ def _trained(rate: float, prompt_counts: bool, seed: int):
     optimizer = torch.optim.AdamW(weights, lr=rate)
     model.train()
     for step in range(1, _STEPS + 1):
-        optimizer.param_groups[0]["lr"] = rate * min(1, step / 10, (_STEPS + 1 - step) / (_STEPS - 9))
+        optimizer.param_groups[0]["lr"] = rate * min(step / 10, (_STEPS + 1 - step) / _STEPS)
         loss = model(**_padded(rng.sample(rows, _BATCH))).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(weights, 1.0).item()
