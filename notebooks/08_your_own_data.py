@@ -26,7 +26,7 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb). [Lesson 5](05_alpha_scaling.ipynb) for learning rates and
 # [Lesson 6](06_merge_and_ship.ipynb) for shipping help.
 #
-# **It takes** about four minutes of computing on two CPU cores
+# **It takes** about two minutes of computing on two CPU cores
 # (on a GPU: not recorded).
 
 # %% jupyter={"source_hidden": true}
@@ -796,8 +796,8 @@ progress()
 # %% [markdown]
 # ## Recap
 #
-# - Rows first: read what was understood, check, split, and let no test row into the training.
-# - The loss counts what is in colour. Build texts for training and for use with one function.
+# - Rows first: read what was understood, check, split, and let no test row into the training. The loss counts what is
+#   in colour, and one function writes the texts for training and for use.
 # - Try a prompt, then a rate, then when to stop. The held-out rows choose, the test rows judge, with an interval.
 # - When an adapter "does nothing", look at signs: its B, its log, its labels, its base. The doctor reads the same.
 #
