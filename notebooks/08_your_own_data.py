@@ -76,7 +76,7 @@ FILE, TASK = data.example("support"), "Name the team that this message is for."
 # FILE, TASK = "my_rows.csv", "What the model is to do."
 SEED, MOST = 0, 2_000  # of more rows than that, so many are drawn
 base, tokenizer = load_base(MODEL)
-TOKENS = 9_000 if base.device.type == "cpu" else 500_000  # that each of the long parts may read: time, or certainty
+TOKENS = 10_000 if base.device.type == "cpu" else 500_000  # that each of the long parts may read: time, or certainty
 
 # %% [markdown]
 # `data.read` takes CSV and other tables, JSON, JSON lines, chats in OpenAI's form (`role` and `content`) and in
