@@ -467,7 +467,7 @@ plots.lines({name: after, "before": (RATES, [start["eval_loss"]] * len(RATES))},
 # ## Too little, too much
 #
 # Two failures, made on purpose. **Too little**: the lowest rate of your sweep. **Too much**: four rows alone, read
-# again and again. Both have a training loss, and the training loss alone does not tell you which one you have.
+# again and again. A training loss near zero does not say whether the task was learned, or the rows by heart.
 # **Predict** where the held-out loss of *too much* ends, compared with its own lowest point.
 
 # %%
