@@ -125,14 +125,18 @@ def smoothed(values: Sequence[float], decay: float = 0.8) -> list[float]:
     return means
 
 
-def score_bars(scores: Mapping[str, Any], title: str | None = "Exact answers, with 95 % intervals") -> Picture:
-    """Draw exact match as bars with 95 % intervals: `{"r 8": Score, ...}` or `{"before": {"r 8": Score, ...}, ...}`."""
+def score_bars(scores: Mapping[str, Any], title: str | None = "Exact answers, with 95 % intervals",
+               of: str = "commands") -> Picture:
+    """Draw exact match as bars with 95 % intervals: `{"r 8": Score, ...}` or `{"before": {"r 8": Score, ...}, ...}`.
+
+    `of` is the word for what was held out.
+    """
     plain = not isinstance(next(iter(scores.values())), Mapping)
     stages: Mapping[str, Mapping] = {"": scores} if plain else scores
     groups = list(next(iter(stages.values())))
     colours = (AFTER,) if plain else (BEFORE, AFTER, BROKEN)
     rows = [(group, stage, colour) for group in groups for stage, colour in zip(stages, colours)]
-    figure, axes = new_axes(0.4 * len(rows) + 1.1, title, xlabel="exact match on held-out commands (%)")
+    figure, axes = new_axes(0.4 * len(rows) + 1.1, title, xlabel=f"exact match on held-out {of} (%)")
     parts = []
     for row, (group, stage, colour) in enumerate(rows):
         score = stages[stage][group]

@@ -33,7 +33,8 @@ GENERAL_TEXT = Path(__file__).with_name("prose.txt").read_text(encoding="utf-8")
 class Score:
     """Share of exact answers (with its 95 % interval) and of valid JSON among `n` answers.
 
-    `quick_score` gives the loss (nats per answer token) instead of the share of valid JSON.
+    `quick_score` gives the loss (nats per answer token) instead of the share of valid JSON, which is also None where no
+    right answer is JSON.
     """
 
     exact: float
@@ -51,8 +52,9 @@ class Score:
 
     def __str__(self) -> str:
         low, high = self.interval
-        other = f"valid JSON {self.valid_json:.1%}" if self.loss is None else f"loss {self.loss:.3f}"
-        return f"exact {self.exact:.1%} (95 % interval {low:.1%} to {high:.1%}, n={self.n}), {other}"
+        other = f", loss {self.loss:.3f}" if self.loss is not None else \
+            f", valid JSON {self.valid_json:.1%}" if self.valid_json is not None else ""
+        return f"exact {self.exact:.1%} (95 % interval {low:.1%} to {high:.1%}, n={self.n}){other}"
 
 
 def verdict(first: Score, second: Score, first_name: str = "the first", second_name: str = "the second") -> str:
@@ -159,10 +161,12 @@ def score(rows: Sequence[Row], answers: Sequence[str]) -> Score:
     fits = isinstance(answers, (list, tuple)) and len(answers) == len(rows) > 0
     expect(fits and all(isinstance(text, str) for text in answers), "answers", answers,
            f"a list of texts, one for each of the rows, of which there are {len(rows)} (at least one)")
-    parsed = [_parse(text) for text in answers]
-    right = [text.strip() == answer.strip() or _same(found, _parse(answer))
-             for (_, answer), text, found in zip(rows, answers, parsed, strict=True)]
-    return Score(sum(right) / len(rows), sum(found is not _NO_JSON for found in parsed) / len(rows), len(rows))
+    parsed, wanted = [_parse(text) for text in answers], [_parse(answer) for _, answer in rows]
+    right = [text.strip() == answer.strip() or _same(found, due)
+             for (_, answer), text, found, due in zip(rows, answers, parsed, wanted, strict=True)]
+    valid = sum(found is not _NO_JSON for found in parsed) / len(rows)
+    asked = any(due is not _NO_JSON for due in wanted)  # nobody wants JSON where no right answer is any
+    return Score(sum(right) / len(rows), valid if asked else None, len(rows))
 
 
 @torch.inference_mode()

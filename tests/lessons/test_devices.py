@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from lora_lab import batches, cache, compare, load_base, memory, merging, meta_model, models, sweep
-from lora_lab.course.exercises import alpha, eight, fleet, math
+from lora_lab.course.exercises import alpha, eight, fleet, math, own
 from peft import LoraConfig, get_peft_model
 from pretend_gpu import GPU, on_gpu, pretend_gpu, put
 
@@ -166,6 +166,7 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
     "06_merge_and_ship": [(", device=W.device", ""), (".to(model.device)", ""), (", device=base.device", "")],
     "07_past_one_gpu": [("    trainer.train(), trainer.save_model()\n",
                          "    trainer.train(); model(torch.ones(1, 4, dtype=torch.long))\n")],
+    "08_your_own_data": [("first + second[\"input_ids\"], device=base.device", "first + second[\"input_ids\"]")],
 }
 
 
@@ -220,6 +221,7 @@ def cheap(small, monkeypatch):
         patch.setattr(memory, "plan", lambda *_, **__: planned)
         patch.setattr(meta_model, "without_weights", lambda _: bare)  # for lora_lab.distributed
         patch.setattr(subprocess, "Popen", unseen)
+        patch.setattr(own, "_STEPS", 1)  # the drills' trainings, of the pocket model
         yield
     for known in (alpha._loss, alpha._losses, fleet._fleet_memory):
         known.cache_clear()  # of models that hardly trained, and of plans left out

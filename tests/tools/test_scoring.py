@@ -30,7 +30,7 @@ def test_json_is_compared_with_its_types_and_exactly(wanted, answer, right):
 
 
 def test_nan_is_no_json_and_null_is():
-    assert scoring.score([("", "")] * 2, ["NaN", "null"]).valid_json == 0.5
+    assert scoring.score([("", "{}")] * 2, ["NaN", "null"]).valid_json == 0.5
 
 
 def test_an_answer_too_few_is_an_error():
@@ -173,3 +173,9 @@ def test_a_verdict_does_not_depend_on_the_order(a, b):
     forth, back = scoring.verdict(first, second, "A", "B"), scoring.verdict(second, first, "B", "A")
     assert ("A is higher" in forth) == ("A is higher" in back) and ("B is higher" in forth) == ("B is higher" in back)
     assert not (a >= b and "B is higher" in forth)
+
+
+def test_nobody_asks_for_json_where_no_right_answer_is_any():
+    score = scoring.score([("a", "billing"), ("b", "returns")], ["billing", '{"team": 1}'])
+    assert (score.exact, score.valid_json) == (0.5, None) and "JSON" not in str(score) and str(score).endswith("n=2)")
+    assert scoring.score([("a", "billing"), ("b", "{}")], ["billing", "no"]).valid_json == 0
