@@ -57,6 +57,9 @@ def check(data: Data | Sequence[Row], tokenizer: Any = None, test: Data | Sequen
     if held_out:
         found.append(_leaks(rows, held_out))
     if tokenizer is not None:
+        from .. import batches  # and with it torch, which rows alone do not need
+
+        batches.check_tokenizer(tokenizer)
         found += _tokens(rows, tokenizer, max_length)
     return [finding for finding in found if finding is not None]
 
