@@ -136,7 +136,7 @@ def _read_once(model, rows: list[list[int]]) -> tuple[list[int], DynamicCache | 
     Padding stands between them and the rest. Rotary positions are counted without it, and full attention never sees it;
     where positions are columns, or a window slides, each prompt is read whole.
     """
-    shared = os.path.commonprefix(rows)[: min(map(len, rows)) - 1]
+    shared = list(os.path.commonprefix(rows))[: min(map(len, rows)) - 1]
     config, adapter = model.config, getattr(model, "active_peft_config", None)
     rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
     if len(rows) == 1 or len(shared) < _WORTH_SHARING or not rotary or getattr(adapter, "is_prompt_learning", False):

@@ -334,4 +334,4 @@ def test_the_command_prints_what_was_understood_and_what_is_odd(tmp_path, capsys
     assert command.main([str(odd)]) == 2 and "Which columns" in capsys.readouterr().err
     assert command.main([str(odd), "--prompt", "ask", "--answer", "say"]) == 1
     said = capsys.readouterr().out
-    assert "Odd, line 5: 1 cells" in said and "rows that repeat an earlier one: 1 (line 3)" in said
+    assert "Odd, line 5: 1 cells" in said and "Rows that repeat an earlier one: 1 (line 3)" in said
