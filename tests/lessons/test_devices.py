@@ -15,6 +15,7 @@ import torch
 import transformers
 from lora_lab import batches, cache, compare, load_base, memory, merging, meta_model, models, sweep
 from lora_lab.course.exercises import alpha, eight, fleet, math, own
+from lora_lab.doctor import trial
 from peft import LoraConfig, get_peft_model
 from pretend_gpu import GPU, on_gpu, pretend_gpu, put
 
@@ -221,6 +222,7 @@ def cheap(small, monkeypatch):
         patch.setattr(memory, "plan", lambda *_, **__: planned)
         patch.setattr(meta_model, "without_weights", lambda _: bare)  # for lora_lab.distributed
         patch.setattr(subprocess, "Popen", unseen)
+        patch.setattr(trial, "ROWS", 2)
         patch.setattr(own, "_STEPS", 1)  # the drills' trainings, of the pocket model
         yield
     for known in (alpha._loss, alpha._losses, fleet._fleet_memory):
