@@ -352,9 +352,9 @@ print(f"Behind another row, {lower} of {len(alone)} answers have a lower loss th
 print(f"Kept apart by a mask, no loss is further from its own alone than {off:.2g} nats.")
 
 # %% [markdown]
-# The mask is a block for each row, and the positions begin anew: then packing changes nothing but the time. Trainers
-# have a setting for it, which needs an attention that knows of blocks. Where yours has none, pad, and put rows of
-# similar length into a batch (`batches.similar_lengths`).
+# The mask is a block for each row, and the positions begin anew: then packing changes nothing but the time and some
+# rounding. Trainers have a setting for it, which needs an attention that knows of blocks. Where yours has none, pad,
+# and put rows of similar length into a batch (`batches.similar_lengths`).
 #
 # ## Would a prompt do?
 #
