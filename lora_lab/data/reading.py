@@ -112,7 +112,7 @@ def _as_rows(found: Iterable[tuple[str, Any]], form: str, odd: list, prompt: str
     """Chats where there are messages, else two columns: those that are named, or whose names are known."""
     rows: list[Row] = []
     chosen: tuple[list[str], str] | None = None
-    chats = 0
+    chats, refused = 0, None
     for place, value in found:
         if isinstance(value, list) and value and all(isinstance(item, dict) and _role(item) for item in value):
             value = {"messages": value}
@@ -126,12 +126,18 @@ def _as_rows(found: Iterable[tuple[str, Any]], form: str, odd: list, prompt: str
             row = _chat(messages, value.get("system"), place)
             chats += not isinstance(row, str)
         else:
-            chosen = chosen or _columns(value, prompt, answer, place)
-            row = _pair(value, *chosen, place)
+            try:
+                chosen = chosen or _columns(value, prompt, answer, place)
+                row = _pair(value, *chosen, place)
+            except LabError as error:  # of all rows, or of one among chats
+                refused = refused or error
+                row = f"neither a chat nor a known pair of columns: {_short(', '.join(map(str, value)))}"
         if isinstance(row, str):
             odd.append((place, row))
         else:
             rows.append(row)
+    if not rows and refused:
+        raise refused
     if not rows:
         why = f" The first: {odd[0][0]}, {odd[0][1]}." if odd else " There is nothing below the names."
         raise LabError(f"No row could be used, of {len(odd):,}.{why} Expected prompts and answers, or chats.")

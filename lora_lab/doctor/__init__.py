@@ -75,8 +75,9 @@ def examine(adapter: str | os.PathLike | None = None, base: torch.nn.Module | No
         end = rows.end_of_text(tokenizer, base)
         found += rows.faults(encoded, end)
         looked.append(f"{len(encoded):,} rows of data")
-    asked = [prompts] if isinstance(prompts, str) else list(prompts or ())
-    expect(all(isinstance(prompt, str) for prompt in asked), "prompts", prompts, "texts, as the adapter is asked")
+    asked = [prompts] if isinstance(prompts, str) else list(prompts or ()) if isinstance(prompts, Iterable) else []
+    fits = (prompts is None or isinstance(prompts, Iterable)) and all(isinstance(text, str) for text in asked)
+    expect(fits, "prompts", prompts, "a list of texts")
     if asked and data is not None and tokenizer is not None:
         found += rows.unlike_training(encoded, asked, tokenizer)
     history = logs.read(log) if log is not None else None

@@ -193,6 +193,15 @@ def test_odd_rows_are_named_and_the_others_read(tmp_path):
     assert "one cell" not in repr(table.show()) and "1 cells" in repr(table.show())
 
 
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_row_that_is_no_chat_is_odd_among_chats(at, tmp_path):
+    rows = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]} for _ in range(3)]
+    rows.insert(at, {"id": 7})
+    (tmp_path / "chats.json").write_text(json.dumps(rows))
+    read = data.read(tmp_path / "chats.json")
+    assert len(read.rows) == 3 and read.odd == [(f"row {at + 1}", "neither a chat nor a known pair of columns: id")]
+
+
 def test_lines_of_several_encodings(tmp_path):
     content = "prompt,completion\nça va,oui\n".encode() + "garçon,naïf\n".encode("cp1252")
     assert data.read(written(tmp_path, "a.csv", content)).pairs == [("ça va", "oui"), ("garçon", "naïf")]
@@ -346,4 +355,4 @@ def test_the_command_prints_what_was_understood_and_what_is_odd(tmp_path, capsys
     assert command.main([str(odd)]) == 2 and "Which columns" in capsys.readouterr().err
     assert command.main([str(odd), "--prompt", "ask", "--answer", "say"]) == 1
     said = capsys.readouterr().out
-    assert "Odd, line 5: 1 cells" in said and "1 rows repeat an earlier one (line 3)" in said
+    assert "Odd, line 5: 1 cells" in said and "Rows that repeat an earlier one: 1 (line 3)" in said
