@@ -500,7 +500,8 @@ def diagnosis(name):
         return told + "It has hardly begun: a higher rate, or more steps."
     if learned < 0.5 * end and end - learned > 0.05:
         return told + "Its own rows are far ahead of the others: more steps will not help those."
-    return told + ("It is at its lowest: more steps may help." if end == low else "It has stopped falling: enough.")
+    rest = "It is at its lowest: more steps may help." if low > 0.02 else "Hardly anything is left to learn."
+    return told + (rest if end == low else "It has stopped falling: enough.")
 
 print(diagnosis("too little"), diagnosis("too much"), sep="\n")
 
