@@ -15,7 +15,7 @@ from .errors import LabError, expect, reason, whole
 IGNORED = -100  # the label that the loss of every transformers model skips
 
 
-def encode(pairs: Iterable, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def encode(rows: Iterable, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Tokenize (prompt, answer) pairs and chats; returns a dict each: `input_ids` and `answer_length`, in tokens.
 
     `input_ids` are the prompt's, the answer's and the end of text, with no special token before or between. The end of
@@ -25,11 +25,11 @@ def encode(pairs: Iterable, tokenizer: PreTrainedTokenizerBase) -> list[dict[str
     last one makes a row of each turn. Raises LabError.
     """
     check_tokenizer(tokenizer)
-    is_many = isinstance(pairs, Iterable) and not isinstance(pairs, (str, bytes, dict))
-    rows: list[Any] = list(pairs) if is_many else [pairs]
-    if not any(is_chat(row) for row in rows):
-        return _encode_pairs(as_pairs(rows), tokenizer)
-    return [found for row in rows for found in (_encode_chat(row, tokenizer) if is_chat(row)
+    is_many = isinstance(rows, Iterable) and not isinstance(rows, (str, bytes, dict))
+    taken: list[Any] = list(rows) if is_many else [rows]
+    if not any(is_chat(row) for row in taken):
+        return _encode_pairs(as_pairs(taken), tokenizer)
+    return [found for row in taken for found in (_encode_chat(row, tokenizer) if is_chat(row)
                                                 else _encode_pairs(as_pairs([row]), tokenizer))]
 
 
