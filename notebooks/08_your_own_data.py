@@ -104,9 +104,11 @@ print(read)
 read.show()
 
 # %% [markdown]
+# (A subject and a body belong together? `prompt=["subject", "body"]` puts them under each other.)
+#
 # Split before you look any further. There are three parts, and each has one use. **Training** rows move the weights.
 # **Held-out** rows decide between rates and say when to stop. **Test** rows are asked at the end, and decide nothing
-# before that. Rows with equal prompts stay on one side.
+# before that. Rows whose prompts are equal or nearly so stay on one side.
 
 # %%
 drawn = random.Random(SEED).sample(read.rows, min(len(read.rows), MOST))
@@ -178,12 +180,13 @@ quiz("own/leak")
 found = data.check(drawn, tokenizer, max_length=WINDOW)
 found += [finding for finding in data.check(train, test=[*held_out, *test]) if finding.what == "leak"]
 print("\n".join(f"- {finding}" for finding in found) or "Nothing was found in these rows.")
-out = {place for finding in found if finding.what != "split badly" for place in finding.places}
+out = {place for finding in found if finding.what not in ("split badly", "spelling") for place in finding.places}
 before = len(train), len(held_out), len(test)
 train, held_out, test = ([row for row in part if row.place not in out] for part in (train, held_out, test))
 print(f"training, held out, test: {before} rows before, {(len(train), len(held_out), len(test))} after")
-if min(len(train), 5 * len(held_out), 5 * len(test)) < 20:
-    raise LabError("Too few rows are left. Mend in the file what was found, or raise WINDOW if rows are too long.")
+if len(train) < 20 or len(held_out) < 4 or len(test) < 10:
+    raise LabError("Too few rows are left. Mend in the file what was found. If rows are too long, raise WINDOW; if "
+                   "they are leaks, your file has few forms, and needs rows of others.")
 
 # %% [markdown]
 # A row of the same *kind* is no leak, and a test row says how good the model is at rows of the same kind. If one form
@@ -549,14 +552,15 @@ compare("own/adapter", scores["adapter"].exact)
 plots.score_bars(scores, "Prompt or adapter? Exact answers, with 95 % intervals", "test rows")
 
 # %%
-wrong = [(row, answer) for row, answer, (_, right) in zip(test, answers["adapter"], wanted) if answer.strip() != right]
+wrong = [(row, answer) for row, answer, (_, right) in zip(test, answers["adapter"], wanted)
+         if answer.strip() != right.strip()]
 print(f"{len(wrong)} of {len(answers['adapter'])} answers of the adapter are not the right one, letter for letter:")
 table([{"asked": row.prompt[:80], "right answer": row.answer, "the adapter says": answer[:120]}
        for row, answer in wrong[:6]] or [{"wrong": "none"}])
 
 # %% [markdown]
 # Read the wrong ones. Some may be right in another spelling, and then the score is too strict. Some may be rows whose
-# given answer you would dispute: then mend the file.
+# given answer you would dispute: then mend the file, and split it by another `SEED`, so that other rows are asked.
 #
 # Where answers are whole sentences, exact match may find none on either side. A second measure is how likely each way
 # finds the right answers: their loss, row by row. It is asked for where exact match cannot tell.
@@ -609,8 +613,9 @@ table([{"way": way, "tokens read a request": f"{read_by[way]:.0f}", "seconds a r
        for way in read_by])
 
 # %%
-print(f"The training took {spent:.0f} s.", f"It has paid for itself in time after {spent / saved:,.0f} requests."
-      if saved > 0 else "On this machine a request with the adapter is not quicker.")
+print(f"The last training alone took {spent:.0f} s.",
+      f"It has paid for itself in time after {spent / saved:,.0f} requests." if saved > 0 else
+      "On this machine a request with the adapter is not quicker.")
 print(f"By tokens, a request with examples reads {read_by['with examples'] / read_by['adapter']:.1f} times as many.")
 
 # %% [markdown]
@@ -649,8 +654,9 @@ base_model: {getattr(base.config, "_name_or_path", MODEL)}
   chat template, with the task as the system turn, greedily, up to {ANSWER} tokens.
 - {said}
 - Perplexity of a page of prose: base {prose["base"]:.1f}, adapter {prose["adapter"]:.1f}."""
+ADAPTER = f"adapters/own-{Path(FILE).stem}"
 if better:
-    shipping.ship(model, tokenizer, "adapters/own", CARD)
+    shipping.ship(model, tokenizer, ADAPTER, CARD)
 print(CARD if better else f"Not shipped. The card would have said:\n{CARD}")
 
 # %% [markdown]
@@ -659,7 +665,7 @@ print(CARD if better else f"Not shipped. The card would have said:\n{CARD}")
 # %%
 if better:
     fresh = load_base(MODEL, quiet=True)[0]
-    loaded = PeftModel.from_pretrained(fresh, adapters.adapter_folder("adapters/own", r=8, base=fresh)).eval()
+    loaded = PeftModel.from_pretrained(fresh, adapters.adapter_folder(ADAPTER, r=8, base=fresh)).eval()
     again = scoring.generate(loaded, tokenizer, asked["adapter"][:10], ANSWER)
     print(sum(a == b for a, b in zip(again, answers["adapter"])), "of", len(again), "answers are as measured")
     del fresh, loaded
@@ -689,7 +695,8 @@ print(f"{MODEL}, batches of {BATCH} rows of up to {longest} tokens: {memory.huma
 
 # %% [markdown]
 # **The same training as a recipe**, for a machine without a notebook or for many GPUs ([Lesson
-# 7](07_past_one_gpu.ipynb)). The rows go to files as `pair` writes them, so that the texts stay those you measured.
+# 7](07_past_one_gpu.ipynb)). The rows go to files as `pair` writes them, so that the texts stay those you measured. It
+# trains all steps and keeps the last adapter; its log tells the held-out losses, and whether to stop earlier.
 
 # %%
 from lora_lab.finetune import recipes
@@ -712,7 +719,7 @@ print(f"{len(recipe.rows)} rows to train on and {len(recipe.eval_rows)} held out
 # In a terminal, from this folder (**not run here**):
 #
 #     python -m lora_lab.finetune runs/own/recipe.yaml
-#     python -m lora_lab.doctor runs/own/finetuned
+#     python -m lora_lab.doctor runs/own/finetuned --base SmolLM2-135M-Instruct --data runs/own/train.jsonl
 #
 # `training.report_to` in the recipe tells TensorBoard, Trackio or Weights & Biases of the losses as well.
 #

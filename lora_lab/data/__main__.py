@@ -11,7 +11,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the first rows and the findings; return 1 if there are any, 2 for what cannot be read, else 0."""
     parser = argparse.ArgumentParser(prog="lora_lab.data", description="Read rows, and check them before a training.")
     parser.add_argument("file", help="CSV, JSON, JSON lines, chats, a folder of the datasets library, or a hub id")
-    parser.add_argument("--prompt", help="the column that is asked, where it cannot be guessed")
+    parser.add_argument("--prompt", action="append", help="the column that is asked, where it cannot be guessed; "
+                        "may be repeated, as for a subject and a body")
     parser.add_argument("--answer", help="the column that is answered")
     parser.add_argument("--model", help="whose tokenizer counts lengths: SmolLM2-135M-Instruct, a folder or a hub id")
     options = parser.parse_args(arguments)

@@ -6,7 +6,7 @@ import math
 import random
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -16,6 +16,7 @@ from .reading import Data, Row
 
 _GRAM = 3  # letters of a piece, by which near duplicates are found
 _ALIKE = 0.7  # of the pieces of both prompts
+_PAIRED = 5_000  # rows, of which every prompt is compared with the others before a split
 _SHARED = 4  # of their rarest pieces, without which they are not compared
 _SPOILT = re.compile("\ufffd|[\x00-\x08\x0b\x0c\x0e-\x1f]|[ÃÂ][\x80-\xbf]|â€.|ï»¿")  # lost, control, read as cp1252
 # What programs write for nothing: spaces, seen or not, a workbook's errors, the words of pandas and SQL.
@@ -55,6 +56,7 @@ def check(data: Data | Sequence[Row], tokenizer: Any = None, test: Data | Sequen
                  "Rows with letters that were lost or read in another encoding: {}",
                  "Save the file anew as UTF-8 from where it came."),
         *_repeated(rows),
+        _spellings(rows),
     ]
     if held_out:
         found.append(_leaks(rows, held_out))
@@ -67,14 +69,15 @@ def check(data: Data | Sequence[Row], tokenizer: Any = None, test: Data | Sequen
 
 
 def split(data: Data | Sequence[Row], test: float = 0.2, seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """Return rows to train on, and about `test` of them to test on; equal prompts stay on one side. Raises LabError."""
+    """Return rows to train on, and about `test` of them to test on. Raises LabError.
+
+    Prompts that are equal stay on one side; of up to 5,000 rows also those that are alike by the measure of `check`,
+    but for a form that fills a twentieth of them and more.
+    """
     rows = _rows(data, "data")
     expect(isinstance(test, float) and 0 < test < 1, "test", test, "a share between 0 and 1, such as 0.2")
     whole(0, seed=seed)
-    groups = collections.defaultdict(list)
-    for row in rows:
-        groups[_plain(row.prompt)].append(row)
-    order = list(groups.values())
+    order = _groups(rows)
     random.Random(seed).shuffle(order)
     kept: list[Row] = []
     held_out: list[Row] = []
@@ -83,6 +86,26 @@ def split(data: Data | Sequence[Row], test: float = 0.2, seed: int = 0) -> tuple
     if not kept:
         raise LabError(f"All {len(rows)} rows have one prompt: they cannot be split. Give more rows.")
     return kept, held_out
+
+
+def _groups(rows: list[Row]) -> list[list[Row]]:
+    """The rows by prompts that are equal, and those of prompts that are alike together, up to a twentieth of all."""
+    equal: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in rows:
+        equal[_plain(row.prompt)].append(row)
+    alike = [[group] for group in equal.values()]  # groups of equal prompts, in groups of prompts that are alike
+    first, home, most = [group[0] for group in equal.values()], list(range(len(alike))), max(2, len(rows) // 20)
+    place = {id(group): number for number, group in enumerate(equal.values())}
+    if len(rows) > _PAIRED:
+        return list(equal.values())
+    for one, other in _alike(first, first, lambda one, other: one < other and home[one] != home[other]):
+        kept, gone = home[one], home[other]
+        if sum(map(len, alike[kept] + alike[gone])) <= most:
+            for group in alike[gone]:
+                home[place[id(group)]] = kept
+            alike[kept] += alike[gone]
+            alike[gone] = []
+    return [sum(groups, []) for groups in alike if groups]
 
 
 def rows_needed(before: float, after: float, sure: float = 0.95, power: float = 0.8) -> int:
@@ -132,37 +155,57 @@ def _repeated(rows: list[Row]) -> list[Finding | None]:
     ]
 
 
+def _spellings(rows: list[Row]) -> Finding | None:
+    """Where answers are few, those that differ from a more usual one by case, spaces or punctuation alone."""
+    written: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for row in rows:
+        written[_plain(row.answer)][row.answer] += 1
+    usual = {plain: counts.most_common(1)[0][0] for plain, counts in written.items()}
+    odd = [row for row in rows if row.answer != usual[_plain(row.answer)] and not _NOTHING.fullmatch(row.answer)]
+    if len(written) > len(rows) / 5 or not odd:  # whole sentences
+        return None
+    return Finding("spelling", tuple(row.place for row in odd), f"Answers in another spelling than is usual: "
+                   f"{len(odd):,}, such as {odd[0].answer!r} beside {usual[_plain(odd[0].answer)]!r}",
+                   "Write one answer in one way: the model learns both, and a score counts one of them as wrong.")
+
+
 def _pieces(text: str) -> set[str]:
     plain = _plain(text)
     return {plain[i : i + _GRAM] for i in range(max(1, len(plain) - _GRAM + 1))}
 
 
 def _leaks(rows: list[Row], held_out: list[Row]) -> Finding | None:
-    """Test rows with a prompt like one of the training's, and the same answer.
+    """Test rows with a prompt like one of the training's, and the same answer."""
+    leaked = set[int]()
+    answers, plain = [_plain(row.answer) for row in held_out], [_plain(row.prompt) for row in held_out]
+    for number, other in _alike(held_out, rows, lambda number, _: number not in leaked):
+        if answers[number] == _plain(rows[other].answer) or plain[number] == _plain(rows[other].prompt):
+            leaked.add(number)
+    return _finding("leak", [held_out[number] for number in sorted(leaked)],
+                    "Test rows that are in the training, or nearly so: {}",
+                    "Remove them from one side, or split by data.split, which keeps prompts that are alike together.")
+
+
+def _alike(those: list[Row], rows: list[Row], wanted: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
+    """Numbers of rows, one of `those` and one of `rows`, whose prompts share most of their pieces, where `wanted`.
 
     Two sets of pieces that share enough share some of their rarest (prefix filtering: Chaudhuri and others, A Primitive
     Operator for Similarity Joins, ICDE 2006), so that few pairs are compared.
     """
-    tested, trained = ([_pieces(row.prompt) for row in part] for part in (held_out, rows))
+    tested, trained = ([_pieces(row.prompt) for row in part] for part in (those, rows))
     counts = collections.Counter(itertools.chain.from_iterable([*tested, *trained]))
     holders: dict[str, list[int]] = collections.defaultdict(list)
     for number, pieces in enumerate(tested):
         for piece in _rarest(pieces, counts):
             holders[piece].append(number)
-    answers, leaked = [_plain(row.answer) for row in held_out], set[int]()
-    plain = [_plain(row.prompt) for row in held_out]
-    for row, pieces in zip(rows, trained):
+    for other, pieces in enumerate(trained):
         shared = collections.Counter(itertools.chain.from_iterable(
             holders.get(piece, ()) for piece in _rarest(pieces, counts)))
         for number, times in shared.items():
-            if times < min(_SHARED, len(pieces), len(tested[number])) or number in leaked:
+            if times < min(_SHARED, len(pieces), len(tested[number])) or not wanted(number, other):
                 continue
-            alike = len(pieces & tested[number]) >= _ALIKE * len(pieces | tested[number])
-            if alike and (answers[number] == _plain(row.answer) or plain[number] == _plain(row.prompt)):
-                leaked.add(number)
-    return _finding("leak", [held_out[number] for number in sorted(leaked)],
-                    "Test rows that are in the training, or nearly so: {}",
-                    "Remove them from one side, or split by data.split, which keeps equal prompts together.")
+            if len(pieces & tested[number]) >= _ALIKE * len(pieces | tested[number]):
+                yield number, other
 
 
 def _rarest(pieces: set[str], counts: collections.Counter) -> list[str]:

@@ -5,12 +5,12 @@ How a file is read is in `sources`.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..display import Page, table
-from ..errors import LabError, nearest
+from ..errors import LabError, expect, nearest
 from . import sources
 
 PAIRS = (  # names that people give to a prompt and its answer, the likeliest first
@@ -62,8 +62,10 @@ class Data:
         return [(row.prompt, row.answer) for row in self.rows]
 
 
-def read(path: str | os.PathLike, prompt: str | None = None, answer: str | None = None) -> Data:
+def read(path: str | os.PathLike, prompt: str | Sequence[str] | None = None, answer: str | None = None) -> Data:
     """Return the rows of a file or folder; `prompt` and `answer` name its columns where they cannot be guessed.
+
+    Several names for `prompt`, such as those of a subject and a body, are put under each other.
 
     Reads CSV and other tables with a line of names, JSON, JSON lines, each also compressed by gzip; with their
     libraries installed Parquet (pyarrow), a workbook's first sheet (openpyxl), a folder that the datasets library
@@ -72,14 +74,18 @@ def read(path: str | os.PathLike, prompt: str | None = None, answer: str | None 
     last answer is `answer`, all before it `prompt`; the whole is in `messages`. Raises LabError for what it cannot
     understand, with the reason; single rows that cannot be used are in `odd`.
     """
+    asks = [prompt] if isinstance(prompt, str) else prompt if prompt is not None else []
+    named = isinstance(asks, (list, tuple)) and all(isinstance(name, str) for name in asks)
+    expect(named and (asks or prompt is None), "prompt", prompt, "the name of a column, or a list of names")
+    expect(answer is None or isinstance(answer, str), "answer", answer, "the name of a column")
     found = sources.records(path)
     records, form = _shaped(found.records, found.form) if found.form.startswith("JSON") else (found.records, found.form)
-    return _as_rows(records, form, found.odd, prompt, answer)
+    return _as_rows(records, form, found.odd, list(asks), answer)
 
 
 def from_rows(rows: Iterable[dict[str, Any]]) -> Data:
     """Return rows that are in memory already, dicts as a file would hold them. Raises LabError, as `read` does."""
-    return _as_rows(((f"row {number}", row) for number, row in enumerate(rows, 1)), "rows", [], None, None)
+    return _as_rows(((f"row {number}", row) for number, row in enumerate(rows, 1)), "rows", [], [], None)
 
 
 def _shaped(records: Any, form: str) -> tuple[Iterable[tuple[str, Any]], str]:
@@ -108,7 +114,7 @@ def _is_row(value: dict) -> bool:
         _guess([key for key in value if isinstance(value[key], str)]))
 
 
-def _as_rows(found: Iterable[tuple[str, Any]], form: str, odd: list, prompt: str | None, answer: str | None) -> Data:
+def _as_rows(found: Iterable[tuple[str, Any]], form: str, odd: list, asks: list[str], answer: str | None) -> Data:
     """Chats where there are messages, else two columns: those that are named, or whose names are known."""
     rows: list[Row] = []
     chosen: tuple[list[str], str] | None = None
@@ -121,13 +127,13 @@ def _as_rows(found: Iterable[tuple[str, Any]], form: str, odd: list, prompt: str
         if not isinstance(value, dict):
             odd.append((place, f"{type(value).__name__} where an object was expected"))
             continue
-        messages = _messages(value) if prompt is None else None
+        messages = None if asks else _messages(value)
         if messages is not None:
             row = _chat(messages, value.get("system"), place)
             chats += not isinstance(row, str)
         else:
             try:
-                chosen = chosen or _columns(value, prompt, answer, place)
+                chosen = chosen or _columns(value, asks, answer, place)
                 row = _pair(value, *chosen, place)
             except LabError as error:  # of all rows, or of one among chats
                 refused = refused or error
@@ -163,15 +169,15 @@ def _messages(value: dict) -> list | None:
             for role, text in zip(("user", "assistant"), turn)] if isinstance(pair, Row) else None
 
 
-def _columns(value: dict, prompt: str | None, answer: str | None, place: str) -> tuple[list[str], str]:
+def _columns(value: dict, asks: list[str], answer: str | None, place: str) -> tuple[list[str], str]:
     names = [str(name) for name in value]
-    for wanted, what in ((prompt, "prompt"), (answer, "answer")):
+    for wanted, what in (*((name, "prompt") for name in asks), (answer, "answer")):
         if wanted is not None and wanted not in names:
             near = nearest(wanted, names)
             raise LabError(f"{what} is {wanted!r}, and the columns are {', '.join(names[:12])}."
                            + (f" Did you mean {near[0]!r}?" if near else ""))
-    if prompt and answer:
-        return [prompt], answer
+    if asks and answer:
+        return asks, answer
     if (found := _guess(names)) and not isinstance(value[found[1]], list):
         known = {name.strip().lower() for name in names} & {name for pair in PAIRS for name in pair}
         like_a_row = any(len(name.split()) > 4 or name[:1].isdecimal() for name in names)

@@ -5,6 +5,7 @@ template of the folder is used for rows that are chats, in jinja's sandbox, as t
 is a line in `causes`; what finds them is in `on_disk`, `logs`, `rows` and `trial`.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -95,10 +96,13 @@ def examine(adapter: str | os.PathLike | None = None, base: torch.nn.Module | No
 
 
 def _ranked(found: list[Finding]) -> tuple[Finding, ...]:
-    """Causes before their symptoms, each once: the order of `CAUSES`."""
-    order = list(CAUSES)
-    first = {finding.cause: finding for finding in reversed(found)}
-    return tuple(sorted(first.values(), key=lambda finding: order.index(finding.cause)))
+    """Causes before their symptoms, each once with all that speaks for it: the order of `CAUSES`."""
+    order, by_cause = list(CAUSES), dict[str, Finding]()
+    for finding in found:
+        if (first := by_cause.get(finding.cause)) and finding.evidence not in first.evidence:
+            finding = dataclasses.replace(first, evidence=f"{first.evidence}; {finding.evidence}")
+        by_cause[finding.cause] = finding
+    return tuple(sorted(by_cause.values(), key=lambda finding: order.index(finding.cause)))
 
 
 def _untold(adapter: Any, base: Any, log: Any, data: Any) -> Iterable[str]:

@@ -18,7 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--log", help="trainer_state.json, metrics.jsonl, or what the training printed")
     parser.add_argument("--data", help="the rows that it was trained on: a recipe of lora_lab.finetune, such as the "
                         "recipe.yaml in its output folder, or whatever `python -m lora_lab.data` reads")
-    parser.add_argument("--prompt", help="the column of the data that is asked, where it cannot be guessed")
+    parser.add_argument("--prompt", action="append", help="the column of the data that is asked, where it cannot be "
+                        "guessed; may be repeated")
     parser.add_argument("--answer", help="the column of the data that is answered")
     options = parser.parse_args(arguments)
     try:
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     return bool(found.findings)
 
 
-def _rows(path: str, prompt: str | None, answer: str | None):
+def _rows(path: str, prompt: list[str] | None, answer: str | None):
     if path.lower().endswith((".yaml", ".yml")):
         return recipes.read(path, resume=True).rows
     return data.read(path, prompt, answer)

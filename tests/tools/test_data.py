@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_lab import LabError, data, models, pocket, smart_home
 from lora_lab.data import __main__ as command
+from lora_lab.data import reading
 
 ROWS = [(f"What is {a} plus {b}?", str(a + b)) for a in range(4) for b in range(3)]
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"},
@@ -356,3 +357,40 @@ def test_the_command_prints_what_was_understood_and_what_is_odd(tmp_path, capsys
     assert command.main([str(odd), "--prompt", "ask", "--answer", "say"]) == 1
     said = capsys.readouterr().out
     assert "Odd, line 5: 1 cells" in said and "Rows that repeat an earlier one: 1 (line 3)" in said
+
+
+def test_prompts_that_are_alike_stay_on_one_side_of_a_split_unless_they_are_most_of_the_rows():
+    forms = [f"Ticket of room {room}: the {thing} in it is broken since Monday, please send somebody" for room in "ABC"
+             for thing in ("lamp", "heating", "door lock")]
+    rng = random.Random(0)
+    others = [" ".join("".join(rng.choices("abcdefghiklmnoprstuw", k=6)) for _ in range(6)) for _ in range(90)]
+    found = reading.from_rows([{"prompt": text, "answer": "same"} for text in forms[:4] + others])
+    for seed in range(5):
+        train, test = data.split(found, 0.3, seed)
+        assert sum(row.prompt in forms for row in test) in (0, 4)
+        assert not [finding for finding in data.check(train, test=test) if finding.what == "leak"]
+    alike = reading.from_rows([{"prompt": f"{forms[0]} {n}", "answer": "same"} for n in range(40)])
+    train, test = data.split(alike, 0.25)
+    assert (len(train), len(test)) == (30, 10) and any(f.what == "leak" for f in data.check(train, test=test))
+
+
+def test_few_answers_in_several_spellings_are_named_with_the_usual_one():
+    kinds = ["Network / VPN"] * 9 + ["Network/VPN"] * 2 + ["Printer"] * 8 + ["printer "]
+    found = data.check(reading.from_rows([{"prompt": f"{n} {n * n}", "answer": kind} for n, kind in enumerate(kinds)]))
+    (spelling,) = [finding for finding in found if finding.what == "spelling"]
+    assert len(spelling.places) == 3 and "'Network/VPN' beside 'Network / VPN'" in str(spelling)
+    whole = [{"prompt": f"{n} {n * n}", "answer": f"{n}, it is"} for n in range(20)]
+    whole += [{"prompt": "x", "answer": "7 it is"}]
+    assert not [finding for finding in data.check(reading.from_rows(whole)) if finding.what == "spelling"]
+
+
+def test_a_subject_and_a_body_make_one_prompt(tmp_path, capsys):
+    file = written(tmp_path, "a.csv", "no,subject,body,team\n1,Late,Where is it?,delivery\n2,Broken,,returns\n")
+    found = data.read(file, prompt=["subject", "body"], answer="team")
+    assert [row.prompt for row in found.rows] == ["Late\nWhere is it?", "Broken"]
+    command.main([str(file), "--prompt", "subject", "--prompt", "body", "--answer", "team"])
+    assert "subject + body" in capsys.readouterr().out
+    with pytest.raises(LabError, match="Did you mean 'body'"):
+        data.read(file, prompt=["subject", "boddy"], answer="team")
+    with pytest.raises(LabError, match="a list of names"):
+        data.read(file, prompt=[], answer="team")
