@@ -32,7 +32,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 
 nb_execution_mode = "off"
-# A question has a live form and a text: the text, which needs no kernel and no script from elsewhere.
+# A question has a live form and a text: the text, which needs no kernel, and which `questions.js` makes reply.
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 nb_ipywidgets_js = {}
 nb_merge_streams = True  # what was printed in parts is one output
@@ -71,7 +71,7 @@ def show_texts(app, page, source):
 def add_questions(app, page, template, context, doctree):
     """Write the script of the questions into the pages that have any: a page opened as a file may not load a module."""
     if "data-card=" in context.get("body", ""):
-        script = (Path(__file__).parent / "static/questions.js").read_text(encoding="utf-8")
+        script = (Path(__file__).parent / "questions.js").read_text(encoding="utf-8")
         app.add_js_file(None, body=script, type="module")
 
 

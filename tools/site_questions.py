@@ -1,7 +1,7 @@
 """Questions that reply on the site: gives those of an executed notebook what a page needs to judge an answer.
 
 All that is said is said by `lora_lab.course`: the replies here are those of `grade` to chosen answers, as HTML, and
-`docs/static/questions.js` picks one. They are in base64, so that nobody reads one by accident: that is no lock.
+`docs/questions.js` picks one. They are in base64, so that nobody reads one by accident: that is no lock.
 """
 
 import base64
@@ -47,7 +47,7 @@ def answering(notebook):
         elif match := MEASURED.match(one.get("text/plain", "")):
             question = question_files.find(match[1])
             before = outcome(question, Record(measured=question.value(match[2])))
-            mark = f'class="lora-lab-measured" data-question="{html.escape(question.id)}"'
+            mark = f'class="lora-lab-measured" id="{_place(question)}" data-question="{html.escape(question.id)}"'
             one["text/html"] = f"<div {mark}>{before}</div>{markdown(question.answer)}"
     return notebook
 
@@ -61,6 +61,11 @@ def page_data(question: Question, measured: str | None = None) -> dict:
     kind = type(question)
     return {"kind": kind.__name__.lower(), "wanted": control(question).wanted, "hints": hint_texts(question),
             "answer": answer_text(question)} | _OF_KIND[kind](question, *([measured] if kind is Predict else []))
+
+
+def _place(question: Question) -> str:
+    """Return the id of the place on the page where a prediction was measured."""
+    return f"measured-{question.id.replace('/', '-')}"
 
 
 def reply(verdict: Verdict) -> list:
@@ -110,7 +115,7 @@ def _order(question: Order) -> dict:
 
 def _predict(question: Predict, shown: str | None) -> dict:
     """`committed` is what the card says, by band; `outcomes` what is said where it was measured."""
-    where = "stands below." if shown else "is for your own run to say."
+    where = f"[stands below](#{_place(question)})." if shown else "is for your own run to say."
     data = {"lines": question.lines, "committed": [
         markdown(f"Committed: **{escape(line)}**. Now read on: what the experiment measured {where}")
         for line in question.lines]}

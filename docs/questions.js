@@ -265,7 +265,8 @@ function forget() {
 if (stills.length) {
   stills.forEach(card);
   const mine = made('div', { className: 'lora-lab-quiz lora-lab-answers' }, made('b', { textContent: 'Your answers' }),
-    tally, made('p', { textContent: 'A file of them is of the form that the notebooks keep.' }),
+    tally, made('p', {}, 'To go on in the notebooks, save them as a file, and add it there with ',
+      made('code', { textContent: 'lora_lab.import_progress("lora-lab-progress.json")' }), '.'),
     made('div', { className: 'widget-hbox' }, button('Save as a file', save), button('Forget them', forget)));
   mine.setAttribute('role', 'group');
   mine.setAttribute('aria-label', 'Your answers');
