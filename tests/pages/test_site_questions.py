@@ -22,6 +22,7 @@ from test_browser_quiz import ANSWERS, KINDS, card, click, press, press_answer, 
 SCRIPT = (REPOSITORY / "docs/questions.js").read_text(encoding="utf-8")
 BUILD = f"""\
 import sys
+from pathlib import Path
 from lora_lab.course import question_files
 from sphinx.cmd.build import main
 question_files.FOLDER = Path({str(REPOSITORY / "tests/questions")!r})
@@ -43,14 +44,16 @@ def built(tmp_path_factory):
     question_files.lessons.cache_clear()
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Questions"), *(
         nbformat.v4.new_code_cell("quiz()", execution_count=1, outputs=[nbformat.v4.new_output(
-            "display_data", {"text/html": one._repr_html_(), "text/plain": repr(one)})]) for one in shown)])
-    nbformat.write(notebook, folder / "page.ipynb")
-    (folder / "docs").mkdir()
-    (folder / "docs/_toc.yml").write_text("root: page\n")
+            "display_data", {"text/html": one._repr_html_(), "text/plain": repr(one)})]) for one in shown)],
+        metadata={"language_info": {"name": "python", "pygments_lexer": "ipython3"}})
+    for name in ("notebooks", "docs"):
+        (folder / name).mkdir()
+    nbformat.write(notebook, folder / "notebooks/page.ipynb")
+    (folder / "docs/_toc.yml").write_text("root: notebooks/page\n")
     command = [sys.executable, "-c", BUILD, folder, folder / "built"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return folder / "built/page.html"
+    return folder / "built/notebooks/page.html"
 
 
 @pytest.fixture
@@ -133,14 +136,14 @@ def test_every_kind_replies(visit, tmp_path, way, width, theme):
             choose(page, kind, *act)
         push(page, kind, "Check answer")
         says(page, kind, "Right", "(attempt 2)")
-    choose(page, "predict", "radio", 0, None)
+    choose(page, "predict", "radio", 1, None)
     push(page, "predict", "Commit")
     says(page, "predict", "Committed")
     assert card(page, "predict").get_by_role("radio").first.is_disabled(), "a prediction is final"
-    page.locator(".lora-lab-measured").get_by_text("Too low.").wait_for()
+    page.locator(".lora-lab-measured").get_by_text("As you predicted").wait_for()
     assert "6 of 6 questions" in page.get_by_role("group", name="Your answers").inner_text()
     assert page.evaluate("window.hacked") is None
-    page.wait_for_function("document.querySelectorAll('.lora-lab-quiz mjx-container').length >= 6")
+    page.wait_for_function("document.querySelectorAll('.lora-lab-quiz mjx-container').length === 4")  # all formulas
     assert violations(page) == {}
     page.set_viewport_size({"width": 360, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -171,7 +174,7 @@ def test_answers_stay_and_leave_as_the_notebooks_keep_them(visit, tmp_path):
     card(page, "multiple").get_by_role("button", name="Show answer").click()
     click(page, "number", "textbox", 0, "2,048")
     page.keyboard.press("Enter")
-    click(page, "predict", "radio", 1, None)
+    click(page, "predict", "radio", 0, None)
     card(page, "predict").get_by_role("button", name="Commit").click()
     page.reload()
     card(page, "choice").get_by_text("Solved.").wait_for()
@@ -179,7 +182,7 @@ def test_answers_stay_and_leave_as_the_notebooks_keep_them(visit, tmp_path):
     assert card(page, "choice").get_by_role("radio").nth(1).is_checked()
     assert card(page, "number").get_by_role("textbox").input_value() == "2,048"
     assert card(page, "predict").get_by_role("radio").first.is_disabled()
-    page.locator(".lora-lab-measured").get_by_text("As you predicted").wait_for()
+    page.locator(".lora-lab-measured").get_by_text("Too low.").wait_for()
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as a file").click()
     download.value.save_as(tmp_path / download.value.suggested_filename)
@@ -188,7 +191,7 @@ def test_answers_stay_and_leave_as_the_notebooks_keep_them(visit, tmp_path):
         "every/choice": Record(attempts=2, solved=True, answer=1),
         "every/multiple": Record(attempts=1, shown=True, answer=[1]),
         "every/number": Record(attempts=1, answer="2,048"),
-        "every/predict": Record(solved=True, answer=1, measured=70),
+        "every/predict": Record(solved=True, answer=0, measured=70),
     }
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Forget them").click()
