@@ -14,7 +14,7 @@ export const judge = {
   number(data, written) {
     const found = number(without(written.trim(), data.unit));
     if (found === null) return data.unread;
-    const is = value => found === value || Math.abs(found - value)
+    const is = value => Math.abs(found - value)
       <= Math.max(data.tolerance * Math.max(Math.abs(found), Math.abs(value)), 1e-12);
     return is(data.value) ? data.all : data.near.find(([value]) => is(value))?.[1] ?? data.otherwise;
   },
