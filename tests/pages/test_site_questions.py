@@ -139,7 +139,8 @@ def test_every_kind_replies(visit, tmp_path, way, width, theme):
     push(page, "predict", "Commit")
     says(page, "predict", "Committed")
     assert card(page, "predict").get_by_role("radio").first.is_disabled(), "a prediction is final"
-    page.locator(".lora-lab-measured").get_by_text("As you predicted").wait_for()
+    below = page.locator(card(page, "predict").get_by_role("link", name="stands below").get_attribute("href"))
+    below.get_by_text("As you predicted").wait_for()
     assert "6 of 6 questions" in page.get_by_role("group", name="Your answers").inner_text()
     assert page.evaluate("window.hacked") is None
     page.wait_for_function("document.querySelectorAll('.lora-lab-quiz mjx-container').length === 4")  # all formulas
@@ -231,8 +232,8 @@ def some_answer(question, draw):
     if isinstance(question, Number):
         near = draw.choice([question.value, *(one.value for one in question.near)]) * draw.choice([1, 1, 1.0001, 1.03])
         forms = [repr(near), f"{near:,.0f}", f" {near:_.0f} ", f"{near:.6g}{question.unit}", f"{near:.3e} %", "1_0",
-                 "4,0960", f"{near:,.0f}0",
-                 f"{near}/1", f"{near:.0f}/0", f"{near}/1/1", "1/inf", "nan", "٤٠٩٦", "𝟜𝟘𝟡𝟞", "4\u202f096", "0x10", "+.5e1", "5.", "."]
+                 f"{near:,.0f}0", f"{near}/1", f"{near:.0f}/0", f"{near}/1/1", "1/inf", "nan", "٤٠٩٦", "𝟜𝟘𝟡𝟞",
+                 "4\u202f096", "4,0960", "0x10", "+.5e1", "5.", "."]
         letters = draw.choices("0123456789.,_' eE+-/%x", k=draw.randint(1, 8))
         return draw.choice([*forms, "".join(letters)])
     if isinstance(question, Multiple):
