@@ -82,11 +82,12 @@ def take_in(records: dict[str, Record]) -> None:
         def join(mine: Record) -> Record:
             better = theirs.solved and not mine.solved and theirs.measured is None  # a prediction stays
             taken = theirs.answer is not None and (mine.answer is None or better)
-            answered = {"answer": theirs.answer, "measured": theirs.measured} if taken else {}
-            most = {name: max(getattr(mine, name), getattr(theirs, name)) for name in ("attempts", "hints")}
-            return replace(mine, **answered, **most, shown=mine.shown or (theirs.shown and not mine.solved),
-                           solved=mine.solved or (theirs.solved and (taken or theirs.answer is None)),
-                           others=theirs.others | mine.others)
+            source = theirs if taken else mine
+            return replace(
+                mine, answer=source.answer, measured=source.measured, attempts=max(mine.attempts, theirs.attempts),
+                hints=max(mine.hints, theirs.hints), shown=mine.shown or (theirs.shown and not mine.solved),
+                solved=mine.solved or (theirs.solved and (taken or theirs.answer is None)),
+                others=theirs.others | mine.others)
         return join
 
     _change({name: joining(theirs) for name, theirs in records.items()})
