@@ -125,7 +125,7 @@ const controls = {
       set: answer => answer.forEach(place => { fields[place].checked = true; }) };
   },
   number(data) {
-    const field = made('input', { type: 'text', autocomplete: 'off', inputMode: 'text' });
+    const field = made('input', { type: 'text', autocomplete: 'off' });
     const part = named(`Answer (${data.unit})`, field);
     part.className = 'widget-text';
     return { part, fields: [field], holds: answer => typeof answer === 'string',
@@ -241,7 +241,7 @@ const tally = stills.length && made('p', {});
 
 function tell() {
   const solved = stills.filter(still => read(still.dataset.question).solved).length;
-  tally.textContent = `${solved} of ${stills.length} questions of this page are answered. ` + (box.passing
+  tally.textContent = `${solved} of ${stills.length} questions of this page are solved. ` + (box.passing
     ? 'Your browser keeps nothing for this page: the answers are gone when you leave it.'
     : 'Your answers stay in this browser and are sent nowhere.');
 }

@@ -10,7 +10,7 @@ ALONE = "test_first_minutes"  # has a clock: runs first, before the lessons star
 SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_distributed", "test_exercises",
         "test_finetune", "test_gpu_8bit", "test_gpu_course", "test_handout", "test_ipywidgets_7", "test_lesson_claims",
         "test_memory", "test_merging", "test_models", "test_perturb", "test_pocket", "test_public_calls",
-        "test_publish", "test_setup", "test_shipping", "test_site", "test_sweep", "test_targets"}
+        "test_publish", "test_setup", "test_shipping", "test_site", "test_site_questions", "test_sweep", "test_targets"}
 
 
 def pytest_configure(config):
