@@ -218,7 +218,8 @@ def test_without_script_the_page_stays_as_it_was(visit):
 
 def test_no_answer_can_be_read_in_the_source_by_accident(built):
     text = built.read_text(encoding="utf-8")
-    assert "Which are even?" in text
+    assert "Which are even?" in text and SCRIPT in text
+    assert SCRIPT not in (built.parents[1] / "search.html").read_text(encoding="utf-8")  # no questions
     assert not [words for _, words, _ in ANSWERS.values() if words in text] and "Count on." not in text
 
 
