@@ -55,8 +55,8 @@ function digit(sign) {  // digits stand in tens, from 0 to 9
   return place % 10;
 }
 
-// Records, by question. A browser that keeps nothing has them until the page is left.
-const home = `lora-lab ${globalThis.DOCUMENTATION_OPTIONS?.VERSION ?? ''} `;
+// Records, by the course's version and the question. A browser that keeps nothing has them until the page is left.
+const home = `lora-lab ${typeof DOCUMENTATION_OPTIONS === 'undefined' ? '' : DOCUMENTATION_OPTIONS.VERSION} `;
 const empty = { attempts: 0, solved: false, shown: false, hints: 0, answer: null, measured: null };
 let box;
 try {
