@@ -209,6 +209,18 @@ def test_answers_stay_and_leave_as_the_notebooks_keep_them(visit, tmp_path):
     says(page, "predict", "Committed")
 
 
+def test_a_browser_that_keeps_nothing_says_so_and_answers_count(visit):
+    page = visit()
+    page.add_init_script("""const put = Storage.prototype.setItem; Storage.prototype.setItem = function (key, text) {
+        if (key.startsWith('lora-lab')) throw new Error('full'); put.call(this, key, text); }""")
+    page.reload()
+    page.get_by_text("the answers are gone when you leave it").wait_for()
+    click(page, "choice", "radio", 1, None)
+    card(page, "choice").get_by_role("button", name="Check answer").click()
+    says(page, "choice", "Right", "(attempt 1)")
+    page.get_by_text("1 of 6 questions").wait_for()
+
+
 def test_without_script_the_page_stays_as_it_was(visit):
     page = visit(java_script_enabled=False)
     assert page.get_by_text("Run this cell to answer.").count() == 6
@@ -290,5 +302,5 @@ def test_every_question_of_a_lesson_but_exercises_replies(path):
     assert found.keys() == {question.id for question in lesson.questions if not isinstance(question, Code)}
     predictions = {question.id for question in lesson.questions if isinstance(question, Predict)}
     assert predictions == {name for name, data in found.items() if "measured" in data}
-    measured = re.findall('class="lora-lab-measured" data-question="(.*?)"', "".join(pages))
+    measured = re.findall('class="lora-lab-measured" id=".*?" data-question="(.*?)"', "".join(pages))
     assert predictions == set(measured)
