@@ -207,8 +207,8 @@ function card(still) {
 
   function restore(announce = false) {
     const kept = read(id);
-    if (control.holds(kept.answer)) control.set(kept.answer);
-    if (predicts && control.holds(kept.answer)) {
+    if (kept.answer !== null) control.set(kept.answer);
+    if (predicts && kept.answer !== null) {
       for (const field of [...control.fields, checks]) field.disabled = true;
       show(feedback, says([null, data.committed[kept.answer]], { announce }));
       for (const place of document.querySelectorAll('.lora-lab-measured'))
@@ -232,6 +232,7 @@ function card(still) {
     field.addEventListener('keydown', event => { if (event.key === 'Enter' && field.type === 'text') check(); });
   still.append(control.part, made('div', { className: 'widget-hbox' }, checks, hint, ...predicts ? [] : [shows]),
     hints, feedback, answer);
+  if (read(id).answer !== null && !control.holds(read(id).answer)) box.removeItem(home + id);  // somebody edited it
   restore();
 }
 

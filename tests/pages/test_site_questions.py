@@ -200,8 +200,9 @@ def test_answers_stay_and_leave_as_the_notebooks_keep_them(visit, tmp_path):
     assert not page.locator("input:checked").count()
     assert not [key for key in page.evaluate("Object.keys(localStorage)") if "every" in key]
     # and what somebody edited there breaks nothing
-    for kind, text in {"choice": '{"answer": 9}', "multiple": '{"answer": ["<b>"]}', "number": '{"answer": [1]}',
-                       "match": "{", "order": '{"answer": [0]}', "predict": '{"answer": "0", "attempts": -1}'}.items():
+    edited = {"choice": '{"answer": 9}', "multiple": '{"answer": ["<b>"]}', "number": '{"answer": "1", "attempts": -1}',
+              "match": "{", "order": '{"answer": [0]}', "predict": '{"answer": "0", "solved": true}'}
+    for kind, text in edited.items():
         page.evaluate("([key, text]) => localStorage.setItem(key, text)", [f"lora-lab {version} every/{kind}", text])
     page.reload()
     click(page, "predict", "radio", 0, None)
