@@ -212,7 +212,7 @@ function card(still) {
       for (const field of [...control.fields, checks]) field.disabled = true;
       show(feedback, says([null, data.committed[kept.answer]], { announce }));
       for (const place of document.querySelectorAll('.lora-lab-measured'))
-        if (place.dataset.question === id && data.outcomes) show(place, data.outcomes[kept.answer]);
+        if (place.dataset.question === id) show(place, judge.predict(data, kept.answer)[1]);
     } else if (kept.solved) {
       show(feedback, says([true, times(kept.attempts)], { word: '✓ Solved.' }));
       drawAnswer();
