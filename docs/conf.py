@@ -4,6 +4,7 @@ Built by `make site`, with the repository as source folder, so that a link which
 """
 
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from sphinx.transforms import SphinxContentsFilter
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import build_notebooks  # noqa: E402
+import site_questions  # noqa: E402
 
 project = "lora-lab"
+release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
 html_title = "lora-lab"
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc", "sphinx.ext.githubpages"]
 include_patterns = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/*.ipynb", "docs/*.md",
@@ -29,7 +32,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 
 nb_execution_mode = "off"
-# A question has a live form and a text: the text, which needs no kernel and no script from elsewhere.
+# A question has a live form and a text: the text, which needs no kernel, and which `questions.js` makes reply.
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 nb_ipywidgets_js = {}
 nb_merge_streams = True  # what was printed in parts is one output
@@ -43,7 +46,7 @@ mathjax3_config = {"options": {"enableMenu": False}}  # the menu would load more
 html_static_path = ["static", str(_mathjax / mathjax_path)]
 
 html_theme = "sphinx_book_theme"
-html_css_files = ["lessons.css"]
+html_css_files = ["lessons.css", "questions.css"]
 html_theme_options = {
     "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2,
     "navbar_persistent": [],  # the search stands in the side bar
@@ -56,15 +59,23 @@ html_show_copyright = False
 
 
 def show_texts(app, page, source):
-    """Give the pictures of a notebook their texts, and fold the cells that it folds."""
+    """Give the pictures of a notebook their texts, its questions their replies, and fold the cells that it folds."""
     if app.env.doc2path(page).suffix == ".ipynb":
-        notebook = build_notebooks.with_texts(nbformat.reads(source[0], 4))
+        notebook = site_questions.answering(build_notebooks.with_texts(nbformat.reads(source[0], 4)))
         for cell in notebook.cells:
             if cell.metadata.get("jupyter", {}).get("source_hidden"):
                 cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
         source[0] = nbformat.writes(notebook)
 
 
+def add_questions(app, page, template, context, doctree):
+    """Write the script of the questions into the pages that have any: a page opened as a file may not load a module."""
+    if "data-card=" in context.get("body", ""):
+        script = (Path(__file__).parent / "questions.js").read_text(encoding="utf-8")
+        app.add_js_file(None, body=script, type="module")
+
+
 def setup(app):
+    app.connect("html-page-context", add_questions)
     app.connect("source-read", show_texts)
     app.set_html_assets_policy("always")  # MathJax on every page: one may have its only formula in a question

@@ -19,7 +19,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
 
 _HOMES = {"load_base": "models"} | dict.fromkeys(
-    ("quiz", "compare", "progress", "export_progress", "reset_progress"), "course.quizzes")
+    ("quiz", "compare", "progress", "export_progress", "import_progress", "reset_progress"), "course.quizzes")
 __all__ = ["LabError", *_HOMES]
 
 

@@ -9,7 +9,7 @@ LESSON = "test_notebook_runs"
 SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_distributed", "test_exercises",
         "test_finetune", "test_gpu_8bit", "test_gpu_course", "test_handout", "test_ipywidgets_7", "test_lesson_claims",
         "test_memory", "test_merging", "test_models", "test_perturb", "test_pocket", "test_public_calls",
-        "test_publish", "test_setup", "test_shipping", "test_site", "test_sweep", "test_targets"}
+        "test_publish", "test_setup", "test_shipping", "test_site", "test_site_questions", "test_sweep", "test_targets"}
 
 
 def pytest_addoption(parser):

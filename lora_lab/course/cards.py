@@ -128,23 +128,16 @@ class Card:
 
     def _draw_hints(self, announce: bool) -> None:
         """All hints that were asked for; only the newest is announced."""
-        hints, shown = self.question.hints, min(self.records.hints, len(self.question.hints))
-        parts = [f"<b>Hint {n} of {len(hints)}.</b> {markdown(hint)}" for n, hint in enumerate(hints[:shown], 1)]
-        if parts and not isinstance(self.question, Code):
-            parts[0] += f"<p>It is about section <b>{html.escape(self.question.proof.section)}</b>.</p>"
+        hints = hint_texts(self.question)
+        shown = min(self.records.hints, len(hints))
         alert = ['role="alert"' if announce and n == shown else "" for n in range(1, shown + 1)]
-        self.hints.value = "".join(f'<div class="lora-lab-says" {a}>{part}</div>' for a, part in zip(alert, parts))
+        self.hints.value = "".join(f'<div class="lora-lab-says" {a}>{part}</div>' for a, part in zip(alert, hints))
         self.hint.description = f"Hint {shown + 1} of {len(hints)}" if shown < len(hints) else "No more hints"
         self.hint.disabled = shown == len(hints)
 
     def _draw_answer(self, announce: bool = False) -> None:
-        proof = self.question.proof
-        where = (f"<p>See it in {html.escape(proof.lesson or 'this lesson')}: section "
-                 f"<b>{html.escape(proof.section)}</b>, the cell with <code>{html.escape(proof.cell)}</code>.</p>")
         alert = ' role="alert"' if announce else ""
-        self.answer.value = (
-            f'<div class="lora-lab-says"{alert}><b>Answer.</b> {markdown(self.question.answer)}{where}</div>'
-        )
+        self.answer.value = f'<div class="lora-lab-says"{alert}>{answer_text(self.question)}</div>'
         self._allow_answer()
 
     def _allow_answer(self) -> None:
@@ -173,6 +166,23 @@ def _ask(question: Question) -> str:
     kind = f"{question.id} · {_NAMES[type(question).__name__]}"
     return (f'<p class="lora-lab-note">{html.escape(kind)}</p>'
             f'<div class="lora-lab-ask">{markdown(question.ask)}</div>')
+
+
+def hint_texts(question: Question) -> list[str]:
+    """Return the hints as HTML; the first says where to look, but for an exercise, which is where it is."""
+    count, proof = len(question.hints), question.proof
+    texts = [f"<b>Hint {n} of {count}.</b> {markdown(hint)}" for n, hint in enumerate(question.hints, 1)]
+    if not isinstance(question, Code):
+        texts[0] += f"<p>It is about section <b>{html.escape(proof.section)}</b>.</p>"
+    return texts
+
+
+def answer_text(question: Question) -> str:
+    """Return the full answer as HTML, with the cell that shows it."""
+    proof = question.proof
+    where = (f"<p>See it in {html.escape(proof.lesson or 'this lesson')}: section "
+             f"<b>{html.escape(proof.section)}</b>, the cell with <code>{html.escape(proof.cell)}</code>.</p>")
+    return f"<b>Answer.</b> {markdown(question.answer)}{where}"
 
 
 def says(verdict: Verdict, announce: bool = False, attempt: int = 0, word: str = "") -> str:

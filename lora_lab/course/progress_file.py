@@ -70,7 +70,32 @@ def change(question_id: str, update: Callable[[Record], Record]) -> Record:
 
     `update` is called again, on what the file holds by then, until it could be saved.
     """
-    _unsaved.append((question_id, update))
+    return _change({question_id: update})[question_id]
+
+
+def take_in(records: dict[str, Record]) -> None:
+    """Add records of another machine or of the site to those here; nothing that is here is lowered or replaced.
+
+    An answer of theirs counts where there is none here, or where it solved a question that is not solved here.
+    """
+    def joining(theirs: Record) -> Callable[[Record], Record]:
+        def join(mine: Record) -> Record:
+            better = theirs.solved and not mine.solved and theirs.measured is None  # a prediction stays
+            taken = theirs.answer is not None and (mine.answer is None or better)
+            source = theirs if taken else mine
+            return replace(
+                mine, answer=source.answer, measured=source.measured, attempts=max(mine.attempts, theirs.attempts),
+                hints=max(mine.hints, theirs.hints), shown=mine.shown or (theirs.shown and not mine.solved),
+                solved=mine.solved or (theirs.solved and (taken or theirs.answer is None)),
+                others=theirs.others | mine.others)
+        return join
+
+    _change({name: joining(theirs) for name, theirs in records.items()})
+
+
+def _change(updates: dict[str, Callable[[Record], Record]]) -> dict[str, Record]:
+    """All records after these updates."""
+    _unsaved.extend(updates.items())
     try:
         with _lock():
             records = _updated(_repaired())
@@ -79,10 +104,10 @@ def change(question_id: str, update: Callable[[Record], Record]) -> Record:
     except LabError as error:
         _tell(str(error))
         records = read()
-    except Exception:  # of `update` itself
-        _unsaved.pop()
+    except Exception:  # of an update itself
+        del _unsaved[len(_unsaved) - len(updates):]
         raise
-    return records[question_id]
+    return records
 
 
 def export(destination: str | Path) -> Path:

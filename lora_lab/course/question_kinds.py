@@ -257,9 +257,12 @@ class Predict(Question):
 
     def right(self, measured: float) -> int:
         """Index of the band that holds `measured`, rounded as it is shown."""
-        text = self.format.format(measured)
-        shown = float(re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", text)[0]) / (100 if "%}" in self.format else 1)
+        shown = self.value(self.format.format(measured))
         return next(i for i, band in enumerate(self.band) if shown < band.below or band is self.band[-1])
+
+    def value(self, shown: str) -> float:
+        """Return the measured value of a text that `format` made, as exact as the text is."""
+        return float(re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", shown)[0]) / (100 if "%}" in self.format else 1)
 
     def faults(self) -> list[str]:
         bounds = [band.below for band in self.band]

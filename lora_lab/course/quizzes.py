@@ -11,6 +11,7 @@ from pathlib import Path
 
 from IPython.display import display
 
+from .. import files
 from ..display import Page, in_notebook, table
 from ..errors import LabError
 from . import exercises, progress_file, question_files
@@ -89,6 +90,19 @@ def progress() -> Page:
 def export_progress(path: str | Path = "lora-lab-progress.json") -> str:
     """Copy your progress to a file, to keep or to hand in; returns its path."""
     return str(progress_file.export(path))
+
+
+def import_progress(path: str | Path) -> str:
+    """Add the answers in a file that was exported here or saved on the site to yours. Raises LabError.
+
+    Nothing of yours is lowered or replaced, but a wrong answer by the right one.
+    """
+    records, damage = progress_file.load(files.place(path, "the name of a file"))
+    if damage and not records:
+        raise LabError(f"{path} has no answers to add: {damage}. Name a file that export_progress or the site saved.")
+    progress_file.take_in(records)
+    solved = sum(kept.solved for kept in records.values())
+    return f"Added: {len(records)} questions, {solved} of them solved.{f' Left out: {damage}.' if damage else ''}"
 
 
 def reset_progress(name: str | None = None) -> str:

@@ -140,6 +140,22 @@ def test_export_copies_and_reset_keeps_a_copy(file, tmp_path):
         progress_file.export(tmp_path / "no" / "such" / "folder.json")
 
 
+@pytest.mark.parametrize("mine, theirs, joined", [
+    (Record(), Record(2, True, True, 1, 3), Record(2, True, True, 1, 3)),
+    (Record(3, False, False, 2, 0), Record(1, True, False, 0, 1), Record(3, True, False, 2, 1)),
+    (Record(1, True, False, 0, 1), Record(4, False, True, 2, 0), Record(4, True, False, 2, 1)),
+    (Record(answer=0), Record(solved=True, answer=1, measured=70), Record(answer=0)),  # my prediction
+    (Record(), Record(solved=True, answer=1, measured=70), Record(solved=True, answer=1, measured=70)),
+    (Record(2), Record(1, True), Record(2, True)),  # an exercise
+])
+def test_answers_from_elsewhere_are_added_and_replace_none_but_a_wrong_one(file, mine, theirs, joined):
+    progress_file.change("first/a", lambda _: mine)
+    progress_file.take_in({"first/a": theirs, "math/b": theirs})
+    assert progress_file.read() == {"first/a": joined, "math/b": theirs} and progress_file._unsaved == []
+    progress_file.take_in({"first/a": theirs})
+    assert progress_file.read()["first/a"] == joined, "twice is once"
+
+
 def test_fields_of_another_version_are_no_damage(file):
     file.parent.mkdir()
     file.write_text('{"version": 2, "questions": {"a/b": {"attempts": 2, "seconds": 40}}}')

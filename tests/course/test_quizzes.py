@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from lora_lab import LabError, compare, export_progress, progress, quiz, reset_progress
+from lora_lab import LabError, compare, export_progress, import_progress, progress, quiz, reset_progress
 from lora_lab.course import progress_file, question_files, quizzes
 from lora_lab.course.cards import Card, Static
 
@@ -178,6 +178,22 @@ def test_a_hostile_record_breaks_no_question(kind, fields, shown):
 def test_damage_is_told_on_the_page():
     progress_file.file().write_text("{")
     assert "damaged" in card("choice").feedback.value
+
+
+def test_exported_answers_come_back_and_other_files_do_not(tmp_path):
+    question = card("choice")
+    question.control.set(ANSWERS["choice"][1])
+    question.check.click()
+    kept = json.loads(Path(export_progress(tmp_path / "mine.json")).read_text())
+    reset_progress()
+    (tmp_path / "mine.json").write_text(json.dumps({"questions": kept["questions"] | {"every/match": 7}}))
+    assert import_progress(tmp_path / "mine.json") == ("Added: 1 questions, 1 of them solved. "
+                                                       "Left out: 1 records make no sense.")
+    assert "Solved" in card("choice").feedback.value
+    (tmp_path / "other.json").write_text("[]")
+    for name in ("other.json", "none.json"):
+        with pytest.raises(LabError, match="has no answers to add"):
+            import_progress(tmp_path / name)
 
 
 def test_what_solved_a_question_stays():

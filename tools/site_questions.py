@@ -1,0 +1,132 @@
+"""Questions that reply on the site: gives those of an executed notebook what a page needs to judge an answer.
+
+All that is said is said by `lora_lab.course`: the replies here are those of `grade` to chosen answers, as HTML, and
+`docs/questions.js` picks one. They are in base64, so that nobody reads one by accident: that is no lock.
+"""
+
+import base64
+import html
+import json
+import re
+
+from lora_lab.course import question_files
+from lora_lab.course.cards import answer_text, hint_texts, markdown, outcome
+from lora_lab.course.controls import control
+from lora_lab.course.progress_file import Record
+from lora_lab.course.question_kinds import (
+    Choice,
+    Code,
+    Match,
+    Multiple,
+    Number,
+    Order,
+    Predict,
+    Question,
+    Verdict,
+    escape,
+)
+
+CARD = re.compile(r'class="lora-lab-quiz lora-lab-static" data-question="([^"]+)"')
+MEASURED = re.compile(r"Question (\S+): measured (.*)\.\n")
+
+
+def answering(notebook):
+    """Return `notebook` with data for `questions.js` in its questions and beside what was measured for predictions.
+
+    Raises LabError for a question that is no longer there, ValueError for a measurement in another format than today's.
+    """
+    data = [output["data"] for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    found = (MEASURED.match(one.get("text/plain", "")) for one in data)
+    measured = {match[1]: match[2] for match in found if match}
+    for one in data:
+        if card := CARD.search(one.get("text/html", "")):
+            question = question_files.find(html.unescape(card[1]))
+            if not isinstance(question, Code):
+                content = base64.b64encode(json.dumps(page_data(question, measured.get(question.id))).encode()).decode()
+                one["text/html"] = one["text/html"].replace(card[0], f'{card[0]} data-card="{content}"')
+        elif match := MEASURED.match(one.get("text/plain", "")):
+            question = question_files.find(match[1])
+            before = outcome(question, Record(measured=question.value(match[2])))
+            mark = f'class="lora-lab-measured" id="{_place(question)}" data-question="{html.escape(question.id)}"'
+            one["text/html"] = f"<div {mark}>{before}</div>{markdown(question.answer)}"
+    return notebook
+
+
+def page_data(question: Question, measured: str | None = None) -> dict:
+    """Return what the page needs of a question: what it shows, the replies as HTML, and what decides between them.
+
+    `measured` is what became of a prediction, as it is shown. A reply is [solved, HTML]; solved is None where an answer
+    could not be judged.
+    """
+    kind = type(question)
+    return {"kind": kind.__name__.lower(), "wanted": control(question).wanted, "hints": hint_texts(question),
+            "answer": answer_text(question)} | _OF_KIND[kind](question, *([measured] if kind is Predict else []))
+
+
+def _place(question: Question) -> str:
+    """Return the id of the place on the page where a prediction was measured."""
+    return f"measured-{question.id.replace('/', '-')}"
+
+
+def reply(verdict: Verdict) -> list:
+    """Return a verdict as the page holds it."""
+    return [verdict.solved, markdown(verdict.text)]
+
+
+def _remark(verdict: Verdict) -> str:
+    """Return the one line of the list that `verdict` says."""
+    return re.fullmatch(r"<ul>\n(<li>.*</li>\n)</ul>\n", markdown(verdict.text), re.DOTALL)[1]
+
+
+def _choice(question: Choice) -> dict:
+    return {"lines": question.lines, "replies": [reply(question.grade(place)) for place in range(len(question.option))]}
+
+
+def _multiple(question: Multiple) -> dict:
+    right = [option.right for option in question.option]
+    return {"lines": question.lines, "right": right, "missing": reply(question.grade([])),
+            "all": reply(question.grade([place for place, yes in enumerate(right) if yes])),
+            "remarks": ["" if yes else _remark(question.grade([place])) for place, yes in enumerate(right)]}
+
+
+def _number(question: Number) -> dict:
+    return {"unit": question.unit, "value": question.value, "tolerance": max(question.tolerance, 1e-9),
+            "all": reply(question.grade(repr(question.value))), "unread": reply(question.grade("")),
+            "near": [[near.value, reply(Verdict(False, near.says))] for near in question.near],
+            "otherwise": reply(Verdict(False, question.otherwise))}
+
+
+def _match(question: Match) -> dict:
+    right = [question.choices.index(pair.choice) for pair in question.pair]
+    other = [(place + 1) % len(question.choices) for place in right]
+    wrong = [question.grade([*right[:i], other[i], *right[i + 1:]]) for i in range(len(right))]
+    return {"items": question.items, "choices": question.choices, "right": right,
+            "remarks": list(map(_remark, wrong)), "all": reply(question.grade(right))}
+
+
+def _order(question: Order) -> dict:
+    texts = [item.text for item in question.item]
+    right = [texts.index(text) for text in question.items]
+    swapped = [[{i: i + 1, i + 1: i}.get(place, place) for place in right] for i in range(len(right) - 1)]
+    return {"items": question.items, "choices": question.choices, "right": right,
+            "replies": [reply(question.grade(places)) for places in swapped], "all": reply(question.grade(right)),
+            "same": reply(question.grade([0] * len(right)))}
+
+
+def _predict(question: Predict, shown: str | None) -> dict:
+    """`committed` is what the card says, by band; `outcomes` what is said where it was measured."""
+    where = f"[stands below](#{_place(question)})." if shown else "is for your own run to say."
+    data = {"lines": question.lines, "committed": [
+        markdown(f"Committed: **{escape(line)}**. Now read on: what the experiment measured {where}")
+        for line in question.lines]}
+    if shown is None:
+        return data
+    value = question.value(shown)
+    if question.format.format(value) != shown:
+        raise ValueError(f"{question.id} was measured as {shown!r}, its format is {question.format!r}: run the lesson.")
+    return data | {"measured": value, "right": question.right(value),
+                   "outcomes": [outcome(question, Record(answer=place, measured=value))
+                                for place in range(len(question.band))]}
+
+
+_OF_KIND = {Choice: _choice, Multiple: _multiple, Number: _number, Match: _match, Order: _order, Predict: _predict}
