@@ -75,6 +75,7 @@ bench:
 	@$(SET_UP) test,bench benchmarks/merge_latency.py
 	@$(SET_UP) test,bench benchmarks/audit_cases.py --seeds 0 1 --sample 600
 	@$(SET_UP) test,bench benchmarks/doctor_cases.py
+	@$(SET_UP) test,bench benchmarks/busy_cores.py
 	@$(SET_UP) test,bench benchmarks/engines.py
 
 drift:

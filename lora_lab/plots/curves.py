@@ -103,8 +103,8 @@ class LiveLoss(TrainerCallback):
         self.bar.update(self._progress(state))
         self.plot.update(self.figure())
         self.told = time.monotonic()
-        # A drawing takes a tenth of a second or more, and the training waits for it: it gets a thirtieth of the time.
-        self.due = self.told + max(self.seconds_between_draws, 30 * (self.told - started))
+        # A drawing takes a tenth of a second or more, and the training waits for it: it gets a forty-fifth of the time.
+        self.due = self.told + max(self.seconds_between_draws, 45 * (self.told - started))
 
     def _line(self, state) -> str:
         done, total, elapsed = state.global_step, state.max_steps, time.monotonic() - self.started
