@@ -12,6 +12,10 @@ SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_dis
         "test_publish", "test_setup", "test_shipping", "test_site", "test_site_questions", "test_sweep", "test_targets"}
 
 
+# Start programs on all cores: they come when the lessons have left one.
+LAST = {"test_cache", "test_finetune", "test_sweep"}
+
+
 def pytest_addoption(parser):
     parser.addoption("--whole-lessons", action="store_true", help="lessons with all the steps of their trainings")
 
@@ -25,7 +29,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in SLOW or "chromium" in item.fixturenames or getattr(item, "originalname", None) == LESSON:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: "chromium" not in item.fixturenames)
+    items.sort(key=lambda item: 0 if "chromium" in item.fixturenames else 1 + (item.path.stem in LAST))
     lessons = lessons_of(items)
     items[:] = [item for item in items if item not in lessons] + lessons[::-1]
 
