@@ -16,7 +16,10 @@ from peft import LoraConfig
 
 from .. import memory, plots, targets
 from ..display import table
+from ..errors import LabError
 from ..plots.figures import FROZEN, INK, PAPER, SOFT, A, B, Picture
+from ..scoring import Row, Score
+from . import live_figures
 from .controls import guard, show
 
 
@@ -28,27 +31,23 @@ def slide(draw: Callable, label: str, low: int, high: int, start: int) -> None:
     control.observe(lambda change: shown.update(draw(change["new"])), "value")
 
 
-def dial(draw: Callable, factors: tuple[float, ...], generate: Callable | None = None) -> None:
-    """Show a slider over `factors` above `draw(factor)`; a button shows `generate(factor)`, for what takes longer."""
-    start = min(factors, key=lambda factor: abs(factor - 1))
-    options = [(f"{factor:g}", factor) for factor in factors]
-    control = ipywidgets.SelectionSlider(options=options, value=start, description="factor")
-    button = ipywidgets.Button(description="Ask the model")
-    show(guard([control, button] if generate else [control], "dial of the adapter"))
-    shown = display(draw(start), display_id=True)
-    control.observe(lambda change: shown.update(draw(change["new"])), "value")
-    if generate:
-        answers = display(HTML(""), display_id=True)
-        control.observe(lambda change: answers.update(HTML("")), "value")  # they belong to another factor
+def dial(scores: dict[float, Score], perplexities: dict[float, float], asked: list[Row],
+         answers: dict[float, list[str]]) -> None:
+    """Show what an adapter does at each factor on its scaling that was measured: score, perplexity, and what it says.
 
-        def ask(_):
-            button.disabled = True
-            try:
-                answers.update(generate(control.value))
-            finally:
-                button.disabled = False
-
-        button.on_click(ask)
+    `answers` are the model's own to the rows `asked`, in their order. Raises LabError where a factor lacks a part.
+    """
+    factors = sorted(scores)
+    for name, part in (("perplexities", perplexities), ("answers", answers)):
+        if lacking := [factor for factor in factors if factor not in part]:
+            raise LabError(f"{name} has no factor {lacking[0]:g}. Give one for each factor of `scores`.")
+    points = [{"factor": factor, "exact": scores[factor].exact, "n": scores[factor].n,
+               "perplexity": perplexities[factor], "answers": answers[factor]} for factor in factors]
+    rows = [{"factor": f"{factor:g}", "exactly right": f"{scores[factor].exact:.0%} of {scores[factor].n}",
+             "perplexity": f"{perplexities[factor]:,.0f}", f"says to: {asked[0][0].strip()}": answers[factor][0]}
+            for factor in factors]
+    live_figures.display_figure("dial", {"points": points, "asked": [
+        {"prompt": getattr(row, "text", row[0].strip()), "answer": row[1]} for row in asked]}, table(rows))
 
 
 def mechanism(d_in: int, d_out: int, r: int = 8, alpha: float = 16) -> None:
