@@ -12,6 +12,7 @@ import collections
 import itertools
 import json
 import random
+import tomllib
 import weakref
 from fractions import Fraction
 from pathlib import Path
@@ -33,6 +34,7 @@ CHECKPOINTING = {"off": False, "on": True, "reentrant": "reentrant"}
 # B rows of S tokens, rank r, g key and value heads, p query heads for each, d the width of a head, m that of the MLP,
 # V the vocabulary, s = S + 1.
 PRIMES = {"B": 7, "S": 61, "r": 13, "g": 3, "p": 5, "d": 34, "m": 19, "V": 23}
+MARKED = {"llama-2-7b": "Llama-2-7B", "llama-3_1-8b": "Llama-3.1-8B", "llama-3_2-3b": "Llama-3.2-3B"}
 LAYERS = 4  # the first two are rehearsed, and one more
 
 
@@ -142,18 +144,59 @@ def derive(targets: str, precision: str, checkpointing: str, one_row: bool, alik
              "peak": fullest([form for form, _ in run.moments], some)} for run in Products.made]
 
 
+def name(targets: str, precision: str, checkpointing: str, one_row: bool, alike: bool) -> str:
+    return "|".join([targets, precision, checkpointing, "one row" if one_row else "rows", "alike" if alike else "grouped"])
+
+
 def write_forms() -> None:
     """Each sum once; of a run, what it holds when the head begins, and the fullest moments above that."""
     sums: dict[str, int] = {}
     found = {}
     for key in itertools.product(TARGETS, PRECISIONS, CHECKPOINTING, (True, False), (True, False)):
         runs = derive(*key)
-        found["|".join([*key[:3], "one row" if key[3] else "rows", "alike" if key[4] else "grouped"])] = [
+        found[name(*key)] = [
             [sums.setdefault(written(run["held"]), len(sums)),
              *([sums.setdefault(written(above(form, run["held"])), len(sums)) for form in run[part]]
                for part in ("head", "peak"))] for run in runs]
         print(*key, flush=True)
-    FORMS.write_text(json.dumps({"sums": list(sums), "runs": found}, separators=(",", ":")) + "\n")
+    FORMS.write_text(json.dumps({"sums": list(sums), "runs": found, "marks": marks()}, separators=(",", ":")) + "\n")
+
+
+def marks() -> list[dict]:
+    """The peaks in benchmarks/ of models that the page has: published ones, and those recorded on a CPU."""
+    folder = ROOT / "benchmarks"
+    table = tomllib.loads((folder / "published_peaks.toml").read_text())
+    rows = json.loads((folder / "results/published_peaks.json").read_text())["rows"]
+    planned = {row["id"]: row["planned_gb"] for row in rows}
+    found = []
+    for peak in table["peaks"]:
+        model, its = MARKED.get(peak["model"]), peak["plan"]
+        if model:
+            rows, length, precision = its.get("batch_size", 1), its["seq_len"], its["precision"]
+            found.append(dict(model=model, tokens=rows * length, gb=peak["gb"], precision=precision,
+                              what=table["sources"][peak["source"]]["what"].split(",")[0],
+                              said=f"{precision}, rank {its['r']}, {rows} x {length:,} tokens",
+                              planned=planned[peak["id"]]))
+    for run in json.loads((folder / "results/planner_cpu.json").read_text())["runs"]:
+        parts, rows, length = run["planned"], run["batch_size"], run["seq_len"]
+        if " " in run["base"]:
+            continue  # the same from a folder
+        rests = parts["total_bytes"] - parts["activation_bytes"] - parts["logits_bytes"]
+        targets = run["targets"] if isinstance(run["targets"], str) else " ".join(run["targets"])
+        checkpointing = {False: "off", True: "on"}.get(run["checkpointing"], run["checkpointing"])
+        found.append(dict(model="SmolLM2-135M", tokens=rows * length, gb=round((rests + run["step_bytes"]) / 1e9, 3),
+                          precision=run["base"], what="A real step on a CPU, its tensors counted",
+                          said=f"{run['base']}, {targets}, {rows} x {length:,} tokens, checkpointing {checkpointing}",
+                          planned=round(parts["total_bytes"] / 1e9, 3)))
+    return found
+
+
+def draw(rng: random.Random, models: dict[str, dict]) -> dict:
+    """A random setting, as often at the ends as between."""
+    model = rng.choice(sorted(models))
+    return dict(model=model, targets=rng.choice(list(TARGETS)), precision=rng.choice(PRECISIONS),
+                checkpointing=rng.choice(list(CHECKPOINTING)), r=rng.choice((1, 2, 8, 256, rng.randint(1, 256))),
+                B=rng.choice((1, rng.randint(2, 32))), S=rng.randint(8, min(8192, models[model]["positions"])))
 
 
 def write_checks(many: int) -> None:
@@ -161,11 +204,9 @@ def write_checks(many: int) -> None:
     rng, rows = random.Random(2026), []
     models = json.loads(MODELS.read_text())["models"]
     for _ in range(many):
-        name = rng.choice(sorted(models))
-        setting = dict(model=name, targets=rng.choice(list(TARGETS)), precision=rng.choice(PRECISIONS),
-                       checkpointing=rng.choice(list(CHECKPOINTING)), r=rng.choice((1, 2, 8, 256, rng.randint(1, 256))),
-                       B=rng.choice((1, rng.randint(2, 32))), S=rng.randint(8, min(8192, models[name]["positions"])))
-        rows.append(setting | {"parts": list(plan(config(**models[name]), setting).parts().values())})
+        setting = draw(rng, models)
+        planned = plan(config(**models[setting["model"]]), setting)
+        rows.append(setting | {"parts": list(planned.parts().values())})
         print(len(rows), flush=True)
         if len(rows) % 20 == 0 or len(rows) == many:
             CHECKS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

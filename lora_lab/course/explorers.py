@@ -13,6 +13,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from peft import LoraConfig
+from transformers import LlamaConfig
 
 from .. import memory, plots, targets
 from ..display import table
@@ -82,34 +83,31 @@ def explore(model: torch.nn.Module, ticked: tuple[str, ...] = ("q_proj", "v_proj
     _show_live(outputs, [*boxes, rank])
 
 
-def plan_memory(model: torch.nn.Module, gpu_gb: float, **start) -> None:
-    """Show the memory planner: controls for what `memory.plan` takes, and its parts as a bar against `gpu_gb` GB.
+def plan_memory(gpu_gb: float = 16, **start) -> None:
+    """Show the memory planner of the ladder's models: `memory.plan`'s numbers, by part, against a GPU of `gpu_gb` GB.
 
-    `start` are values of the controls: rank, targets, precision, batch_size, seq_len, checkpointing.
+    `start` are what its controls show at first: model, rank, targets, precision, batch_size, seq_len, checkpointing.
+    Marks are peaks in the tables of `benchmarks`. Raises LabError for a model that it does not have.
     """
-    start = dict(rank=8, targets="q_proj v_proj", precision="bfloat16", batch_size=1, seq_len=512,
+    known = live_figures.read_json("models")["models"]
+    start = dict(model="Llama-2-7B", rank=8, targets="q_proj v_proj", precision="bfloat16", batch_size=1, seq_len=512,
                  checkpointing="off") | start
-    choices = {"rank": (1, 4, 8, 16, 64, 256), "targets": ("q_proj v_proj", "all-linear"),
-               "precision": ("float32", "bfloat16", "int8", "nf4"), "batch_size": (1, 2, 4, 8, 16),
-               "seq_len": (128, 512, 1024, 2048, 4096), "checkpointing": ("off", "on", "reentrant")}
-    look = dict(layout=ipywidgets.Layout(width="17em"), style={"description_width": "7.5em"})
-    controls = {name: ipywidgets.Dropdown(options=values, value=start[name], description=name.replace("_", " "), **look)
-                for name, values in choices.items()}
-    layout = ipywidgets.Layout(grid_template_columns="repeat(3, 18em)")
-    show(guard([ipywidgets.GridBox(list(controls.values()), layout=layout)], "memory planner"))
-
-    def outputs():
-        chosen = {name: control.value for name, control in controls.items()}
-        rank, names, checkpointing = (chosen.pop(name) for name in ("rank", "targets", "checkpointing"))
-        lora = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM",
-                          target_modules=names if names == "all-linear" else names.split())
-        planned = memory.plan(model, lora, **chosen, checkpointing={"off": False, "on": True}.get(
-            checkpointing, checkpointing))
-        fits = "fits" if planned.fits(gpu_gb) else "does not fit"
-        return plots.memory({f"r = {rank}": planned.parts()}, gpu_gb), _preformatted(
-            f"{planned}\n{fits} {gpu_gb:g} GB, of which {planned.reserve:.0%} are kept free")
-
-    _show_live(outputs, controls.values())
+    if start["model"] not in known:
+        raise LabError(f"The planner has no {start['model']!r}. Use one of: {', '.join(known)}; or `memory.plan`.")
+    shape = known[start["model"]]
+    width = shape["d"] * shape["g"] * shape["p"]
+    config = LlamaConfig(hidden_size=width, intermediate_size=shape["m"], num_hidden_layers=shape["layers"],
+                         num_attention_heads=shape["g"] * shape["p"], num_key_value_heads=shape["g"],
+                         vocab_size=shape["V"], tie_word_embeddings=shape["tied"], max_position_embeddings=shape["positions"])
+    names = start["targets"] if start["targets"] == "all-linear" else start["targets"].split()
+    planned = memory.plan(config, LoraConfig(r=start["rank"], target_modules=names, task_type="CAUSAL_LM"),
+                          start["precision"], start["batch_size"], start["seq_len"],
+                          checkpointing={"off": False, "on": True}.get(start["checkpointing"], start["checkpointing"]))
+    shown = {"model": "model", "rank": "r", "batch_size": "B", "seq_len": "S"}
+    live_figures.display_figure("planner", live_figures.read_json("planner") | {
+        "models": known, "reserve": memory.planner.RESERVE,
+        "start": {shown.get(name, name): value for name, value in start.items()} | {"gpu": gpu_gb}},
+        plots.memory({start["model"]: planned.parts()}, gpu_gb))
 
 
 def _show_live(outputs, controls) -> None:

@@ -47,6 +47,11 @@ def page_script() -> str:
             "  if (figures[figure.dataset.loraLab]) mount(figure, figures[figure.dataset.loraLab]);\n});\n")
 
 
+def read_json(name: str) -> dict[str, Any]:
+    """Return the values in a file beside the modules."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def display_figure(name: str, values: dict[str, Any], still: Page | Picture) -> None:
     """Show the figure `name` of `values` (JSON alone), above which its still stays hidden where it can move."""
     key = uuid.uuid4().hex[:8]

@@ -2,11 +2,12 @@
 const STYLE = `
 .ll-live { color: var(--jp-content-font-color1, var(--vscode-foreground, inherit)); line-height: 1.45; max-width: 45rem;
   overflow-wrap: anywhere; --frozen: #6e6e6e; --a: #1f77c4; --b: #bd560b; --good: #12805c; --bad: #b3261e;
-  --pink: #b0468c; --gold: #8a6d00; --soft: #5c5c5c; --line: #8a8a8a; --panel: #8881; }
+  --pink: #b0468c; --gold: #8a6d00; --soft: #5c5c5c; --line: #8a8a8a; --panel: #8881; --paper: #fff; }
 .ll-live[data-dark] { --frozen: #a8a8a8; --a: #6cb2f2; --b: #f0965a; --good: #5ec9a0; --bad: #ff8a80; --pink: #e58fc8;
-  --gold: #d9b94a; --soft: #b8b8b8; --line: #808080; --panel: #fff1; }
+  --gold: #d9b94a; --soft: #b8b8b8; --line: #808080; --panel: #fff1;
+  --paper: #14181e; }
 .ll-live * { box-sizing: border-box; }
-.ll-live h4 { font-size: 1rem; margin: 0 0 .5rem; }
+.ll-live .ll-title { font-weight: bold; margin: 0 0 .5rem; }
 .ll-live p { margin: .4rem 0; }
 .ll-live .ll-controls { display: grid; gap: .5rem 1.25rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr));
   margin: .25rem 0 .5rem; }
@@ -27,6 +28,10 @@ const STYLE = `
 .ll-live li { border-left: 3px solid var(--line); margin: .4rem 0; padding: .1rem .6rem; }
 .ll-live li[data-right=true] { border-color: var(--good); }
 .ll-live li[data-right=false] { border-color: var(--bad); }
+.ll-live .ll-legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; }
+.ll-live .ll-legend li { border: 0; margin: 0; padding: 0; }
+.ll-live .ll-legend svg { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
+.ll-live summary { min-height: 1.6rem; cursor: pointer; }
 .ll-live code { background: var(--panel); color: inherit; padding: .05em .25em; white-space: pre-wrap; }
 @media print { .ll-live .ll-controls { display: none; } }`;
 
@@ -61,7 +66,7 @@ function followTheme(box) {
 function figure(el, title, { controls, draw, below = [], note }) {
   const picture = h('div', {}), said = h('p', { 'aria-live': 'polite' });
   const box = h('section', { class: 'll-live', 'aria-label': title, 'data-lm-suppress-shortcuts': 'true' },
-    h('style', {}, STYLE), h('h4', {}, title), h('div', { class: 'll-controls' }, controls), said, picture, below,
+    h('style', {}, STYLE), h('p', { class: 'll-title' }, title), h('div', { class: 'll-controls' }, controls), said, picture, below,
     note ? h('p', { class: 'll-soft' }, note) : null);
   for (const part of box.querySelectorAll('input, select, button')) part.setAttribute('data-lm-suppress-shortcuts', 'true');
   el.append(box);

@@ -1,0 +1,159 @@
+"""The live figures on one page without a kernel, in a real browser: what they show, keys, themes, width, faults."""
+
+import json
+import random
+import re
+from unittest import mock
+
+import make_planner
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import SIZE
+from lora_lab import LabError
+from lora_lab.course import explorers, live_figures
+from lora_lab.scoring import Score
+from playwright.sync_api import expect
+
+FACTORS, ASKED = (0, 0.5, 1, 2), [("lamp </script> on", '{"lamp":"on"}')]
+SAID = {factor: ['{"lamp":"on"}' if factor == 1 else f"<b>at {factor:g}</b>"] for factor in FACTORS}
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Figures</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>:root {{color-scheme: light dark}}
+body {{color: light-dark(#222, #eee); background: light-dark(#fff, #14181e)}}</style><script>{script}</script></head>
+<body><main><h1>Figures</h1>{figures}</main></body></html>"""
+
+
+def show_all():
+    explorers.dial({f: Score(0.5 - f / 5, None, 42) for f in FACTORS}, {f: 40 + f for f in FACTORS}, ASKED, SAID)
+    explorers.plan_memory(24, model="SmolLM2-135M", seq_len=1024)
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """What a saved notebook has of each figure."""
+    shown = []
+    with mock.patch.object(live_figures, "display", shown.append), mock.patch.object(live_figures, "show"):
+        show_all()
+    return [output.data for output in shown]
+
+
+@pytest.fixture(scope="module")
+def site(figures, tmp_path_factory):
+    file = tmp_path_factory.mktemp("site") / "page.html"
+    file.write_text(PAGE.format(script=live_figures.page_script(), figures="".join(figures)))
+    return file.as_uri()
+
+
+@pytest.fixture(scope="module")
+def page(chromium, site):
+    with chromium.new_context(viewport=SIZE, has_touch=True) as context:
+        page = context.new_page()
+        faults, elsewhere = [], []
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text))
+        page.on("request", lambda request: elsewhere.append(request.url))
+        page.goto(site)
+        yield page
+        assert faults == [] and set(elsewhere) == {site}
+
+
+def test_each_figure_takes_the_place_of_its_still(page, figures):
+    assert len(figures) == len(live_figures.names()) == page.locator(".ll-live").count()
+    for still in page.locator(".lora-lab-still").all():
+        expect(still).to_be_hidden()
+
+
+def test_dial_says_what_the_model_says(page):
+    dial = page.locator('[data-lora-lab="dial"]')
+    factor, said = dial.get_by_role("slider", name="factor"), dial.locator("[aria-live]")
+    expect(said).to_have_text("Factor 1 (as trained): 30 % of 42 answers are exactly right, perplexity 41.")
+    factor.focus()
+    for key, value, right in (("ArrowRight", 2, "wrong"), ("Home", 0, "wrong"), ("ArrowRight", 0.5, "wrong"),
+                              ("ArrowRight", 1, "right")):
+        page.keyboard.press(key)
+        expect(factor).to_have_attribute("aria-valuetext", f"{value:g}")
+        expect(dial.get_by_role("listitem")).to_contain_text(f"{SAID[value][0]} {right}")
+    box = factor.bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2)
+    expect(said).to_contain_text("Factor 2")
+
+
+def test_planner_has_the_numbers_of_memory_plan(page):
+    """Of all that is committed, and of a few settings planned now."""
+    rows = json.loads(make_planner.CHECKS.read_text())
+    assert len(rows) == 500
+    rng, models = random.Random(), live_figures.read_json("models")["models"]
+    for _ in range(2):
+        new = make_planner.draw(rng, models)
+        planned = make_planner.plan(make_planner.config(**models[new["model"]]), new)
+        rows.append(new | {"parts": list(planned.parts().values())})
+    source = live_figures.module("planner").replace("export default { render };", "return plan;")
+    ours = page.evaluate("([source, values, rows]) => { const plan = new Function(source)(); "
+                         "return rows.map(row => plan(values, values.models[row.model], row)); }",
+                         [source, live_figures.read_json("planner") | {"models": models}, rows])
+    unlike = [row for row, parts in zip(rows, ours, strict=True) if row["parts"] != parts]
+    assert not unlike, unlike[:3]
+
+
+def test_planner_moves(page):
+    planner = page.locator('[data-lora-lab="planner"]')
+    said = planner.locator("[aria-live]")
+    expect(said).to_contain_text("which fits 24 GB")
+    planner.get_by_label("model").select_option("Llama-3.1-8B")
+    planner.get_by_role("slider", name="tokens a row").focus()
+    page.keyboard.press("End")
+    expect(said).to_contain_text("does not fit 24 GB")
+    planner.get_by_text("peaks of Llama-3.1-8B found elsewhere").click()
+    expect(planner.get_by_text("Found 12 GB, planned 12.14 GB")).to_be_visible()
+    planner.get_by_label("model").select_option("Llama-2-7B")
+    expect(said).to_contain_text("Rows are at most 4,096 tokens long here.")
+
+
+def test_marks_are_those_of_the_benchmarks():
+    assert make_planner.marks() == live_figures.read_json("planner")["marks"]
+
+
+def test_sums_are_what_the_rehearsal_gives_now():
+    key = ("q_proj v_proj", "bfloat16", "off", True, True)
+    known, runs = live_figures.read_json("planner"), make_planner.derive(*key)
+    committed = known["runs"][make_planner.name(*key)]
+    assert [known["sums"][run[0]] for run in committed] == [make_planner.written(run["held"]) for run in runs]
+    assert {known["sums"][place] for place in committed[0][2]} == {
+        make_planner.written(make_planner.above(form, runs[0]["held"])) for form in runs[0]["peak"]}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_cut_off_and_axe_finds_nothing(page, scheme, tmp_path):
+    page.emulate_media(color_scheme=scheme)
+    page.wait_for_function("dark => [...document.querySelectorAll('.ll-live')].every("
+                           "box => box.hasAttribute('data-dark') === dark)", arg=scheme == "dark")
+    for width in (1280, 360):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        cut = page.evaluate("""[...document.querySelectorAll('.ll-live svg text')].filter(text => {
+            const own = text.getBoundingClientRect(), svg = text.ownerSVGElement.getBoundingClientRect();
+            return own.left < svg.left - 1 || own.right > svg.right + 1; }).map(text => text.textContent)""")
+        assert cut == []
+        page.screenshot(path=tmp_path / f"{scheme}-{width}.png", full_page=True)
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]})
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_without_script_the_still_stands(chromium, site):
+    with chromium.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(site)
+        for still in page.locator(".lora-lab-still").all():
+            expect(still).to_be_visible()
+        assert page.get_by_role("img", name=re.compile("Memory by part")).count() == 1
+
+
+def test_script_of_a_page_is_small():
+    assert len(live_figures.page_script()) < 60_000
+
+
+def test_a_factor_without_a_part_and_an_unknown_model_are_named():
+    with pytest.raises(LabError, match="perplexities has no factor 0.5"):
+        explorers.dial({0.5: Score(1, None, 2)}, {}, ASKED, SAID)
+    with pytest.raises(LabError, match="no 'llama'. Use one of: SmolLM2-135M"):
+        explorers.plan_memory(model="llama")
