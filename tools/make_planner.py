@@ -20,9 +20,10 @@ from unittest import mock
 
 import numpy as np
 from lora_lab import memory
+from lora_lab.course import explorers
 from lora_lab.memory import rehearsal
 from peft import LoraConfig
-from transformers import LlamaConfig
+from transformers import PretrainedConfig
 
 ROOT = Path(__file__).parents[1]
 FORMS = ROOT / "lora_lab/course/live/planner.json"
@@ -43,13 +44,7 @@ def sizes(**given: int) -> dict[str, int]:
     return {**PRIMES, **given, "s": given.get("S", PRIMES["S"]) + 1}
 
 
-def config(d: int, g: int, p: int, m: int, V: int, layers: int, tied: bool = False, **_) -> LlamaConfig:
-    return LlamaConfig(hidden_size=d * g * p, num_attention_heads=g * p, num_key_value_heads=g, intermediate_size=m,
-                       vocab_size=V, num_hidden_layers=layers, tie_word_embeddings=tied, dtype="bfloat16",
-                       max_position_embeddings=1 << 20)
-
-
-def plan(model: LlamaConfig, setting: dict) -> memory.Plan:
+def plan(model: PretrainedConfig, setting: dict) -> memory.Plan:
     lora = LoraConfig(r=setting["r"], lora_alpha=16, target_modules=TARGETS[setting["targets"]], task_type="CAUSAL_LM")
     return memory.plan(model, lora, setting["precision"], setting["B"], setting["S"],
                        checkpointing=CHECKPOINTING[setting["checkpointing"]])
@@ -137,7 +132,7 @@ def derive(targets: str, precision: str, checkpointing: str, one_row: bool, alik
     known = sizes(B=1 if one_row else PRIMES["B"], p=1 if alike else PRIMES["p"])
     Products.known, Products.made = known, []
     with mock.patch.object(rehearsal, "Ledger", Products):
-        plan(config(**known, layers=LAYERS),
+        plan(explorers.llama(**known, layers=LAYERS),
              dict(known, targets=targets, precision=precision, checkpointing=checkpointing))
     some = samples(one_row, alike)
     return [{"held": run.held, "head": fullest([form for form, in_head in run.moments if in_head], some),
@@ -145,7 +140,8 @@ def derive(targets: str, precision: str, checkpointing: str, one_row: bool, alik
 
 
 def name(targets: str, precision: str, checkpointing: str, one_row: bool, alike: bool) -> str:
-    return "|".join([targets, precision, checkpointing, "one row" if one_row else "rows", "alike" if alike else "grouped"])
+    kind = ["one row" if one_row else "rows", "alike" if alike else "grouped"]  # heads of queries, and of keys
+    return "|".join([targets, precision, checkpointing, *kind])
 
 
 def write_forms() -> None:
@@ -205,7 +201,7 @@ def write_checks(many: int) -> None:
     models = json.loads(MODELS.read_text())["models"]
     for _ in range(many):
         setting = draw(rng, models)
-        planned = plan(config(**models[setting["model"]]), setting)
+        planned = plan(explorers.llama(**models[setting["model"]]), setting)
         rows.append(setting | {"parts": list(planned.parts().values())})
         print(len(rows), flush=True)
         if len(rows) % 20 == 0 or len(rows) == many:

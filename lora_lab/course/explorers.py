@@ -4,6 +4,7 @@ Only the controls are widgets. What they change is an ordinary output, which sta
 notebook and reads on the web without a kernel.
 """
 
+import base64
 import html
 from collections.abc import Callable
 
@@ -18,10 +19,14 @@ from transformers import LlamaConfig
 from .. import memory, plots, targets
 from ..display import table
 from ..errors import LabError
+from ..memory.planner import RESERVE
 from ..plots.figures import FROZEN, INK, PAPER, SOFT, A, B, Picture
 from ..scoring import Row, Score
 from . import live_figures
 from .controls import guard, show
+
+
+STOPS = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 288, 320, 384, 450)  # of 576: half of them costs as much as the matrix
 
 
 def slide(draw: Callable, label: str, low: int, high: int, start: int) -> None:
@@ -51,13 +56,54 @@ def dial(scores: dict[float, Score], perplexities: dict[float, float], asked: li
         {"prompt": getattr(row, "text", row[0].strip()), "answer": row[1]} for row in asked]}, table(rows))
 
 
-def mechanism(d_in: int, d_out: int, r: int = 8, alpha: float = 16) -> None:
-    """Show the drawing of a linear layer with LoRA, with sliders for its rank and alpha."""
-    largest = min(d_in, d_out) // 2
-    controls = [ipywidgets.IntSlider(value=r, min=1, max=largest, description="rank"),
-                ipywidgets.IntSlider(value=int(alpha), min=1, max=128, description="alpha")]
-    show(guard(controls, "rank and alpha"))
-    _show_live(lambda: [plots.lora(d_in, d_out, controls[0].value, controls[1].value)], controls)
+def mechanism(layer: torch.nn.Module, name: str = "this layer", r: int = 8, alpha: float = 16) -> None:
+    """Show the drawing of a linear layer with LoRA, with its own entries: sliders for rank and alpha change the shapes.
+
+    `layer` is a linear layer, or PEFT's around one: then A and B have the entries of its adapter, too.
+    """
+    base = getattr(layer, "base_layer", layer)
+    d_out, d_in = base.weight.shape
+    entries = {"W": _entries(base.weight)}
+    if base is not layer:
+        (adapter,) = layer.active_adapters
+        entries |= {"A": _entries(layer.lora_A[adapter].weight), "B": _entries(layer.lora_B[adapter].weight)}
+    live_figures.display_figure("drawing", {
+        "name": name, "d_in": d_in, "d_out": d_out, "r": r, "alpha": alpha, "entries": entries},
+        plots.lora(d_in, d_out, r, alpha))
+
+
+def _entries(weight: torch.Tensor, most: int = 64) -> dict:
+    """At most `most` rows and columns of a matrix, evenly apart, as bytes (127: the largest), and its first three."""
+    weight = weight.detach().float().cpu()
+    rows, columns = (torch.linspace(0, size - 1, min(size, most)).round().long() for size in weight.shape)
+    part = weight[rows][:, columns]
+    return {"rows": len(rows), "columns": len(columns), "first": weight.flatten()[:3].tolist(),
+            "bytes": _bytes(part, part.abs().max())}
+
+
+def _bytes(part: torch.Tensor, largest: torch.Tensor | float) -> str:
+    small = (127 * part / (float(largest) or 1)).clamp(-127, 127).round().to(torch.int8)
+    return base64.b64encode(small.numpy().tobytes()).decode()
+
+
+def ranks(matrices: dict[str, torch.Tensor], stops: tuple[int, ...] = STOPS, side: int = 16) -> None:
+    """Show what the strongest directions keep of one or two matrices at the ranks `stops`, and what is missing."""
+    found, rows = [], [{"rank": stop} for stop in stops if stop <= min(min(m.shape) for m in matrices.values())]
+    for name, matrix in matrices.items():
+        matrix = matrix.detach().float().cpu()
+        U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+        whole, kept, missing, errors = matrix[:side, :side], [], [], []
+        for row in rows:
+            r = row["rank"]
+            part = (U[:side, :r] * S[:r]) @ Vh[:r, :side]
+            errors.append((S[r:].norm() / S.norm()).item())
+            kept.append(_bytes(part, whole.abs().max()))
+            missing.append(_bytes(whole - part, whole.abs().max()))
+            row[f"missing of {name}"] = f"{errors[-1]:.1%}"
+        found.append({"name": name, "shape": list(matrix.shape), "errors": errors, "kept": kept, "missing": missing,
+                      "whole": _bytes(whole, whole.abs().max())})
+    values = {"ranks": [row["rank"] for row in rows], "side": min(side, *found[0]["shape"]), "matrices": found}
+    live_figures.display_figure("rank", values, table(rows))
 
 
 def explore(model: torch.nn.Module, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -> None:
@@ -83,6 +129,14 @@ def explore(model: torch.nn.Module, ticked: tuple[str, ...] = ("q_proj", "v_proj
     _show_live(outputs, [*boxes, rank])
 
 
+def llama(d: int, g: int, p: int, m: int, V: int, layers: int, tied: bool = False, positions: int = 1 << 20,
+          **_) -> LlamaConfig:
+    """Return the config of a Llama: `g` key and value heads of `d` numbers, `p` query heads for each, an MLP of `m`."""
+    return LlamaConfig(hidden_size=d * g * p, num_attention_heads=g * p, num_key_value_heads=g, intermediate_size=m,
+                       vocab_size=V, num_hidden_layers=layers, tie_word_embeddings=tied, dtype="bfloat16",
+                       max_position_embeddings=positions)
+
+
 def plan_memory(gpu_gb: float = 16, **start) -> None:
     """Show the memory planner of the ladder's models: `memory.plan`'s numbers, by part, against a GPU of `gpu_gb` GB.
 
@@ -94,18 +148,14 @@ def plan_memory(gpu_gb: float = 16, **start) -> None:
                  checkpointing="off") | start
     if start["model"] not in known:
         raise LabError(f"The planner has no {start['model']!r}. Use one of: {', '.join(known)}; or `memory.plan`.")
-    shape = known[start["model"]]
-    width = shape["d"] * shape["g"] * shape["p"]
-    config = LlamaConfig(hidden_size=width, intermediate_size=shape["m"], num_hidden_layers=shape["layers"],
-                         num_attention_heads=shape["g"] * shape["p"], num_key_value_heads=shape["g"],
-                         vocab_size=shape["V"], tie_word_embeddings=shape["tied"], max_position_embeddings=shape["positions"])
     names = start["targets"] if start["targets"] == "all-linear" else start["targets"].split()
-    planned = memory.plan(config, LoraConfig(r=start["rank"], target_modules=names, task_type="CAUSAL_LM"),
-                          start["precision"], start["batch_size"], start["seq_len"],
-                          checkpointing={"off": False, "on": True}.get(start["checkpointing"], start["checkpointing"]))
+    lora = LoraConfig(r=start["rank"], target_modules=names, task_type="CAUSAL_LM")
+    checkpointing = {"off": False, "on": True}.get(start["checkpointing"], start["checkpointing"])
+    planned = memory.plan(llama(**known[start["model"]]), lora, start["precision"], start["batch_size"],
+                          start["seq_len"], checkpointing=checkpointing)
     shown = {"model": "model", "rank": "r", "batch_size": "B", "seq_len": "S"}
     live_figures.display_figure("planner", live_figures.read_json("planner") | {
-        "models": known, "reserve": memory.planner.RESERVE,
+        "models": known, "reserve": RESERVE,
         "start": {shown.get(name, name): value for name, value in start.items()} | {"gpu": gpu_gb}},
         plots.memory({start["model"]: planned.parts()}, gpu_gb))
 

@@ -7,15 +7,18 @@ from unittest import mock
 
 import make_planner
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from browser import SIZE
 from lora_lab import LabError
 from lora_lab.course import explorers, live_figures
 from lora_lab.scoring import Score
+from peft import LoraConfig, get_peft_model
 from playwright.sync_api import expect
 
 FACTORS, ASKED = (0, 0.5, 1, 2), [("lamp </script> on", '{"lamp":"on"}')]
 SAID = {factor: ['{"lamp":"on"}' if factor == 1 else f"<b>at {factor:g}</b>"] for factor in FACTORS}
+NOISE = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Figures</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>:root {{color-scheme: light dark}}
 body {{color: light-dark(#222, #eee); background: light-dark(#fff, #14181e)}}</style><script>{script}</script></head>
@@ -25,6 +28,11 @@ body {{color: light-dark(#222, #eee); background: light-dark(#fff, #14181e)}}</s
 def show_all():
     explorers.dial({f: Score(0.5 - f / 5, None, 42) for f in FACTORS}, {f: 40 + f for f in FACTORS}, ASKED, SAID)
     explorers.plan_memory(24, model="SmolLM2-135M", seq_len=1024)
+    torch.manual_seed(0)
+    layer = get_peft_model(torch.nn.ModuleDict({"q": torch.nn.Linear(48, 24, bias=False)}), LoraConfig(
+        r=4, target_modules=["q"])).base_model.model["q"]
+    explorers.mechanism(layer, "q", r=4, alpha=8)
+    explorers.ranks({"noise": NOISE, "rank 2": NOISE[:, :2] @ NOISE[:2]}, (1, 2, 4, 8, 99), side=9)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,7 @@ def test_planner_has_the_numbers_of_memory_plan(page):
     rng, models = random.Random(), live_figures.read_json("models")["models"]
     for _ in range(2):
         new = make_planner.draw(rng, models)
-        planned = make_planner.plan(make_planner.config(**models[new["model"]]), new)
+        planned = make_planner.plan(explorers.llama(**models[new["model"]]), new)
         rows.append(new | {"parts": list(planned.parts().values())})
     source = live_figures.module("planner").replace("export default { render };", "return plan;")
     ours = page.evaluate("([source, values, rows]) => { const plan = new Function(source)(); "
@@ -119,6 +127,37 @@ def test_sums_are_what_the_rehearsal_gives_now():
     assert [known["sums"][run[0]] for run in committed] == [make_planner.written(run["held"]) for run in runs]
     assert {known["sums"][place] for place in committed[0][2]} == {
         make_planner.written(make_planner.above(form, runs[0]["held"])) for form in runs[0]["peak"]}
+
+
+def test_drawing_counts_and_scales(page):
+    drawing = page.locator('[data-lora-lab="drawing"]')
+    said = drawing.locator("[aria-live]")
+    expect(said).to_contain_text("Rank 4: 288 numbers train, 25.0 % of W's 1,152. Their product is multiplied by α/r = 8/4 = 2.")
+    drawing.get_by_role("slider", name="rank").focus()
+    page.keyboard.press("ArrowRight")
+    expect(said).to_contain_text("Rank 8: 576 numbers train, 50.0 % of W's 1,152. Their product is multiplied by α/r = 8/8 = 1.")
+    expect(drawing.get_by_text("what is plain has no entries yet")).to_be_visible()
+    drawing.get_by_role("slider", name="alpha").focus()
+    page.keyboard.press("ArrowRight")
+    expect(said).to_contain_text("α/r = 16/8 = 2.")
+    high, wide = (drawing.locator("image").nth(1).get_attribute(side) for side in ("height", "width"))
+    assert float(wide) / float(high) == pytest.approx(48 / 4), "entries of rank 4 in a drawing of rank 8: to scale"
+
+
+def test_rank_keeps_what_the_strongest_directions_hold(page):
+    figure = page.locator('[data-lora-lab="rank"]')
+    said, S = figure.locator("[aria-live]"), torch.linalg.svdvals(NOISE)
+    figure.get_by_role("slider", name="rank").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    error = (S[2:].norm() / S.norm()).item()
+    expect(said).to_contain_text(f"Rank 2: of noise, {error:.0%}".replace("%", " %") + " is missing, with 48 numbers instead of 144")
+    expect(said).to_contain_text("of rank 2, 0.0 % is missing")
+    corners = [figure.locator(f'[data-corner="{part}"]').nth(1).locator("rect") for part in ("whole", "kept")]
+    whole, kept = ([square.get_attribute("opacity") for square in corner.all()] for corner in corners)
+    assert whole == kept and len(kept) == 9 * 9 + 1
+    page.keyboard.press("End")
+    expect(figure.get_by_role("slider")).to_have_attribute("aria-valuetext", "8"), "of 99 there are none"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

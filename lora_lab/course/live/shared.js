@@ -1,6 +1,6 @@
 // What all live figures share. Each module is this text and its own: one file, which imports nothing.
 const STYLE = `
-.ll-live { color: var(--jp-content-font-color1, var(--vscode-foreground, inherit)); line-height: 1.45; max-width: 45rem;
+.ll-live { color: var(--jp-content-font-color1, var(--vscode-foreground, inherit)); line-height: 1.45; max-width: 45rem; margin: .5rem 0 1.5rem;
   overflow-wrap: anywhere; --frozen: #6e6e6e; --a: #1f77c4; --b: #bd560b; --good: #12805c; --bad: #b3261e;
   --pink: #b0468c; --gold: #8a6d00; --soft: #5c5c5c; --line: #8a8a8a; --panel: #8881; --paper: #fff; }
 .ll-live[data-dark] { --frozen: #a8a8a8; --a: #6cb2f2; --b: #f0965a; --good: #5ec9a0; --bad: #ff8a80; --pink: #e58fc8;
@@ -48,10 +48,11 @@ const svg = (tag, attributes, ...children) =>
   made(document.createElementNS('http://www.w3.org/2000/svg', tag), attributes, children);
 
 // Dark is where the text is light, whichever of the places it is shown in decides that, and when it changes.
-function followTheme(box) {
+function followTheme(box, changed) {
   const look = () => {
     const [r, g, b] = (getComputedStyle(box).color.match(/[\d.]+/g) ?? [0, 0, 0]).map(Number);
-    box.toggleAttribute('data-dark', 0.299 * r + 0.587 * g + 0.114 * b > 128);
+    const before = box.hasAttribute('data-dark');
+    if (box.toggleAttribute('data-dark', 0.299 * r + 0.587 * g + 0.114 * b > 128) !== before) changed();
   };
   const soon = () => requestAnimationFrame(look);
   const watch = new MutationObserver(soon), system = matchMedia('(prefers-color-scheme: dark)');
@@ -79,7 +80,7 @@ function figure(el, title, { controls, draw, below = [], note }) {
     if (picture.clientWidth && picture.clientWidth !== width) { width = picture.clientWidth; update(); }
   });
   sized.observe(picture);
-  const unfollow = followTheme(box);
+  const unfollow = followTheme(box, () => update());
   return { update, end: () => { sized.disconnect(); unfollow(); } };
 }
 
