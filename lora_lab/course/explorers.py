@@ -25,7 +25,6 @@ from ..scoring import Row, Score
 from . import live_figures
 from .controls import guard, show
 
-
 STOPS = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 288, 320, 384, 450)  # of 576: half of them costs as much as the matrix
 
 
