@@ -5,7 +5,6 @@ notebook and reads on the web without a kernel.
 """
 
 import base64
-import html
 from collections.abc import Callable
 
 import ipywidgets
@@ -14,12 +13,13 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from peft import LoraConfig
-from transformers import LlamaConfig
+from transformers import GemmaConfig, GPT2Config, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config
 
 from .. import memory, plots, targets
 from ..display import table
 from ..errors import LabError
 from ..memory.planner import RESERVE
+from ..meta_model import build
 from ..plots.figures import FROZEN, INK, PAPER, SOFT, A, B, Picture
 from ..scoring import Row, Score
 from . import live_figures
@@ -105,27 +105,32 @@ def ranks(matrices: dict[str, torch.Tensor], stops: tuple[int, ...] = STOPS, sid
     live_figures.display_figure("rank", values, table(rows))
 
 
-def explore(model: torch.nn.Module, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -> None:
-    """Show the target explorer: tick the layers to adapt, and see what a LoraConfig with them trains.
+FAMILIES = {  # as their makers published them; where there is nothing else, the sizes are transformers' defaults
+    "Llama-3.1-8B": LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+                                num_key_value_heads=8, vocab_size=128256),
+    "Qwen2.5-7B": Qwen2Config(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+                              num_key_value_heads=4, vocab_size=152064),
+    "Mistral-7B": MistralConfig(), "Gemma-7B": GemmaConfig(), "Phi-3-mini": Phi3Config(), "GPT-2": GPT2Config()}
+
+
+def explore(model: torch.nn.Module, name: str = "this model", ticked: tuple[str, ...] = ("q_proj", "v_proj"),
+            r: int = 8) -> None:
+    """Show the target explorer: tick layers of `model`, or of six others, and see what a LoraConfig with them trains.
 
     `ticked` are the names ticked at first, where the model has them.
     """
-    groups = targets.groups(model)
-    names = list(dict.fromkeys(group.name for group in groups if group.kind != "Parameter"))
-    boxes = [ipywidgets.Checkbox(name in ticked, description=name, indent=False) for name in names]
-    rank = ipywidgets.IntSlider(value=r, min=1, max=64, description="rank")
-    layout = ipywidgets.Layout(grid_template_columns="repeat(4, 10em)")
-    show(guard([ipywidgets.GridBox(boxes, layout=layout), rank], "target modules and rank"))
+    models = {name: _layers(model)} | {family: _layers(build(config)) for family, config in FAMILIES.items()}
+    names = {group["name"] for group in models[name]["groups"]}
+    report = targets.inspect(model, LoraConfig(r=r, target_modules=[layer for layer in ticked if layer in names]))
+    live_figures.display_figure("targets", {"models": models, "ticked": ticked, "r": r},
+                                block(targets.groups(model), report.per_path, r))
 
-    def outputs():
-        chosen = [box.description for box in boxes if box.value]
-        if not chosen:
-            return block(groups, {}, rank.value), HTML("Tick a layer.")
-        report = targets.inspect(model, LoraConfig(r=rank.value, target_modules=chosen))
-        words = f"LoraConfig(r={rank.value}, target_modules={chosen})\n{report}"
-        return block(groups, report.per_path, rank.value), _preformatted(words)
 
-    _show_live(outputs, [*boxes, rank])
+def _layers(model: torch.nn.Module) -> dict:
+    """What the explorer shows of a model; experts held as one parameter are no layers to name."""
+    groups = [{"name": group.name, "where": group.where, "layers": len(group.paths), "in": group.shape[1],
+               "out": group.shape[0]} for group in targets.groups(model) if group.kind != "Parameter"]
+    return {"parameters": sum(p.numel() for p in model.parameters()), "groups": groups}
 
 
 def llama(d: int, g: int, p: int, m: int, V: int, layers: int, tied: bool = False, positions: int = 1 << 20,
@@ -157,22 +162,6 @@ def plan_memory(gpu_gb: float = 16, **start) -> None:
         "models": known, "reserve": RESERVE,
         "start": {shown.get(name, name): value for name, value in start.items()} | {"gpu": gpu_gb}},
         plots.memory({start["model"]: planned.parts()}, gpu_gb))
-
-
-def _show_live(outputs, controls) -> None:
-    """Show what `outputs()` gives, and again whenever one of `controls` changes."""
-    shown = [display(output, display_id=True) for output in outputs()]
-
-    def redraw(_):
-        for handle, output in zip(shown, outputs()):
-            handle.update(output)
-
-    for control in controls:
-        control.observe(redraw, "value")
-
-
-def _preformatted(text: str) -> HTML:
-    return HTML(f"<pre>{html.escape(text)}</pre>")
 
 
 def group_table(model: torch.nn.Module, report: targets.Report | None = None) -> HTML:

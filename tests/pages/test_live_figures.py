@@ -8,10 +8,12 @@ from unittest import mock
 import make_planner
 import pytest
 import torch
+from architectures import tiny
 from axe_playwright_python.sync_playwright import Axe
 from browser import SIZE
-from lora_lab import LabError
+from lora_lab import LabError, targets
 from lora_lab.course import explorers, live_figures
+from lora_lab.meta_model import build
 from lora_lab.scoring import Score
 from peft import LoraConfig, get_peft_model
 from playwright.sync_api import expect
@@ -32,6 +34,7 @@ def show_all():
     layer = get_peft_model(torch.nn.ModuleDict({"q": torch.nn.Linear(48, 24, bias=False)}), LoraConfig(
         r=4, target_modules=["q"])).base_model.model["q"]
     explorers.mechanism(layer, "q", r=4, alpha=8)
+    explorers.explore(tiny("llama"), ticked=("q_proj", "nothing"), r=2)
     explorers.ranks({"noise": NOISE, "rank 2": NOISE[:, :2] @ NOISE[:2]}, (1, 2, 4, 8, 99), side=9)
 
 
@@ -145,6 +148,36 @@ def test_drawing_counts_and_scales(page):
     assert float(wide) / float(high) == pytest.approx(48 / 4), "entries of rank 4 in a drawing of rank 8: to scale"
 
 
+@pytest.mark.parametrize("model, ticked", [("this model", ["q_proj", "down_proj"]), ("GPT-2", ["c_proj", "lm_head"]),
+                                           ("Phi-3-mini", ["qkv_proj"])])
+def test_targets_count_as_peft_does(page, model, ticked):
+    explorer = page.locator('[data-lora-lab="targets"]')
+    explorer.get_by_label("model").select_option(model)
+    explorer.get_by_role("slider", name="rank").fill("1")  # the second stop
+    boxes = explorer.get_by_role("checkbox")
+    for box in boxes.all():
+        box.set_checked(box.evaluate("box => box.parentElement.textContent") in ticked)
+    whole = tiny("llama") if model == "this model" else build(explorers.FAMILIES[model])
+    wanted = targets.inspect(whole, LoraConfig(r=2, target_modules=ticked))
+    expect(explorer.locator("[aria-live]").first).to_contain_text(
+        f"{wanted.trainable:,} parameters train, in {len(wanted.modules)} layers")
+    explorer.get_by_role("button", name="Copy").click()
+    expect(explorer.get_by_text(re.compile("Copied|Marked"))).to_be_visible()
+    copied = eval(explorer.locator("code").text_content(), {"LoraConfig": LoraConfig})
+    assert (copied.r, copied.target_modules) == (2, set(ticked))
+    for box in boxes.all():
+        box.set_checked(False)
+    expect(explorer.locator("[aria-live]").first).to_have_text("Tick a layer.")
+
+
+def test_families_have_the_parameters_that_their_makers_count():
+    counted = {name: sum(p.numel() for p in build(config).parameters()) for name, config in explorers.FAMILIES.items()}
+    assert counted == {"Llama-3.1-8B": 8_030_261_248, "Qwen2.5-7B": 7_615_616_512, "Mistral-7B": 7_241_732_096,
+                       "Gemma-7B": 8_537_680_896, "Phi-3-mini": 3_821_079_552, "GPT-2": 124_439_808}
+    for name, shape in live_figures.read_json("models")["models"].items():
+        assert sum(p.numel() for p in build(explorers.llama(**shape)).parameters()) == shape["parameters"], name
+
+
 def test_rank_keeps_what_the_strongest_directions_hold(page):
     figure = page.locator('[data-lora-lab="rank"]')
     said, S = figure.locator("[aria-live]"), torch.linalg.svdvals(NOISE)
@@ -174,6 +207,7 @@ def test_nothing_is_cut_off_and_axe_finds_nothing(page, scheme, tmp_path):
             const own = text.getBoundingClientRect(), svg = text.ownerSVGElement.getBoundingClientRect();
             return own.left < svg.left - 1 || own.right > svg.right + 1; }).map(text => text.textContent)""")
         assert cut == []
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=tmp_path / f"{scheme}-{width}.png", full_page=True)
     found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]})
     assert found.violations_count == 0, found.generate_report()

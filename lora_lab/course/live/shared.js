@@ -18,7 +18,7 @@ const STYLE = `
   border: 1px solid var(--line); border-radius: 4px; }
 .ll-live select option { color: #222; background: #fff; }
 .ll-live[data-dark] select option { color: #eee; background: #222; }
-.ll-live :is(input, select):focus-visible { outline: 2px solid var(--a); outline-offset: 2px; }
+.ll-live :is(input, select, button, summary):focus-visible { outline: 2px solid var(--a); outline-offset: 2px; }
 .ll-live label > b { min-width: 3.5em; font-variant-numeric: tabular-nums; }
 .ll-live svg { display: block; width: 100%; height: auto; }
 .ll-live svg text { fill: currentColor; font-family: system-ui, sans-serif; font-size: 12px; }
@@ -28,6 +28,10 @@ const STYLE = `
 .ll-live li { border-left: 3px solid var(--line); margin: .4rem 0; padding: .1rem .6rem; }
 .ll-live li[data-right=true] { border-color: var(--good); }
 .ll-live li[data-right=false] { border-color: var(--bad); }
+.ll-live fieldset { border: 0; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 0 1.1rem; grid-column: 1 / -1; }
+.ll-live fieldset input { width: 1.2rem; height: 1.2rem; margin: 0; accent-color: var(--a); }
+.ll-live button { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--line); border-radius: 4px;
+  min-height: 1.75rem; padding: 0 .7rem; cursor: pointer; }
 .ll-live .ll-legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; }
 .ll-live .ll-legend li { border: 0; margin: 0; padding: 0; }
 .ll-live .ll-legend svg { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
