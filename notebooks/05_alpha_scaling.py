@@ -610,8 +610,11 @@ quiz("alpha/new_rate", times)
 sgd = many("SGD", {"optimizer": ["SGD"], "alpha": [1, 4, 16, 64, 256], "low": [-10], "high": [4]})
 optima(sgd)
 
+# %% [markdown]
+# Every training of both grids is in this figure. Walk along a row, past its circle: what do the losses do there?
+
 # %%
-draw("SGD", ridge(sgd, "alpha"))
+explorers.ridge({"AdamW": adam, "SGD": sgd}, {"AdamW": ridge(adam, "alpha"), "SGD": ridge(sgd, "alpha")}, LAWS)
 
 # %%
 bend("SGD", ridge(sgd, "alpha"))

@@ -66,6 +66,7 @@ from pathlib import Path
 import torch
 import transformers
 from lora_lab import adapters, batches, compare, load_base, merging, plots, pocket, progress, quiz, scoring, smart_home
+from lora_lab.course import explorers
 from lora_lab.display import Progress, table
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -380,9 +381,7 @@ print(f"Of the update {change.sum().item():.2%} arrives. The largest weight of e
 # And this is how the models answer. Compare each row with its control, and nf4 merged in place with no adapter at all:
 
 # %%
-plots.dots({", ".join(filter(None, row)): kl for row, (kl, _) in judged.items()},
-           "KL to the trained model, nats a token (drawn from 1e-9 on)", "How far is each from what you trained?",
-           "{:.1e}", each="command", middle="median", xscale="log")
+explorers.merges(judged, reached)
 
 # %%
 for (name, way), (kl, kept) in judged.items():

@@ -1,10 +1,12 @@
-"""Things to move and click: a slider over any picture, the explorer of target modules, the memory planner.
+"""Things to move and click: the values and the still of each live figure, and a slider over any picture.
 
-Only the controls are widgets. What they change is an ordinary output, which stays in the saved
-notebook and reads on the web without a kernel.
+A live figure needs no kernel (`live_figures`). A slider does: what it changes is an ordinary output, which stays in the
+saved notebook.
 """
 
 import base64
+import math
+import statistics
 from collections.abc import Callable
 
 import ipywidgets
@@ -22,6 +24,7 @@ from ..memory.planner import RESERVE
 from ..meta_model import build
 from ..plots.figures import FROZEN, INK, PAPER, SOFT, A, B, Picture
 from ..scoring import Row, Score
+from ..sweep.runs import Runs
 from . import live_figures
 from .controls import guard, show
 
@@ -87,7 +90,8 @@ def _bytes(part: torch.Tensor, largest: torch.Tensor | float) -> str:
 
 def ranks(matrices: dict[str, torch.Tensor], stops: tuple[int, ...] = STOPS, side: int = 16) -> None:
     """Show what the strongest directions keep of one or two matrices at the ranks `stops`, and what is missing."""
-    found, rows = [], [{"rank": stop} for stop in stops if stop <= min(min(m.shape) for m in matrices.values())]
+    least = min(min(matrix.shape) for matrix in matrices.values())
+    found, rows, side = [], [{"rank": stop} for stop in stops if stop <= least], min(side, least)
     for name, matrix in matrices.items():
         matrix = matrix.detach().float().cpu()
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -101,8 +105,47 @@ def ranks(matrices: dict[str, torch.Tensor], stops: tuple[int, ...] = STOPS, sid
             row[f"missing of {name}"] = f"{errors[-1]:.1%}"
         found.append({"name": name, "shape": list(matrix.shape), "errors": errors, "kept": kept, "missing": missing,
                       "whole": _bytes(whole, whole.abs().max())})
-    values = {"ranks": [row["rank"] for row in rows], "side": min(side, *found[0]["shape"]), "matrices": found}
+    values = {"ranks": [row["rank"] for row in rows], "side": side, "matrices": found}
     live_figures.display_figure("rank", values, table(rows))
+
+
+def ridge(runs: dict[str, Runs], best: dict[str, dict[float, list[float]]], laws: dict[str, dict[str, float]]) -> None:
+    """Show the loss of every alpha and rate that was trained with, by optimizer, the best rates, and two laws as lines.
+
+    `best` has for each alpha the best rate of each seed, NaN at the grid's edge; `laws` slopes by name: the first is
+    drawn through the best rate of the smallest alpha, the second through that of the largest.
+    """
+    found, rows, seeds = {}, [], 0
+    for optimizer, grid in runs.items():
+        alphas, rates = grid.values("alpha"), grid.values("lr")
+        losses = [[_mean(grid.where(alpha=alpha, lr=rate).figures("loss")) for rate in rates] for alpha in alphas]
+        middle = [_mean([math.log(rate) for rate in best[optimizer][alpha] if math.isfinite(rate)]) for alpha in alphas]
+        rates_at = [None if log is None else math.exp(log) for log in middle]
+        drawn = [{"name": name, "slope": slope, "at": place} for (name, slope), place in
+                 zip(laws[optimizer].items(), (0, len(alphas) - 1))]
+        found[optimizer] = {"alphas": alphas, "rates": rates, "losses": losses, "best": rates_at, "laws": drawn}
+        rows += [{"optimizer": optimizer, "alpha": f"{alpha:g}", "best rate": "edge" if at is None else f"{at:.2g}"}
+                 for alpha, at in zip(alphas, rates_at)]
+        seeds = max(seeds, len(grid.values("seed")))
+    live_figures.display_figure("ridge", {"found": found, "seeds": seeds}, table(rows))
+
+
+def _mean(values: list[float]) -> float | None:
+    """The mean, or None where there is none, or a value that is none."""
+    return sum(values) / len(values) if values and all(map(math.isfinite, values)) else None
+
+
+def merges(judged: dict[tuple[str, str], tuple[list[float], int]], reached: dict[str, dict[str, float]]) -> None:
+    """Show what merging lost: of each (precision, way) the distance of every answer and how many are kept.
+
+    `reached` has, by precision, the parts of an update that arrive, and of the weights that move, when merged in place.
+    """
+    rows = [{"base": base, "way": way, "kl": kl, "kept": kept} for (base, way), (kl, kept) in judged.items()]
+    shares = {base: {"arrives": found["update that arrives"], "moves": found["weights that move"]}
+              for base, found in reached.items()}
+    live_figures.display_figure("merge", {"rows": rows, "reached": shares}, table([
+        {"weights": row["base"], "way": row["way"], "answers kept": f"{row['kept']} of {len(row['kl'])}",
+         "KL, median": f"{statistics.median(row['kl']):.2g}"} for row in rows]))
 
 
 FAMILIES = {  # as their makers published them; where there is nothing else, the sizes are transformers' defaults

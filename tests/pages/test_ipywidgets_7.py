@@ -36,7 +36,7 @@ quiz("every/code", lambda commands, answers: {{}})
 explorers.slide(lambda r: r, "rank", 1, 8, start=2)
 ---
 import torch
-explorers.ranks({"a": torch.eye(4)})"""
+explorers.ranks({{"a": torch.eye(4)}})"""
 
 
 @pytest.fixture(scope="module")
