@@ -1,6 +1,7 @@
 """The live figures on one page without a kernel, in a real browser: what they show, keys, themes, width, faults."""
 
 import json
+import math
 import random
 import re
 from unittest import mock
@@ -15,12 +16,19 @@ from lora_lab import LabError, targets
 from lora_lab.course import explorers, live_figures
 from lora_lab.meta_model import build
 from lora_lab.scoring import Score
+from lora_lab.sweep.runs import Runs
 from peft import LoraConfig, get_peft_model
 from playwright.sync_api import expect
 
 FACTORS, ASKED = (0, 0.5, 1, 2), [("lamp </script> on", '{"lamp":"on"}')]
 SAID = {factor: ['{"lamp":"on"}' if factor == 1 else f"<b>at {factor:g}</b>"] for factor in FACTORS}
 NOISE = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+GRID = Runs([{"alpha": alpha, "lr": rate, "seed": seed, "status": "ok", "loss": loss + seed}
+             for alpha, losses in ((1, (4, 2, 3)), (16, (3, 5, math.nan)))
+             for rate, loss in zip((0.01, 0.02, 0.04), losses) for seed in (0, 1)])
+MERGED = {("no adapter", ""): ([2.0, 3.0], 0), ("bfloat16", "rounded base, unmerged"): ([1e-6, 1e-5], 2),
+          ("bfloat16", "merged in place"): ([2e-6, 4e-6], 1), ("nf4", "rounded base, unmerged"): ([0.1, 0.3], 1),
+          ("nf4", "merged in place"): ([0.5, 0.7], 0), ("nf4", "merged first, then rounded"): ([0.2, 0.4], 1)}
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Figures</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>:root {{color-scheme: light dark}}
 body {{color: light-dark(#222, #eee); background: light-dark(#fff, #14181e)}}</style><script>{script}</script></head>
@@ -35,6 +43,8 @@ def show_all():
         r=4, target_modules=["q"])).base_model.model["q"]
     explorers.mechanism(layer, "q", r=4, alpha=8)
     explorers.explore(tiny("llama"), ticked=("q_proj", "nothing"), r=2)
+    explorers.ridge({"AdamW": GRID}, {"AdamW": {1: [0.02, 0.03], 16: [math.nan]}}, {"AdamW": {"half": -0.5, "one": -1}})
+    explorers.merges(MERGED, {"bfloat16": {"update that arrives": 0.987, "weights that move": 0.6}})
     explorers.ranks({"noise": NOISE, "rank 2": NOISE[:, :2] @ NOISE[:2]}, (1, 2, 4, 8, 99), side=9)
 
 
@@ -192,6 +202,38 @@ def test_rank_keeps_what_the_strongest_directions_hold(page):
     assert whole == kept and len(kept) == 9 * 9 + 1
     page.keyboard.press("End")
     expect(figure.get_by_role("slider")).to_have_attribute("aria-valuetext", "8")  # of 99 there are none
+
+
+def test_ridge_tells_each_training(page):
+    figure = page.locator('[data-lora-lab="ridge"]')
+    said, rate = figure.locator("[aria-live]"), figure.get_by_role("slider", name="learning rate")
+    expect(said).to_have_text("AdamW, alpha 16, rate 0.01: held-out loss 3.5, the mean of 2 seeds. "
+                              "The best rate lies at the edge of the grid.")
+    rate.focus()
+    page.keyboard.press("End")
+    expect(said).to_contain_text("rate 0.04: at least one seed diverged.")
+    figure.get_by_role("slider", name="alpha").focus()
+    page.keyboard.press("Home")
+    expect(said).to_have_text("AdamW, alpha 1, rate 0.04: held-out loss 3.5, the mean of 2 seeds. "
+                              f"The best rate at this alpha is about {math.sqrt(0.02 * 0.03):.2g}.")
+    line = figure.locator('[data-law="half"]')  # alpha 16 times as large: a quarter of the rate, two cells to the left
+    from_, to = (float(line.get_attribute(end)) for end in ("x1", "x2"))
+    cell = figure.locator("svg rect[opacity]").first.bounding_box()["width"] + 1
+    shown = figure.locator("svg").last.evaluate("svg => svg.clientWidth / svg.viewBox.baseVal.width")
+    assert (to - from_) * shown == pytest.approx(-2 * cell, rel=0.02)
+    assert figure.locator('[data-law="one"]').count() == 0, "it goes through a best rate that is not there"
+
+
+def test_merge_tells_what_each_way_keeps(page):
+    figure = page.locator('[data-lora-lab="merge"]')
+    said = figure.locator("[aria-live]")
+    expect(said).to_have_text("bfloat16, merged in place: 1 of 2 answers kept, KL 3e-6 nats a token in the middle. "
+                              "98.7 % of the update arrives, 60.0 % of the weights move.")
+    figure.get_by_label("weights in").select_option("nf4")
+    figure.get_by_label("way").select_option("merged first, then rounded")
+    expect(said).to_have_text("nf4, merged first, then rounded: 1 of 2 answers kept, "
+                              "KL 0.3 nats a token in the middle.")
+    assert figure.locator("circle").count() == 2 * 4
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

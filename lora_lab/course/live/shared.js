@@ -29,6 +29,7 @@ const STYLE = `
 .ll-live li[data-right=true] { border-color: var(--good); }
 .ll-live li[data-right=false] { border-color: var(--bad); }
 .ll-live fieldset { border: 0; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 0 1.1rem; grid-column: 1 / -1; }
+.ll-live legend { padding: 0; }
 .ll-live fieldset input { width: 1.2rem; height: 1.2rem; margin: 0; accent-color: var(--a); }
 .ll-live button { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--line); border-radius: 4px;
   min-height: 1.75rem; padding: 0 .7rem; cursor: pointer; }
