@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import sys
 from unittest import mock
 
 import make_planner
@@ -262,6 +263,28 @@ def test_without_script_the_still_stands(chromium, site):
         for still in page.locator(".lora-lab-still").all():
             expect(still).to_be_visible()
         assert page.get_by_role("img", name=re.compile("Memory by part")).count() == 1
+
+
+def test_where_widgets_would_come_from_elsewhere_the_output_brings_its_own_script(chromium, tmp_path):
+    shown = []
+    with mock.patch.dict(sys.modules, {"google.colab": mock.Mock()}), \
+            mock.patch.object(live_figures, "display", shown.append):
+        explorers.ranks({"noise": NOISE})
+    (tmp_path / "colab.html").write_text(PAGE.format(script="", figures="".join(output.data for output in shown)))
+    with chromium.new_context() as context:
+        page = context.new_page()
+        page.goto((tmp_path / "colab.html").as_uri())
+        expect(page.locator(".ll-live [aria-live]")).to_contain_text("Rank 8: of noise")
+        expect(page.locator(".lora-lab-still")).to_be_hidden()
+
+
+def test_modules_load_nothing_and_run_no_text():
+    """What VS Code's and other strict pages forbid."""
+    for name in live_figures.names():
+        text = live_figures.module(name)
+        assert text.count("export default { render };") == 1 and text.rstrip().endswith("export default { render };")
+        found = re.findall(r"\bimport\b|\brequire\(|\bfetch\(|\beval\(|new Function|innerHTML|https?://[^']+", text)
+        assert set(found) <= {"http://www.w3.org/2000/svg"}, name
 
 
 def test_script_of_a_page_is_small():
