@@ -3,7 +3,7 @@
 `memory.plan` rehearses a step on tensors without contents. Here the model's sizes are different primes, so that each of
 those tensors says, by its size's factors, what it is the product of: 2 bytes x B x S x d x g. What is alive at a moment
 is then a sum of products, and the fullest moment of any setting the largest of a few sums. They go into
-lora_lab/course/live/planner.json. With --check, N random settings of the models (500 are committed) are planned by
+lora_lab/course/live/planner.json. With --check N, as many random settings (500 are committed) are planned by
 `memory.plan` too, into benchmarks/results/planner_settings.json, with which a test compares the page.
 """
 
@@ -115,7 +115,7 @@ def samples(one_row: bool, alike: bool, many: int = 4000) -> dict[str, np.ndarra
     ranges = {"B": (2, 64), "S": (8, 32768), "r": (1, 512), "g": (1, 32), "p": (2, 8), "d": (32, 256),
               "m": (256, 32768), "V": (1000, 256000)}
     found = {letter: np.rint(low * (high / low) ** rng.random(many)) for letter, (low, high) in ranges.items()}
-    found |= {"B": np.ones(many)} * one_row | {"p": np.ones(many)} * alike
+    found |= ({"B": np.ones(many)} if one_row else {}) | ({"p": np.ones(many)} if alike else {})
     return {**found, "s": found["S"] + 1}
 
 
@@ -212,4 +212,6 @@ if __name__ == "__main__":
     options = argparse.ArgumentParser()
     options.add_argument("--check", type=int)
     many = options.parse_args().check
-    write_checks(many) if many else write_forms()
+    write_forms()
+    if many:
+        write_checks(many)
