@@ -12,7 +12,7 @@ const STYLE = `
 .ll-live .ll-controls { display: grid; gap: .5rem 1.25rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr));
   margin: .25rem 0 .5rem; }
 .ll-live label { display: flex; flex-wrap: wrap; align-items: center; gap: 0 .6rem; min-height: 2rem; }
-.ll-live label > span { min-width: 5.5rem; }
+.ll-live label > span { min-width: 6.6rem; }
 .ll-live input[type=range] { flex: 1 1 8rem; height: 2rem; margin: 0; accent-color: var(--a); touch-action: pan-y; }
 .ll-live select { flex: 1 1 8rem; min-width: 0; min-height: 2rem; font: inherit; color: inherit; background: var(--panel);
   border: 1px solid var(--line); border-radius: 4px; }
