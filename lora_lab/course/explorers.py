@@ -50,12 +50,17 @@ def dial(scores: dict[float, Score], perplexities: dict[float, float], asked: li
         if lacking := [factor for factor in factors if factor not in part]:
             raise LabError(f"{name} has no factor {lacking[0]:g}. Give one for each factor of `scores`.")
     points = [{"factor": factor, "exact": scores[factor].exact, "n": scores[factor].n,
-               "perplexity": perplexities[factor], "answers": answers[factor]} for factor in factors]
+               "perplexity": _finite(perplexities[factor]), "answers": answers[factor]} for factor in factors]
     rows = [{"factor": f"{factor:g}", "exactly right": f"{scores[factor].exact:.0%} of {scores[factor].n}",
              "perplexity": f"{perplexities[factor]:,.0f}", f"says to: {asked[0][0].strip()}": answers[factor][0]}
             for factor in factors]
     live_figures.display_figure("dial", {"points": points, "asked": [
         {"prompt": getattr(row, "text", row[0].strip()), "answer": row[1]} for row in asked]}, table(rows))
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def mechanism(layer: torch.nn.Module, name: str = "this layer", r: int = 8, alpha: float = 16) -> None:

@@ -3,18 +3,19 @@ function render({ model, el }) {
   const { points, asked } = model.get('values');
   const named = points.map(point => `${point.factor}`);
   let at = Math.max(0, points.findIndex(point => point.factor === 1));
-  const answers = h('ul', {});
+  const answers = h('ul', {}), told = value => value === null ? 'not a number' : count(value);
 
   const panels = [
     { title: 'answers that are exactly right', of: point => 100 * point.exact, low: 0, high: 100, ticks: [0, 50, 100],
       colour: 'var(--a)', words: value => `${value.toFixed(0)} %` },
-    { title: 'perplexity of ordinary prose', of: point => point.perplexity, log: true, colour: 'var(--b)', words: count },
+    { title: 'perplexity of ordinary prose', of: point => point.perplexity, log: true, colour: 'var(--b)',
+      words: told },
   ];
   function panel({ title, of, low, high, ticks, colour, words, log }, width, top, height) {
-    const values = points.map(of), left = 56, right = width - 14, last = points[points.length - 1].factor;
+    const values = points.map(of), known = points.map((_, i) => i).filter(i => values[i] !== null), left = 56, right = width - 14, last = points[points.length - 1].factor;
     if (log) {
-      low = 10 ** Math.floor(Math.log10(Math.min(...values)));
-      high = 10 ** Math.ceil(Math.log10(Math.max(...values)));
+      low = 10 ** Math.floor(Math.log10(Math.min(...known.map(i => values[i]))));
+      high = 10 ** Math.ceil(Math.log10(Math.max(...known.map(i => values[i]))));
       for (ticks = []; (ticks[ticks.length - 1] ?? 0) < high;) ticks.push(low * 10 ** ticks.length);
     }
     const by = log ? Math.log : value => value, x = factor => left + (right - left) * factor / last;
@@ -26,9 +27,9 @@ function render({ model, el }) {
         svg('line', { x1: left, x2: right, y1: y(tick), y2: y(tick), stroke: 'var(--line)', 'stroke-width': .5 }),
         svg('text', { x: left - 8, y: y(tick) + 4, 'text-anchor': 'end', class: 'soft' }, count(tick))]),
       svg('line', { x1: here, x2: here, y1: top + 24, y2: floor, stroke: 'currentColor' }),
-      svg('polyline', { points: points.map((point, i) => `${x(point.factor)},${y(values[i])}`).join(' '), fill: 'none',
+      svg('polyline', { points: known.map(i => `${x(points[i].factor)},${y(values[i])}`).join(' '), fill: 'none',
         stroke: colour, 'stroke-width': 1.5, 'stroke-dasharray': '2 3' }),
-      points.map((point, i) => svg('circle', { cx: x(point.factor), cy: y(values[i]), r: i === at ? 7 : 4, fill: colour })),
+      known.map(i => svg('circle', { cx: x(points[i].factor), cy: y(values[i]), r: i === at ? 7 : 4, fill: colour })),
       points.map((point, i) => svg('text', { x: x(point.factor), y: floor + 20, 'text-anchor': 'middle',
         class: i === at ? null : 'soft', style: i === at ? 'font-weight: bold' : null }, `${point.factor}`)),
     ].flat(2);
@@ -50,7 +51,7 @@ function render({ model, el }) {
     }));
     const state = point.factor === 0 ? ' (the base alone)' : point.factor === 1 ? ' (as trained)' : '';
     live.update(`Factor ${point.factor}${state}: ${(100 * point.exact).toFixed(0)} % of ${point.n} answers are exactly right, ` +
-      `perplexity ${count(point.perplexity)}.`);
+      `perplexity ${told(point.perplexity)}.`);
   }
   const live = figure(el, 'Turn the adapter: what the model then says', {
     controls: [slider('factor', named, at, moved)], draw, below: [answers],
