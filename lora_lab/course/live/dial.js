@@ -12,7 +12,7 @@ function render({ model, el }) {
       words: told },
   ];
   function panel({ title, of, low, high, ticks, colour, words, log }, width, top, height) {
-    const values = points.map(of), known = points.map((_, i) => i).filter(i => values[i] !== null), left = 56, right = width - 14, last = points[points.length - 1].factor;
+    const values = points.map(of), known = points.map((_, i) => i).filter(i => values[i] !== null), left = 62, right = width - 14, last = points[points.length - 1].factor;
     if (log) {
       low = 10 ** Math.floor(Math.log10(Math.min(...known.map(i => values[i]))));
       high = 10 ** Math.ceil(Math.log10(Math.max(...known.map(i => values[i]))));

@@ -12,7 +12,7 @@ function render({ model, el }) {
   const ways = h('div', {});
 
   function draw(width) {
-    const shown = of(chosen.base), left = 12, right = width - 16, x = kl => left + (right - left) * (Math.log10(kl) - first) / (last - first);
+    const shown = of(chosen.base), left = 18, right = width - 16, x = kl => left + (right - left) * (Math.log10(kl) - first) / (last - first);
     const floor = shown.length * 56 + 8, powers = [];
     for (let power = first; power <= last; power += Math.ceil((last - first) * 40 / (right - left))) powers.push(power);
     return svg('svg', { viewBox: `0 0 ${width} ${floor + 44}`, role: 'img', 'aria-label': `Distance of each answer from the trained ` +
