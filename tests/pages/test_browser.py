@@ -101,12 +101,12 @@ def test_figures_move_by_keyboard_alone(page, jupyterlab, tmp_path):
         page.keyboard.press(key)
         shown.get_by_text(f'{{"lamp":"at {factor}"}}').wait_for()
         expect(handle).to_have_attribute("aria-valuetext", factor)
-    page.get_by_label("v_proj").focus()
+    page.get_by_role("checkbox", name="v_proj").focus()
     page.keyboard.press("Space")
     shown.get_by_text("target_modules=[\"q_proj\"]").wait_for()
-    page.get_by_label("precision").focus()
+    page.get_by_role("combobox", name="precision").focus()
     page.keyboard.type("nf4x")
-    expect(page.get_by_label("precision")).to_have_value("nf4")
+    expect(page.get_by_role("combobox", name="precision")).to_have_value("nf4")
     assert cells_and_active(page) == before
     page.screenshot(path=tmp_path / "figures.png")
 

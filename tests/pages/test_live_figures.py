@@ -121,14 +121,15 @@ def test_planner_moves(page):
     planner = page.locator('[data-lora-lab="planner"]')
     said = planner.locator("[aria-live]")
     expect(said).to_contain_text("which fits 24 GB")
-    planner.get_by_label("model").select_option("Llama-3.1-8B")
+    planner.get_by_role("combobox", name="model").select_option("Llama-3.1-8B")
     planner.get_by_role("slider", name="tokens a row").focus()
     page.keyboard.press("End")
     expect(said).to_contain_text("does not fit 24 GB")
     planner.get_by_text("peaks of Llama-3.1-8B found elsewhere").click()
     expect(planner.get_by_text("Found 12 GB, planned 12.14 GB")).to_be_visible()
-    planner.get_by_label("model").select_option("Llama-2-7B")
+    planner.get_by_role("combobox", name="model").select_option("Llama-2-7B")
     expect(said).to_contain_text("Rows are at most 4,096 tokens long here.")
+    expect(planner.get_by_role("slider", name="tokens a row")).to_have_attribute("aria-valuetext", "4,096")
 
 
 def test_marks_are_those_of_the_benchmarks():
@@ -164,7 +165,7 @@ def test_drawing_counts_and_scales(page):
                                            ("Phi-3-mini", ["qkv_proj"])])
 def test_targets_count_as_peft_does(page, model, ticked):
     explorer = page.locator('[data-lora-lab="targets"]')
-    explorer.get_by_label("model").select_option(model)
+    explorer.get_by_role("combobox", name="model").select_option(model)
     explorer.get_by_role("slider", name="rank").fill("1")  # the second stop
     boxes = explorer.get_by_role("checkbox")
     for box in boxes.all():
@@ -231,8 +232,8 @@ def test_merge_tells_what_each_way_keeps(page):
     said = figure.locator("[aria-live]")
     expect(said).to_have_text("bfloat16, merged in place: 1 of 2 answers kept, KL 3e-6 nats a token in the middle. "
                               "98.7 % of the update arrives, 60.0 % of the weights move.")
-    figure.get_by_label("weights in").select_option("nf4")
-    figure.get_by_label("way").select_option("merged first, then rounded")
+    figure.get_by_role("combobox", name="weights in").select_option("nf4")
+    figure.get_by_role("combobox", name="way").select_option("merged first, then rounded")
     expect(said).to_have_text("nf4, merged first, then rounded: 1 of 2 answers kept, "
                               "KL 0.3 nats a token in the middle.")
     assert figure.locator("circle").count() == 2 * 4

@@ -97,7 +97,10 @@ function render({ model, el }) {
 
   function moved() {
     const { positions, parameters } = models[chosen.model];
-    chosen.S = Math.min(chosen.S, positions);
+    if (chosen.S > positions) {  // the model takes no longer row
+      chosen.S = stops.S.findLast(S => S <= positions);
+      sliders[Object.keys(stops).indexOf('S')].set(stops.S.indexOf(chosen.S));
+    }
     const sizes = parts(chosen), total = sum(sizes), fits = total <= (1 - kept()) * chosen.gpu * 1e9;
     legend.replaceChildren(...PARTS.map(([name, colour], i) => h('li', {},
       svg('svg', { viewBox: '0 0 12 12', 'aria-hidden': 'true' }, svg('rect', { width: 12, height: 12, fill: colour })),

@@ -100,7 +100,8 @@ function slider(name, stops, start, moved) {
   };
   input.value = start;
   tell();
-  return h('label', {}, h('span', {}, name), input, shown);
+  const label = h('label', {}, h('span', {}, name), input, shown);
+  return Object.assign(label, { set: place => { input.value = place; tell(); } });
 }
 
 function menu(name, options, start, chosen) {
