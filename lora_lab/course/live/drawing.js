@@ -3,8 +3,8 @@ function render({ model, el }) {
   const { name, d_in, d_out, r: own, alpha, entries } = model.get('values');
   const powers = [1, 2, 4, 8, 16, 32, 64, 128, 256].filter(stop => stop <= Math.min(d_in, d_out));
   const equal = Math.floor(d_in * d_out / (d_in + d_out));  // from here on A and B are no smaller than W
-  const ranks = [...new Set([...powers, own, equal, Math.min(d_in, d_out)])].sort((a, b) => a - b);
-  const alphas = [...new Set([1, 2, 4, 8, 16, 32, 64, 128, alpha])].sort((a, b) => a - b);
+  const ranks = withOwn(withOwn([...powers, equal], Math.min(d_in, d_out)), own);
+  const alphas = withOwn([1, 2, 4, 8, 16, 32, 64, 128], alpha);
   const chosen = { r: own, alpha };
   const short = value => +value.toPrecision(3);
 

@@ -42,6 +42,7 @@ function render({ model, el }) {
   const choices = { model: names, precision: ['float32', 'bfloat16', 'int8', 'nf4'],
     targets: ['q_proj v_proj', 'all-linear'], checkpointing: ['off', 'on', 'reentrant'] };
   const chosen = { ...start };
+  for (const name of Object.keys(stops)) stops[name] = withOwn(stops[name], start[name]);
   const gb = bytes => (bytes / 1e9 >= 100 ? (bytes / 1e9).toFixed(0) : (bytes / 1e9).toFixed(2));
   const size = bytes => bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`;
   const kept = () => reserve[chosen.precision === 'nf4' ? '4-bit' : '16-bit'];

@@ -111,3 +111,5 @@ function menu(name, options, start, chosen) {
 }
 
 const count = number => Number(number).toLocaleString('en-US', { maximumFractionDigits: 0 });
+// Stops of a slider, with one that it starts at.
+const withOwn = (stops, own) => [...new Set([...stops, own])].sort((a, b) => a - b);

@@ -1,7 +1,7 @@
 // The target explorer: tick layers of a model, and see what a LoraConfig with them trains, with the config to copy.
 function render({ model, el }) {
   const { models, ticked, r } = model.get('values'), names = Object.keys(models);
-  const ranks = [1, 2, 4, 8, 16, 32, 64, 128, 256], chosen = { model: names[0], r, ticked: new Set(ticked) };
+  const ranks = withOwn([1, 2, 4, 8, 16, 32, 64, 128, 256], r), chosen = { model: names[0], r, ticked: new Set(ticked) };
   const groups = () => models[chosen.model].groups, listed = () => [...new Set(groups().map(group => group.name))];
   const trains = group => chosen.ticked.has(group.name) ? chosen.r * (group.in + group.out) : 0;
 
