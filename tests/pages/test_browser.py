@@ -38,6 +38,7 @@ FIGURES = """\
 import torch
 from lora_lab.course import explorers
 from lora_lab.scoring import Score
+from lora_lab.sweep.runs import Runs
 from transformers import LlamaConfig, LlamaForCausalLM
 model = LlamaForCausalLM(LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                                      num_attention_heads=4, num_key_value_heads=2))
@@ -47,7 +48,11 @@ explorers.dial({f: Score(0.5 - f / 5, None, 42) for f in factors}, {f: 40 + f fo
 explorers.plan_memory(4, model="SmolLM2-135M")
 explorers.mechanism(model.model.layers[0].mlp.up_proj)
 explorers.ranks({"a weight": model.model.layers[0].mlp.up_proj.weight})
-explorers.explore(model)"""
+explorers.explore(model)
+grid = Runs([{"alpha": alpha, "lr": rate, "seed": 0, "status": "ok", "loss": 1.0}
+             for alpha in (1, 4) for rate in (0.1, 0.2)])
+explorers.ridge({"SGD": grid}, {"SGD": {1: [0.1], 4: [0.2]}}, {"SGD": {"law": -1}})
+explorers.merges({("nf4", "merged in place"): ([0.1, 0.2], 1)}, {})"""
 
 NOTEBOOKS = {"live": [LIVE_CURVE, BELOW], "slider": [SLIDER, BELOW], "figures": [FIGURES, BELOW]}
 
