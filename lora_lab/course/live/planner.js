@@ -71,7 +71,9 @@ function render({ model, el }) {
     const ticks = [];
     for (let power = 10 ** Math.floor(Math.log10(g0)); power <= g1; power *= 10)
       for (const times of [1, 2, 5]) if (times * power >= g0 && times * power <= g1) ticks.push(times * power);
-    const across = curve.map(point => point[0]).filter((_, i) => width > 500 || i % 2 === 0);
+    const across = [];
+    for (let tokens = 2 ** Math.ceil(Math.log2(t0)); tokens <= t1; tokens *= 2 ** Math.ceil(Math.log2(t1 / t0) * 44 / (right - left)))
+      across.push(tokens);
     return svg('svg', { viewBox: `0 0 ${width} 322`, role: 'img', 'aria-label': `A bar of ${size(total)} by part, against ` +
         `${chosen.gpu} GB, and how it grows with the tokens of a step, beside ${own.length} peaks that were found.` },
       svg('defs', {}, svg('pattern', { id: 'll-hatch', width: 6, height: 6, patternUnits: 'userSpaceOnUse' },
