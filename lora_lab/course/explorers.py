@@ -8,6 +8,7 @@ import base64
 import math
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets
 import torch
@@ -96,7 +97,8 @@ def _bytes(part: torch.Tensor, largest: torch.Tensor | float) -> str:
 def ranks(matrices: dict[str, torch.Tensor], stops: tuple[int, ...] = STOPS, side: int = 16) -> None:
     """Show what the strongest directions keep of one or two matrices at the ranks `stops`, and what is missing."""
     least = min(min(matrix.shape) for matrix in matrices.values())
-    found, rows, side = [], [{"rank": stop} for stop in stops if stop <= least], min(side, least)
+    found, side = [], min(side, least)
+    rows: list[dict[str, Any]] = [{"rank": stop} for stop in stops if stop <= least]
     for name, matrix in matrices.items():
         matrix = matrix.detach().float().cpu()
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -145,7 +147,8 @@ def merges(judged: dict[tuple[str, str], tuple[list[float], int]], reached: dict
 
     `reached` has, by precision, the parts of an update that arrive, and of the weights that move, when merged in place.
     """
-    rows = [{"base": base, "way": way, "kl": kl, "kept": kept} for (base, way), (kl, kept) in judged.items()]
+    rows: list[dict[str, Any]] = [{"base": base, "way": way, "kl": kl, "kept": kept}
+                                  for (base, way), (kl, kept) in judged.items()]
     shares = {base: {"arrives": found["update that arrives"], "moves": found["weights that move"]}
               for base, found in reached.items()}
     live_figures.display_figure("merge", {"rows": rows, "reached": shares}, table([
@@ -189,15 +192,15 @@ def llama(d: int, g: int, p: int, m: int, V: int, layers: int, tied: bool = Fals
                        max_position_embeddings=positions)
 
 
-def plan_memory(gpu_gb: float = 16, **start) -> None:
+def plan_memory(gpu_gb: float = 16, **start: Any) -> None:
     """Show the memory planner of the ladder's models: `memory.plan`'s numbers, by part, against a GPU of `gpu_gb` GB.
 
     `start` are what its controls show at first: model, rank, targets, precision, batch_size, seq_len, checkpointing.
     Marks are peaks in the tables of `benchmarks`. Raises LabError for a model that it does not have.
     """
     known = live_figures.read_json("models")["models"]
-    start = dict(model="Llama-2-7B", rank=8, targets="q_proj v_proj", precision="bfloat16", batch_size=1, seq_len=512,
-                 checkpointing="off") | start
+    start = {"model": "Llama-2-7B", "rank": 8, "targets": "q_proj v_proj", "precision": "bfloat16", "batch_size": 1,
+             "seq_len": 512, "checkpointing": "off", **start}
     if start["model"] not in known:
         raise LabError(f"The planner has no {start['model']!r}. Use one of: {', '.join(known)}; or `memory.plan`.")
     names = start["targets"] if start["targets"] == "all-linear" else start["targets"].split()
