@@ -47,7 +47,9 @@ def surface() -> dict:
         batches,
         cache,
         compare,
+        data,
         distributed,
+        doctor,
         export_progress,
         load_base,
         memory,
@@ -84,7 +86,7 @@ def surface() -> dict:
     asked = [question for lesson in question_files.lessons() for question in lesson.questions]
     choice = next(q.id for q in asked if type(q).__name__ == "Choice")
     guess = next(q.id for q in asked if type(q).__name__ == "Predict")
-    ask = ("list", [commands[0].prompt])
+    ask, own = ("list", [commands[0].prompt]), ("list", data.read("rows.jsonl").rows)
     return {
         "load_base": (load_base, {"name": ("name", "base"), "precision": ("text", "float32")}),
         "models.read_config": (models.read_config, {"name": ("name", "base")}),
@@ -99,11 +101,20 @@ def surface() -> dict:
         "adapters.positive": (adapters.positive, {"lr": n}),
         "adapters.adapter_folder": (adapters.adapter_folder, {"folder": ("name", "adapter"), "r": ("number", 2)}),
         "adapters.turned": (lambda **k: adapters.turned(**k).__enter__(), {"model": m, "factor": ("number", 1)}),
-        "batches.encode": (batches.encode, {"pairs": lists, "tokenizer": t}),
+        "batches.encode": (batches.encode, {"rows": lists, "tokenizer": t}),
         "batches.similar_lengths": (batches.similar_lengths, {"rows": ("list", encoded), "batch_size": n, "pool": n}),
         "batches.AnswerCollator": (lambda tokenizer, rows: batches.AnswerCollator(tokenizer)(rows),
                                    {"tokenizer": t, "rows": ("list", encoded)}),
         "cache.cache_folder": (cache.cache_folder, {}),
+        "data.example": (data.example, {"name": ("text", "style")}),
+        "data.read": (data.read, {"path": ("name", "rows.jsonl"), "prompt": ("text", "prompt"),
+                                  "answer": ("text", "answer")}),
+        "data.check": (data.check, {"data": own, "tokenizer": t, "test": own, "max_length": n}),
+        "data.split": (data.split, {"data": own, "test": ("number", 0.5), "seed": n}),
+        "data.rows_needed": (data.rows_needed, {"before": ("number", 0.8), "after": ("number", 0.9)}),
+        "doctor.examine": (doctor.examine, {"adapter": ("name", "adapter"), "base": ("model", small),
+                                            "log": ("list", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]),
+                                            "data": lists, "prompts": ask, "tokenizer": t}),
         "smart_home.commands": (smart_home.commands, {"split": ("text", "train"), "n": n, "seed": n}),
         "smart_home.prompt": (smart_home.prompt, {"text": ("text", "open it")}),
         "pocket.dialect": (pocket.dialect, {"commands": ("list", commands), "seed": n}),

@@ -1,28 +1,44 @@
-"""From pairs of prompt and answer to training batches: token ids, and a collator that wastes no work.
+"""From pairs of prompt and answer, or chats, to training batches: token ids, and a collator that wastes no work.
 
 Knows nothing of models or training loops; `transformers.Trainer` calls the collator.
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from .errors import LabError, expect, whole
+from .errors import LabError, expect, reason, whole
 
 IGNORED = -100  # the label that the loss of every transformers model skips
 
 
-def encode(pairs: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """Tokenize (prompt, answer) pairs; returns one dict each: `input_ids` and `answer_length`, in tokens.
+def encode(rows: Iterable, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Tokenize (prompt, answer) pairs and chats; returns a dict each: `input_ids` and `answer_length`, in tokens.
 
     `input_ids` are the prompt's, the answer's and the end of text, with no special token before or between. The end of
-    text counts as a token of the answer, so that a model learns to stop. Raises LabError.
+    text counts as a token of the answer, so that a model learns to stop. A chat is a sequence of messages with `role`
+    and `content`, written by the tokenizer's template: all turns of the assistant count, with what ends them, and
+    where something else lies between them there are `labels`. A template that writes earlier turns otherwise than the
+    last one makes a row of each turn. Raises LabError.
     """
     check_tokenizer(tokenizer)
-    pairs = as_pairs(pairs)
+    rows = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, (str, bytes, dict)) else [rows]
+    if not any(is_chat(row) for row in rows):
+        return _encode_pairs(as_pairs(rows), tokenizer)
+    return [found for row in rows for found in (_encode_chat(row, tokenizer) if is_chat(row)
+                                                else _encode_pairs(as_pairs([row]), tokenizer))]
+
+
+def is_chat(row: object) -> bool:
+    """Return whether `row` is a chat: a sequence of messages with a role and a content."""
+    return isinstance(row, (tuple, list)) and bool(row) and all(
+        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and "content" in turn for turn in row)
+
+
+def _encode_pairs(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     if not pairs:
         return []
     if tokenizer.eos_token_id is None:
@@ -31,6 +47,55 @@ def encode(pairs: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase)
     prompts, answers = (tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in zip(*pairs))
     return [{"input_ids": prompt + answer + [tokenizer.eos_token_id], "answer_length": len(answer) + 1}
             for prompt, answer in zip(prompts, answers)]
+
+
+def _encode_chat(chat: Sequence[Mapping], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Texts with the spans that count; an answer before which the template writes another past begins a new one."""
+    written: list[tuple[str, list[tuple[int, int]]]] = []
+    for number, turn in enumerate(chat, 1):
+        if turn["role"] != "assistant":
+            continue
+        asked = _written(chat[: number - 1], tokenizer, add_generation_prompt=True)
+        whole_text = _written(chat[:number], tokenizer)
+        if not whole_text.startswith(asked):
+            raise LabError("The chat template writes an answer otherwise than it asks for one: what it puts before an "
+                           "answer to come does not begin the answered chat. Mend the template, or write pairs.")
+        end = whole_text.rfind(tokenizer.eos_token, len(asked)) if tokenizer.eos_token else -1
+        span = len(asked), end + len(tokenizer.eos_token) if end >= 0 else len(whole_text)
+        if written and asked.startswith(written[-1][0]):
+            written[-1] = whole_text, [*written[-1][1], span]
+        else:
+            written.append((whole_text, [span]))
+    if not written:
+        raise LabError("A chat has no turn of the assistant's. Give chats with an answer.")
+    return [_counted(text[: spans[-1][1]], spans, tokenizer) for text, spans in written]
+
+
+def _written(chat: Sequence[Mapping], tokenizer: PreTrainedTokenizerBase, **options) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise LabError("The rows are chats, and the tokenizer has no chat template. Take an instruct model, or give "
+                       "pairs of prompt and answer.")
+    try:
+        return tokenizer.apply_chat_template([dict(turn) for turn in chat], tokenize=False, **options)
+    except Exception as error:  # a template may refuse roles and orders of them, in words of its own
+        raise LabError(f"The chat template refuses a chat of {', '.join(turn['role'] for turn in chat)}: "
+                       f"{reason(error)}. Leave those turns out, or take another model.") from None
+
+
+def _counted(text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The tokens of `text`, and as labels those with a letter in `spans`; read at once, as a server reads it."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise LabError("Chats need a tokenizer that says where its tokens lie in a text: a fast one. Load it with "
+                       "AutoTokenizer from a folder that has a tokenizer.json.")
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(read["input_ids"])
+    labels = [token if any(start < ends and begins < end for start, end in spans) else IGNORED
+              for token, (begins, ends) in zip(ids, read["offset_mapping"])]
+    first = next((place for place, label in enumerate(labels) if label != IGNORED), None)
+    if first is None:
+        raise LabError("A chat has nothing to learn: its answers are empty, and the template ends none of them.")
+    row: dict[str, Any] = {"input_ids": ids, "answer_length": len(ids) - first}
+    return row | {"labels": labels} if IGNORED in labels[first:] else row
 
 
 def as_pairs(rows: Iterable, name: str = "pairs") -> list[tuple[str, str]]:
@@ -110,7 +175,8 @@ class AnswerCollator:
             ids = torch.tensor(row["input_ids"])
             input_ids[i, -len(ids):] = ids
             attention_mask[i, -len(ids):] = 1
-            labels[i, -row["answer_length"]:] = ids[-row["answer_length"]:]
+            own = torch.tensor(row["labels"]) if "labels" in row else ids
+            labels[i, -row["answer_length"]:] = own[-row["answer_length"]:]
         return BatchEncoding({
             "input_ids": input_ids, "attention_mask": attention_mask,
             "labels": labels, "logits_to_keep": keep,

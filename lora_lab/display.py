@@ -31,6 +31,21 @@ def table(rows: list[dict]) -> Page:
     return Page(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", text)
 
 
+def tokens(pieces: list[str], counted: list[bool]) -> Page:
+    """Show the tokens of a text one by one, those that are `counted` in colour; a plain program puts them in brackets.
+
+    A new line is shown as ↵ and breaks the line, a space as ␣.
+    """
+    seen = [piece.replace("\n", "↵").replace(" ", "␣") for piece in pieces]
+    style = "display:inline-block;margin:1px;padding:0 3px;border-radius:3px;font-family:monospace;"
+    kinds = {True: "background:#1f77c4;color:#ffffff", False: "border:1px solid #808080"}
+    spans = [f'<span style="{style}{kinds[bool(one)]}">{html.escape(shown)}</span>' + "<br>" * ("\n" in piece)
+             for piece, shown, one in zip(pieces, seen, counted, strict=True)]
+    text = "".join((f"[{shown}]" if one else shown) + "\n" * ("\n" in piece)
+                   for piece, shown, one in zip(pieces, seen, counted))
+    return Page(f'<div style="line-height:1.7">{"".join(spans)}</div>', text)
+
+
 def in_notebook() -> bool:
     """Return whether a notebook's kernel runs this."""
     return getattr(get_ipython(), "kernel", None) is not None

@@ -112,9 +112,17 @@ def free(path: str | os.PathLike, ending: str) -> Path:
 
 
 def read_text(path: str | os.PathLike, largest: int = LARGEST) -> str:
-    """Return the text of a regular file of at most `largest` bytes.
+    """Return the text of a regular file, as `read_bytes` does. Raises ValueError for one that is no UTF-8, too."""
+    try:
+        return read_bytes(path, largest).decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is not a text file") from None
 
-    Raises OSError where it cannot be read, and ValueError, with the reason, for one that is larger or no UTF-8.
+
+def read_bytes(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
+    """Return what is in a regular file of at most `largest` bytes.
+
+    Raises OSError where it cannot be read, and ValueError, with the reason, for one that is larger.
     """
     with open(path, "rb", opener=_open) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -124,10 +132,7 @@ def read_text(path: str | os.PathLike, largest: int = LARGEST) -> str:
         content = file.read(largest + 1)
     if len(content) > largest:
         raise ValueError(f"it has more than {largest:,} bytes")
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise ValueError("it is not a text file") from None
+    return content
 
 
 def _open(path: str, flags: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import file_exists, try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
 from safetensors import safe_open
@@ -270,6 +270,22 @@ def _check_folder(name: str) -> str:
 def read_config(name: str) -> Any:
     """Return the config of a model alone: `name` as in `load_base`. Raises LabError."""
     return _from_pretrained(cache.model_folder() if name == DEFAULT else _check_folder(name), {}, AutoConfig)[0]
+
+
+def read_tokenizer(name: str) -> Any:
+    """Return the tokenizer of a model alone: `name` as in `load_base`. Raises LabError."""
+    return _from_pretrained(cache.model_folder() if name == DEFAULT else _check_folder(name), {}, AutoTokenizer)[0]
+
+
+def has_safetensors(name: str) -> bool | None:
+    """Return whether a model of the hub has its weights as safetensors; None where nobody can be asked."""
+    weights = "model.safetensors", "model.safetensors.index.json"
+    if any(isinstance(try_to_load_from_cache(name, file), str) for file in weights):
+        return True
+    try:
+        return any(file_exists(name, file) for file in weights) if _hub_answers() else None
+    except Exception:  # it is gated, or not there, which reading its config says better
+        return None
 
 
 def _from_pretrained(source, options: dict, *kinds) -> list:

@@ -13,7 +13,8 @@
 # %% [markdown]
 # # 7 · Past one GPU
 #
-# *Lessons:* ← [6 · Merging and shipping](06_merge_and_ship.ipynb)
+# *Lessons:* ← [6 · Merging and shipping](06_merge_and_ship.ipynb) ·
+# [8 · Your own data, your own model](08_your_own_data.ipynb) →
 #
 # The notebook gets too small: the model does not fit, or a run takes the night. Here you train on two processes, count
 # the bytes that they send each other, and cut a model in two. At the end you see what the same run looks like in the
@@ -1027,9 +1028,12 @@ progress()
 # `save_strategy`, `bf16` and `gradient_checkpointing`, and look whether `adapter_model.safetensors` is in the folder
 # after five steps.
 #
+# Next: **Lesson 8** takes a file of your own to a verdict.
+#
 # Sources: Li et al., *PyTorch Distributed* (2020), section 3; Patarasuk and Yuan, *Bandwidth optimal all-reduce
 # algorithms* (2009); Rajbhandari et al., *ZeRO* (2020), section 7; Zhao et al., *PyTorch FSDP* (2023); Chen et al.,
 # *Training Deep Nets with Sublinear Memory Cost* (2016); bitsandbytes, *FSDP-QLoRA*; NVIDIA, *H100 data sheet* (NVLink:
 # 900 GB a second in both directions together).
 #
-# *Lessons:* ← [6 · Merging and shipping](06_merge_and_ship.ipynb)
+# *Lessons:* ← [6 · Merging and shipping](06_merge_and_ship.ipynb) ·
+# [8 · Your own data, your own model](08_your_own_data.ipynb) →

@@ -5,12 +5,15 @@ import pytest
 from browser import chromium, jupyterlab, new_page, page, served  # noqa: F401
 
 LESSON = "test_notebook_runs"
-ALONE = "test_first_minutes"  # has a clock: runs first, before the lessons start
 # Files that `make check` leaves out; so are single tests marked slow, and all with a page.
 SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_distributed", "test_exercises",
         "test_finetune", "test_gpu_8bit", "test_gpu_course", "test_handout", "test_ipywidgets_7", "test_lesson_claims",
         "test_memory", "test_merging", "test_models", "test_perturb", "test_pocket", "test_public_calls",
         "test_publish", "test_setup", "test_shipping", "test_site", "test_sweep", "test_targets"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--whole-lessons", action="store_true", help="lessons with all the steps of their trainings")
 
 
 def pytest_configure(config):
@@ -22,16 +25,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in SLOW or "chromium" in item.fixturenames or getattr(item, "originalname", None) == LESSON:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: 0 if item.path.stem == ALONE else 1 if "chromium" in item.fixturenames else 2)
+    items.sort(key=lambda item: "chromium" not in item.fixturenames)
     lessons = lessons_of(items)
     items[:] = [item for item in items if item not in lessons] + lessons[::-1]
 
 
 def pytest_runtest_setup(item):
-    if item.path.stem == ALONE:
-        return
     chosen = [lesson.callspec.params for lesson in lessons_of(item.session.items)]
-    lesson_runs.start([(params["path"], params["gigabytes"]) for params in chosen])
+    whole = item.config.getoption("whole_lessons")
+    lesson_runs.start([(params["path"], params["gigabytes"], whole) for params in chosen])
 
 
 def lessons_of(items):
@@ -66,6 +68,23 @@ def base():
 @pytest.fixture(scope="session")
 def tokenizer(base):
     return base[1]
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A folder with a model that has the base's tokens, and six small layers; lessons name layer 5."""
+    import torch
+    import transformers
+    from lora_lab import cache
+
+    folder = tmp_path_factory.mktemp("small")
+    config = transformers.AutoConfig.from_pretrained(cache.model_folder())
+    config.update(dict(num_hidden_layers=6, hidden_size=64, intermediate_size=128, num_attention_heads=4,
+                       num_key_value_heads=2, head_dim=16))
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(cache.model_folder()).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Lessons run under nbval beside the other tests: one on half of the cores, a second on what nobody else needs.
 
-By a program of their own: what a test patches in its process is not patched there.
+By a program of their own: what a test patches in its process is not patched there. But for the first, with half the
+steps of their trainings, as `make perturb` makes them; `--whole-lessons` runs them as they are.
 """
 
 import contextlib
@@ -16,12 +17,14 @@ from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 from xml.etree import ElementTree
 
+import nbformat
+import perturb
 import psutil
 from lesson_memory import Watch
 
 THREADS = str(max(1, (os.cpu_count() or 2) // 2))
 FIRST, TRAINED = "00_first_adapter", Path("adapters/first")
-GO_ON = ("05_alpha_scaling",)  # trains what Lesson 0 leaves, where it is missing
+GO_ON = ("05_alpha_scaling",)  # trains what Lesson 0 leaves, where it is missing; test_devices runs that path
 POLITE = [["nice", "-n", "10"], ["chrt", "--idle", "0"]]  # how the one is run, and the other
 PROGRAM = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -39,23 +42,23 @@ class Run:
     peak: int  # bytes of anonymous memory
 
 
-def start(chosen: list[tuple[Path, str]]) -> None:
-    """Begin with the first of `chosen`; what else the tests compute keeps to the other half of the cores."""
+def start(chosen: list[tuple[Path, str, bool]]) -> None:
+    """Begin with the first of `chosen` (file, GB, as it is?); other tests keep to the other half of the cores."""
     if not chosen or _begun:
         return
     import torch
 
     torch.set_num_threads(int(THREADS))
     os.environ["OMP_NUM_THREADS"] = THREADS
-    folder, lessons = tempfile.mkdtemp(prefix="lessons"), [(str(path), gigabytes) for path, gigabytes in chosen]
+    folder, lessons = tempfile.mkdtemp(prefix="lessons"), [(str(path), *terms) for path, *terms in chosen]
     command = [sys.executable, "-c", PROGRAM, json.dumps(sys.path), folder, json.dumps(lessons)]
     _begun.update(program=Popen(command), folder=folder, lessons=lessons)
 
 
-def result(path: Path, gigabytes: str) -> Run:
+def result(path: Path, gigabytes: str, whole: bool) -> Run:
     """That of the run beside the tests; where none was begun, the lesson runs now."""
-    if (str(path), gigabytes) not in _begun.get("lessons", ()):
-        return run(path, gigabytes)
+    if (str(path), gigabytes, whole) not in _begun.get("lessons", ()):
+        return run(path, gigabytes, whole)
     report = Path(_begun["folder"], f"{path.stem}.json")
     while not report.exists():
         assert _begun["program"].poll() is None, f"the lessons' program ended without running {path.stem}"
@@ -77,10 +80,10 @@ def stop() -> None:
 
 def main(folder: str, lessons: str) -> None:
     """Run the lessons two at a time, and write each one's `Run` to `folder`, whole."""
-    def reported(path, gigabytes):
+    def reported(path, gigabytes, whole):
         polite = POLITE.pop(0)
         try:
-            found = run(Path(path), gigabytes, folder, polite)
+            found = run(Path(path), gigabytes, whole, folder, polite)
         finally:
             POLITE.insert(0, polite)
         work = Path(folder, f"{Path(path).stem}.unfinished")
@@ -92,13 +95,18 @@ def main(folder: str, lessons: str) -> None:
             done.result()
 
 
-def run(path: Path, gigabytes: str, kept: str | None = None, polite: list[str] = POLITE[0]) -> Run:
+def run(path: Path, gigabytes: str, whole: bool, kept: str | None = None, polite: list[str] = POLITE[0]) -> Run:
     """On a copy in a folder of its own, with what Lesson 0 left in `kept`, if it has run; the learner's own stay."""
+    notebook = nbformat.read(path, 4)
+    for cell in notebook.cells if not whole and path.stem != FIRST else ():
+        if cell.cell_type == "code":
+            cell.source = perturb.change(cell.source, "steps")[0]
     with tempfile.TemporaryDirectory() as folder:
         if path.stem in GO_ON and kept and Path(kept, TRAINED).is_dir():
             shutil.copytree(Path(kept, TRAINED), folder / TRAINED)
+        nbformat.write(notebook, Path(folder, path.name))
         polite = polite if shutil.which(polite[0]) else []
-        command = [*polite, sys.executable, "-m", "pytest", shutil.copy(path, folder), "--nbval-lax",
+        command = [*polite, sys.executable, "-m", "pytest", f"{folder}/{path.name}", "--nbval-lax",
                    "--nbval-current-env", "--nbval-cell-timeout=1500", "-p", "no:cacheprovider", "--rootdir", folder,
                    "-c", os.devnull, f"--junitxml={folder}/report.xml"]
         process = Popen(

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from ..errors import LabError, nearest
+from ..errors import LabError, expect, nearest
 from .checks import Finding, check, rows_needed, split
 from .reading import Data, Row, read
 
@@ -20,6 +20,7 @@ def example(name: str) -> Path:
     Three hundred rows each, written for it by tools/make_own_data.py. Raises LabError for another name.
     """
     known = {path.stem: path for path in sorted(_SETS.iterdir())}
+    expect(isinstance(name, str), "name", name, f"one of {', '.join(known)}")
     if name not in known:
         close = nearest(name, known)
         raise LabError(f"There is no set {name!r}. Take one of: {', '.join(known)}."

@@ -48,15 +48,18 @@ def check(data: Data | Sequence[Row], tokenizer: Any = None, test: Data | Sequen
         whole(max_length=max_length)
     found = [
         _finding("empty", [row for row in rows if not row.prompt.strip() or not row.answer.strip()],
-                 "{} rows have an empty prompt or answer", "Remove them: an empty answer teaches to say nothing."),
+                 "Rows with an empty prompt or answer: {}", "Remove them: an empty answer teaches to say nothing."),
         _finding("spoilt letters", [row for row in rows if _SPOILT.search(row.prompt + row.answer)],
-                 "{} rows have letters that were lost or read in another encoding",
+                 "Rows with letters that were lost or read in another encoding: {}",
                  "Save the file anew as UTF-8 from where it came."),
         *_repeated(rows),
     ]
     if held_out:
         found.append(_leaks(rows, held_out))
     if tokenizer is not None:
+        from .. import batches  # and with it torch, which rows alone do not need
+
+        batches.check_tokenizer(tokenizer)
         found += _tokens(rows, tokenizer, max_length)
     return [finding for finding in found if finding is not None]
 
@@ -120,9 +123,9 @@ def _repeated(rows: list[Row]) -> list[Finding | None]:
     again = [row for kinds in answers.values() for same in kinds.values() for row in same[1:]]
     torn = [row for kinds in answers.values() if len(kinds) > 1 for same in kinds.values() for row in same]
     return [
-        _finding("duplicate", again, "{} rows repeat an earlier one",
+        _finding("duplicate", again, "Rows that repeat an earlier one: {}",
                  "Remove them, unless the repetition is meant: they weigh more than others."),
-        _finding("contradiction", torn, "{} rows share a prompt and have other answers",
+        _finding("contradiction", torn, "Rows that share a prompt and have other answers: {}",
                  "Decide which answer is right; a model learns the mixture."),
     ]
 
@@ -156,7 +159,7 @@ def _leaks(rows: list[Row], held_out: list[Row]) -> Finding | None:
             if alike and (answers[number] == _plain(row.answer) or plain[number] == _plain(row.prompt)):
                 leaked.add(number)
     return _finding("leak", [held_out[number] for number in sorted(leaked)],
-                    "{} test rows are in the training, or nearly so",
+                    "Test rows that are in the training, or nearly so: {}",
                     "Remove them from one side, or split by data.split, which keeps equal prompts together.")
 
 
@@ -175,16 +178,16 @@ def _tokens(rows: list[Row], tokenizer: Any, max_length: int | None) -> list[Fin
     special = [token for token in getattr(tokenizer, "all_special_tokens", ()) if len(token) > 2]
     found = [
         _finding("too long", [row for row, own in zip(rows, ids) if limit and len(own) + 1 > limit],
-                 f"{{}} rows have more than {limit or 0:,} tokens",
+                 f"Rows of more than {limit or 0:,} tokens: {{}}",
                  "Shorten them, or raise max_length: what is cut off is the end, and so the answer."),
         _finding("unknown letters", [row for row, own in zip(rows, ids)
                                      if unknown not in (None, ends) and unknown in own],
-                 "{} rows have letters that the tokenizer does not know", "Replace them, or choose another model."),
+                 "Rows with letters that the tokenizer does not know: {}", "Replace them, or choose another model."),
         _finding("split badly", [row for row, text, own in zip(rows, texts, ids)
                                  if len(text) > 11 and len(own) > _DENSE * len(text)],
-                 "{} rows take more than a token a letter", "Another model's tokenizer may know this script."),
+                 "Rows that take more than a token a letter: {}", "Another model's tokenizer may know this script."),
         _finding("special tokens", [row for row in rows if any(t in row.prompt or t in row.answer for t in special)],
-                 "{} rows have special tokens of the tokenizer in their text",
+                 "Rows with special tokens of the tokenizer in their text: {}",
                  "Remove them: the template adds them, and here they would end or begin a turn."),
     ]
     if any(row.messages for row in rows) and not getattr(tokenizer, "chat_template", None):

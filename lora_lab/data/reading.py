@@ -1,36 +1,30 @@
-"""From a file of rows to prompts and answers: CSV, JSON, JSON lines, chats, and a folder of the datasets library."""
+"""From records to prompts and answers: which columns they are in, and what a chat says.
 
-import codecs
-import csv
-import io
-import itertools
+How a file is read is in `sources`.
+"""
+
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from .. import files
 from ..display import Page, table
-from ..errors import LabError, nearest, reason
+from ..errors import LabError, nearest
+from . import sources
 
-LARGEST = 2_000_000_000  # bytes
-_FIELD = 10_000_000  # characters of one cell of a table
 PAIRS = (  # names that people give to a prompt and its answer, the likeliest first
     ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("instruction", "output"),
     ("instruction", "response"), ("question", "answer"), ("input", "output"), ("source", "target"), ("text", "label"),
     ("query", "response"), ("prompt", "output"), ("prompt", "chosen"), ("message", "label"), ("input", "target"),
-    ("document", "summary"), ("user", "assistant"),
+    ("document", "summary"), ("user", "assistant"), ("inputs", "targets"), ("article", "summary"),
 )
+CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "contents")
 _MORE = ("input", "context")  # fields that belong to the prompt, where there is an instruction or a question
-_CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 _ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
           "model": "assistant", "bot": "assistant", "chatgpt": "assistant", "bing": "assistant", "system": "system",
-          "tool": "tool", "function": "tool", "observation": "tool", "developer": "system"}
-_OTHERS = {b"PK\x03\x04": "a zip archive or a workbook", b"%PDF": "a PDF", b"\x1f\x8b": "compressed by gzip",
-           b"PAR1": "a Parquet file", b"\x80\x04": "a pickle, which can run any program when it is loaded",
-           b"\x80\x05": "a pickle, which can run any program when it is loaded", b"SQLite format 3": "a database"}
+          "function_call": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
+          "developer": "system"}
 
 
 @dataclass(frozen=True)
@@ -71,107 +65,28 @@ class Data:
 def read(path: str | os.PathLike, prompt: str | None = None, answer: str | None = None) -> Data:
     """Return the rows of a file or folder; `prompt` and `answer` name its columns where they cannot be guessed.
 
-    Reads CSV and TSV with a line of names, JSON, JSON lines, chats in OpenAI's form (`messages` of role and content)
-    and ShareGPT's (`conversations` of from and value), and a folder that the datasets library wrote, if that library
-    is installed. A chat's last answer is `answer`, all before it `prompt`; the whole is in `messages`. Raises LabError
-    for what it cannot understand, with the reason; single rows that cannot be used are in `odd`.
+    Reads CSV and other tables with a line of names, JSON, JSON lines, each also compressed by gzip; with their
+    libraries installed Parquet (pyarrow), a workbook's first sheet (openpyxl), a folder that the datasets library
+    wrote, and a data set of the hub ("owner/name" or "owner/name:part", version 4 of that library). Chats come in
+    OpenAI's form (`messages` of role and content), ShareGPT's (`conversations` of from and value) and a few more: the
+    last answer is `answer`, all before it `prompt`; the whole is in `messages`. Raises LabError for what it cannot
+    understand, with the reason; single rows that cannot be used are in `odd`.
     """
-    place = files.place(path, "a file of rows")
-    if place.is_dir():
-        return _as_rows(*_folder(place), prompt, answer)
-    text = _text(place)
-    if not text.strip():
-        raise LabError(f"{place.name} is empty. Give a file with rows.")
-    if place.suffix.lower() in (".csv", ".tsv") or (place.suffix.lower() not in (".json", ".jsonl", ".ndjson")
-                                                    and text.lstrip()[0] not in "[{"):
-        return _as_rows(*_table(place, text), prompt, answer)
-    return _as_rows(*_json(place, text), prompt, answer)
+    found = sources.records(path)
+    records, form = _shaped(found.records, found.form) if found.form.startswith("JSON") else (found.records, found.form)
+    return _as_rows(records, form, found.odd, prompt, answer)
 
 
-def _text(place: Path) -> str:
-    """The file's text: UTF-8, UTF-16 with its mark, else Windows' Western letters."""
-    try:
-        if place.stat().st_size > LARGEST:
-            raise LabError(f"{place.name} has {place.stat().st_size / 1e9:.1f} GB, and at most {LARGEST / 1e9:g} GB "
-                           "are read. Give a part of it.")
-        content = place.read_bytes() if place.is_file() else None
-    except OSError as error:
-        raise LabError(f"{place.name} cannot be read: {reason(error)}. Give a file of rows.") from None
-    if content is None:
-        raise LabError(f"{place} is no file. Give a file of rows.")
-    for start, what in _OTHERS.items():
-        if content.startswith(start):
-            raise LabError(f"{place.name} is {what}. Save it as CSV or JSON lines, and give that.")
-    content = content.removeprefix(codecs.BOM_UTF8)
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        try:
-            return content.decode("utf-16")
-        except UnicodeDecodeError as error:
-            raise LabError(f"{place.name} begins as UTF-16 and is not: {reason(error)}. Save it as UTF-8.") from None
-    if b"\0" in content[:4096]:
-        raise LabError(f"{place.name} is no text file. Give CSV, JSON or JSON lines.")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        return "".join(_line(line) for line in content.splitlines(keepends=True))
+def from_rows(rows: Iterable[dict[str, Any]]) -> Data:
+    """Return rows that are in memory already, dicts as a file would hold them. Raises LabError, as `read` does."""
+    return _as_rows(((f"row {number}", row) for number, row in enumerate(rows, 1)), "rows", [], None, None)
 
 
-def _line(line: bytes) -> str:
-    """Files put together from several have several encodings."""
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        return line.decode("cp1252", errors="replace")
-
-
-def _table(place: Path, text: str) -> tuple[Iterable[tuple[str, Any]], str, list]:
-    csv.field_size_limit(_FIELD)
-    first = next(line for line in text.splitlines() if line.strip())
-    counts = {sign: first.count(sign) for sign in ("\t", ";", ",", "|")}
-    sign = max(counts, key=lambda sign: counts[sign])
-    if not counts[sign]:
-        raise LabError(f"{place.name}: its first line, {_short(first)!r}, has one column. Give a table with a line of "
-                       "names and a column each for prompts and answers, or JSON lines.")
-    try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=sign))
-    except csv.Error as error:
-        raise LabError(f"{place.name} is no table: {reason(error)}. Save it again as CSV.") from None
-    start = next((number for number, line in enumerate(lines) if any(cell.strip() for cell in line)), None)
-    if start is None:
-        raise LabError(f"{place.name} has no names in its first line. Give a table with a line of names.")
-    names = [name.strip() for name in lines[start]]
-    found, odd = [], []
-    for number, line in enumerate(lines[start + 1 :], start + 2):
-        if not any(cell.strip() for cell in line):
-            continue
-        if len(line) != len(names):
-            odd.append((f"line {number}", f"{len(line)} cells where the first line has {len(names)}"))
-            continue
-        found.append((f"line {number}", dict(zip(names, line))))
-    kind = {"\t": "a table with tabs", ";": "a table with semicolons", ",": "CSV", "|": "a table with bars"}[sign]
-    return found, kind, odd
-
-
-def _json(place: Path, text: str) -> tuple[Iterable[tuple[str, Any]], str, list]:
-    odd: list[tuple[str, str]] = []
-    try:
-        whole = json.loads(text)
-    except RecursionError:
-        raise LabError(f"{place.name} is nested too deeply. Give rows of texts.") from None
-    except ValueError as error:
-        whole, why = None, error
-    if whole is None:
-        found = []
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                if line.strip():
-                    found.append((f"line {number}", json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                odd.append((f"line {number}", f"no JSON: {reason(error, 80)}"))
-        if len(odd) > len(found):
-            raise LabError(f"{place.name} is neither JSON ({reason(why, 80)}) nor JSON lines: {len(odd):,} lines are "
-                           "none. Save it again, a JSON object on each line.")
-        return found, "JSON lines", odd
+def _shaped(records: Any, form: str) -> tuple[Iterable[tuple[str, Any]], str]:
+    """The rows in one JSON text: a list, columns, a list under some name, one row under each name, or a single row."""
+    if form.startswith("JSON lines"):
+        return records, form
+    whole = records[0][1]
     if isinstance(whole, dict) and not _is_row(whole):
         lists = {key: value for key, value in whole.items() if isinstance(value, list) and value}
         if len(lists) > 1 and len({len(value) for value in lists.values()}) == 1 and not any(
@@ -179,63 +94,76 @@ def _json(place: Path, text: str) -> tuple[Iterable[tuple[str, Any]], str, list]
             whole = [dict(zip(lists, values)) for values in zip(*lists.values())]  # a column each
         elif lists:
             key = max(lists, key=lambda key: len(lists[key]))
-            return [(f"{key}[{number}]", row) for number, row in enumerate(lists[key])], f"JSON, under {key!r}", odd
+            return [(f"{key}[{number}]", row) for number, row in enumerate(lists[key])], f"{form}, under {key!r}"
+        elif len(whole) > 1 and all(isinstance(value, dict) for value in whole.values()):
+            return [(key, row) for key, row in whole.items()], f"{form}, a row under each name"
     rows = whole if isinstance(whole, list) else [whole]
     if rows and all(isinstance(row, dict) and _role(row) for row in rows):
         rows = [{"messages": rows}]  # one chat
-    return [(f"row {number}", row) for number, row in enumerate(rows, 1)], "JSON", odd
+    return [(f"row {number}", row) for number, row in enumerate(rows, 1)], form
 
 
 def _is_row(value: dict) -> bool:
-    return any(key in value for key in _CHATS) or bool(_guess([key for key in value if isinstance(value[key], str)]))
-
-
-def _folder(place: Path) -> tuple[Iterable[tuple[str, Any]], str, list]:
-    try:
-        import datasets
-    except ImportError:
-        raise LabError(f"{place} is a folder, which the datasets library reads, and it is not installed. Run "
-                       "`pip install datasets`, or give one file.") from None
-    try:
-        found = datasets.load_from_disk(str(place))
-    except Exception as error:  # whatever that library has against it
-        raise LabError(f"{place} is no folder that save_to_disk wrote: {reason(error)}. Give one file.") from None
-    parts = found if isinstance(found, dict) else {"row": found}
-    rows = itertools.chain.from_iterable(
-        ((f"{name} {number}", dict(row)) for number, row in enumerate(part, 1)) for name, part in parts.items())
-    return rows, "a folder of the datasets library", []
+    return any(key in value for key in CHATS) or _messages(value) is not None or bool(
+        _guess([key for key in value if isinstance(value[key], str)]))
 
 
 def _as_rows(found: Iterable[tuple[str, Any]], form: str, odd: list, prompt: str | None, answer: str | None) -> Data:
     """Chats where there are messages, else two columns: those that are named, or whose names are known."""
     rows: list[Row] = []
     chosen: tuple[list[str], str] | None = None
-    chats = 0
+    chats, refused = 0, None
     for place, value in found:
         if isinstance(value, list) and value and all(isinstance(item, dict) and _role(item) for item in value):
             value = {"messages": value}
+        elif isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value):
+            value = dict(zip(("prompt", "answer"), value))
         if not isinstance(value, dict):
             odd.append((place, f"{type(value).__name__} where an object was expected"))
             continue
-        key = next((key for key in _CHATS if isinstance(value.get(key), list)), None)
-        if key is not None and prompt is None:
-            row = _chat(value[key], value.get("system"), place)
+        messages = _messages(value) if prompt is None else None
+        if messages is not None:
+            row = _chat(messages, value.get("system"), place)
             chats += not isinstance(row, str)
         else:
-            chosen = chosen or _columns(value, prompt, answer)
-            row = _pair(value, *chosen, place)
+            try:
+                chosen = chosen or _columns(value, prompt, answer, place)
+                row = _pair(value, *chosen, place)
+            except LabError as error:  # of all rows, or of one among chats
+                refused = refused or error
+                row = f"neither a chat nor a known pair of columns: {_short(', '.join(map(str, value)))}"
         if isinstance(row, str):
             odd.append((place, row))
         else:
             rows.append(row)
+    if not rows and refused:
+        raise refused
     if not rows:
-        why = f" The first: {odd[0][0]}, {odd[0][1]}." if odd else ""
+        why = f" The first: {odd[0][0]}, {odd[0][1]}." if odd else " There is nothing below the names."
         raise LabError(f"No row could be used, of {len(odd):,}.{why} Expected prompts and answers, or chats.")
     how = f"chats of {form}" if chats else f"{form}, {' + '.join(chosen[0])} → {chosen[1]}" if chosen else form
     return Data(rows, how, odd)
 
 
-def _columns(value: dict, prompt: str | None, answer: str | None) -> tuple[list[str], str]:
+def _messages(value: dict) -> list | None:
+    """The messages of a row that is a chat: a list of them, TRL's in two parts, or a pair with a past or a system."""
+    key = next((key for key in CHATS if isinstance(value.get(key), list)), None)
+    if key is not None:
+        return value[key]
+    reply = next((key for key in ("completion", "chosen") if isinstance(value.get(key), list)), None)
+    if reply and isinstance(value.get("prompt"), list):
+        return value["prompt"] + value[reply]
+    past, system = value.get("history") or [], value.get("system")  # LLaMA-Factory's
+    if not isinstance(past, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in past) or not (
+            past or (isinstance(system, str) and system.strip())):
+        return None
+    chosen = _guess([key for key in value if key not in ("history", "system")])
+    pair = _pair(value, *chosen, "") if chosen else None
+    return [{"role": role, "content": text} for turn in [*past, (pair.prompt, pair.answer)]
+            for role, text in zip(("user", "assistant"), turn)] if isinstance(pair, Row) else None
+
+
+def _columns(value: dict, prompt: str | None, answer: str | None, place: str) -> tuple[list[str], str]:
     names = [str(name) for name in value]
     for wanted, what in ((prompt, "prompt"), (answer, "answer")):
         if wanted is not None and wanted not in names:
@@ -244,7 +172,12 @@ def _columns(value: dict, prompt: str | None, answer: str | None) -> tuple[list[
                            + (f" Did you mean {near[0]!r}?" if near else ""))
     if prompt and answer:
         return [prompt], answer
-    if found := _guess(names):
+    if (found := _guess(names)) and not isinstance(value[found[1]], list):
+        known = {name.strip().lower() for name in names} & {name for pair in PAIRS for name in pair}
+        like_a_row = any(len(name.split()) > 4 or name[:1].isdecimal() for name in names)
+        if place.startswith("line") and not known and like_a_row:
+            raise LabError(f"The first line, {_short(', '.join(names))!r}, looks like a row and not like names. Write "
+                           "a line of names above it, such as prompt,answer.")
         return found
     raise LabError(f"Which columns are the prompt and the answer? Found {', '.join(names[:12])}. Call "
                    f"read(path, prompt=..., answer=...) with two of them.")
@@ -269,9 +202,9 @@ def _pair(value: dict, asks: list[str], reply: str, place: str) -> Row | str:
             if name != reply:
                 return f"{name!r} is a {type(text).__name__}, expected a text"
             text = json.dumps(text, ensure_ascii=False)  # an answer that is JSON
-        elif isinstance(text, bool) or text is None or isinstance(text, (int, float)):
-            text = "" if text is None else str(text)
-        texts.append(text)
+        elif text is None or text != text:  # NaN, for what is missing
+            text = ""
+        texts.append(_letters(str(text)))
     return Row("\n".join(text for text in texts[:-1] if text), texts[-1], place)
 
 
@@ -287,7 +220,7 @@ def _chat(messages: list, system: Any, place: str) -> Row | str:
         content = _content(message) if role else None
         if role is None or content is None:
             return f"a message without a known role and a text: {_short(str(message))}"
-        found.append({"role": role, "content": content})
+        found.append({"role": role, "content": _letters(content)})
     last = max((number for number, message in enumerate(found) if message["role"] == "assistant"), default=None)
     if last is None:
         return "a chat without an answer"
@@ -296,13 +229,19 @@ def _chat(messages: list, system: Any, place: str) -> Row | str:
 
 
 def _content(message: dict) -> str | None:
-    content = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
+    keys = "content", "value", "text", "parts"
+    content = next((message[key] for key in keys if message.get(key) is not None), None)
     if isinstance(content, list):  # parts, of which the texts are kept
         texts = [part.get("text") if isinstance(part, dict) else part for part in content]
         content = "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
     if content is None and message.get("tool_calls"):
         content = json.dumps(message["tool_calls"], ensure_ascii=False)
     return content if isinstance(content, str) else None
+
+
+def _letters(text: str) -> str:
+    """The text with halves of letters, which JSON may hold and no file and no tokenizer takes, marked as lost."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _short(text: str, most: int = 80) -> str:

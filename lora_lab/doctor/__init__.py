@@ -39,15 +39,15 @@ class Examination:
 
 
 def examine(adapter: str | os.PathLike | None = None, base: torch.nn.Module | None = None,
-            log: str | os.PathLike | list[dict] | None = None, data: Iterable | None = None,
+            log: str | os.PathLike | list[dict] | None = None, data: Any = None,
             prompts: Iterable[str] | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> Examination:
     """Look for what is wrong with a trained adapter; any part may be missing, and more parts tell more.
 
     `adapter` is the folder that `save_pretrained` wrote; `base` the model that it is loaded on, without an adapter;
     `log` a Trainer's `log_history`, or a file or folder that holds one (`trainer_state.json`, `metrics.jsonl`, what a
     program printed); `data` the rows as they were trained on, each with `input_ids` and either `labels` or
-    `answer_length`; or texts, pairs as `batches.encode` takes them, or what `data.read` returned, for all of which
-    `tokenizer` is needed; `prompts` the texts that the adapter is asked now.
+    `answer_length`; or texts, pairs and chats as `batches.encode` takes them, or what `data.read` returned, for all of
+    which `tokenizer` is needed; `prompts` the texts that the adapter is asked now.
 
     With `base` and `data` the model is run, on at most 16 rows. Raises LabError for arguments of another kind, not for
     what is wrong with the adapter: that is what it finds.
@@ -60,7 +60,7 @@ def examine(adapter: str | os.PathLike | None = None, base: torch.nn.Module | No
     found, looked, notes = [], [], []
     saved = None
     if adapter is not None:
-        saved, faults, said = on_disk.read(adapter)
+        saved, faults, said = on_disk.read(adapter, base)
         found += faults
         notes += said
         looked.append(f"the adapter in {adapter}")
@@ -74,7 +74,9 @@ def examine(adapter: str | os.PathLike | None = None, base: torch.nn.Module | No
         end = rows.end_of_text(tokenizer, base)
         found += rows.faults(encoded, end)
         looked.append(f"{len(encoded):,} rows of data")
-    asked = [prompts] if isinstance(prompts, str) else list(prompts or ())
+    asked = [prompts] if isinstance(prompts, str) else list(prompts or ()) if isinstance(prompts, Iterable) else []
+    fits = (prompts is None or isinstance(prompts, Iterable)) and all(isinstance(text, str) for text in asked)
+    expect(fits, "prompts", prompts, "a list of texts")
     if asked and data is not None and tokenizer is not None:
         found += rows.unlike_training(encoded, asked, tokenizer)
     history = logs.read(log) if log is not None else None

@@ -14,7 +14,8 @@ from .causes import Finding
 
 _LARGEST = 200_000_000  # bytes of a log
 _LINE = re.compile(r"\{[^{}]*'?\"?loss\b[^{}]*\}")  # as the Trainer prints it
-_PAIR = re.compile(r"['\"](\w+)['\"]\s*:\s*['\"]?(-?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))['\"]?", re.IGNORECASE)
+_PAIR = re.compile(r"['\"]([\w/]+)['\"]\s*:\s*['\"]?(-?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))['\"]?", re.IGNORECASE)
+NAMES = run_folder.METRICS, "trainer_state.json", "trainer_log.jsonl"  # ours, the Trainer's, LLaMA-Factory's
 _ERRORS = {  # what torch and the Trainer say: the cause
     "Attempting to unscale FP16 gradients": "float16 gradients",
     "does not require grad and does not have a grad_fn": "gradient cut off",
@@ -28,12 +29,16 @@ _SLOW = 2e-5  # a learning rate below which adapters hardly move: full training'
 
 @dataclass
 class History:
-    """Losses of training and of held-out rows, with their steps; rates and gradient norms where they were logged."""
+    """Losses of training and of held-out rows, with their steps; rates and gradient norms where they were logged.
+
+    `rewarded`: rewards were logged, too, and such a loss (of GRPO, PPO or DPO) need not fall.
+    """
 
     losses: list[tuple[float, float]] = field(default_factory=list)
     held_out: list[tuple[float, float]] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     gradients: list[float] = field(default_factory=list)
+    rewarded: bool = False
     said: str = ""
 
 
@@ -44,7 +49,10 @@ def read(log: str | os.PathLike | list[dict]) -> History:
         return _history(log)
     place = files.place(log, "a log: a file, or the folder of a training")
     if place.is_dir():
-        place = _in_folder(place)
+        found = in_folder(place)
+        if found is None:
+            raise LabError(f"log: {place} holds none of {', '.join(NAMES)}. Give the file.")
+        place = found
     try:
         text = files.read_text(place, _LARGEST)
     except (OSError, ValueError) as error:
@@ -59,14 +67,19 @@ def read(log: str | os.PathLike | list[dict]) -> History:
     return _history(list(_lines(text)), text)
 
 
-def _in_folder(folder: Path) -> Path:
-    checkpoints = sorted((f for f in folder.glob("checkpoint-*") if f.name.partition("-")[2].isdecimal()),
-                         key=run_folder.step_of)
-    for place in (folder, *reversed(checkpoints)):
-        for name in (run_folder.METRICS, "trainer_state.json"):
+def in_folder(folder: Path) -> Path | None:
+    """Return the log in the folder of a training, or in its last checkpoint that has one."""
+    for place in (folder, *reversed(checkpoints(folder))):
+        for name in NAMES:
             if (place / name).is_file():
                 return place / name
-    raise LabError(f"log: {folder} holds neither {run_folder.METRICS} nor trainer_state.json. Give the file.")
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in the folder of a training, by their steps."""
+    return sorted((f for f in folder.glob("checkpoint-*") if f.name.partition("-")[2].isdecimal()),
+                  key=run_folder.step_of)
 
 
 def _lines(text: str):
@@ -85,6 +98,7 @@ def _history(lines: list[dict], said: str = "") -> History:
         values = {_NAMES.get(key, key): float(value) for key, value in line.items()
                   if isinstance(value, (int, float)) and not isinstance(value, bool)}
         step = values.get("step", float(number))
+        history.rewarded |= any(key.startswith("reward") for key in values)
         if "loss" in values:
             history.losses.append((step, values["loss"]))
             history.gradients += [values["grad_norm"]] if "grad_norm" in values else []
@@ -102,7 +116,7 @@ def faults(history: History) -> list[Finding]:
         return found
     silent = [norm for norm in history.gradients if norm == 0]
     spoilt = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
-    if losses.count(0) > len(losses) / 2 and losses[0] == 0:
+    if losses.count(0) > len(losses) / 2 and losses[0] == 0 and not history.rewarded:
         norms = f", gradients of norm {history.gradients[0]}" if history.gradients else ""
         found.append(Finding("loss of zero", f"{losses.count(0)} of {len(losses)} losses are 0{norms}"))
     elif spoilt:
@@ -111,7 +125,7 @@ def faults(history: History) -> list[Finding]:
                                               f"{history.losses[spoilt[0]][0]:.0f}{before}{_rate(history)}"))
     elif len(silent) > len(losses) / 2:
         found.append(Finding("gradient cut off", f"the gradient's norm is 0 in {len(silent)} of {len(losses)} steps"))
-    elif len(losses) >= 6:
+    elif len(losses) >= 6 and not history.rewarded:
         found += _course(history, losses)
     return found + _held_out(history, losses)
 
@@ -130,7 +144,9 @@ def _course(history: History, losses: list[float]) -> list[Finding]:
         return [Finding("rate too high", f"{told}; before it fell it rose to {peak:.3g} from {losses[0]:.3g}")]
     if end - start > max(3 * error, 0.02 * start) or end - best > max(5 * error, 0.3 * best + 0.05):
         return [Finding("rate too high", f"{told}, at its lowest {best:.3g}")]
-    if start - end < 0.02 * start and start - end < 3 * error:
+    early = statistics.fmean(losses[:3]) - end  # a good model learns a task's form in a few of many steps
+    fell = early > max(3 * _noise(losses), 0.1 * end)
+    if start - end < 0.02 * start and start - end < 3 * error and not fell:
         return [Finding("rate too low" if rate < _SLOW else "loss is flat", told)]
     if rate < _SLOW and end > 0.9 * start:
         return [Finding("rate too low", told)]

@@ -14,10 +14,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .. import adapters, files
 from ..errors import LabError, reason
+from ..targets import layer_names
+from . import logs
 from .causes import Finding
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_FACTOR = re.compile(r"(.*)\.lora_(embedding_)?([AB])(?:\.weight)?$")
+_FACTOR = re.compile(r"(.*)\.lora_(embedding_)?([AB])(?:\.(?!weight$|bias$)\w+)?(?:\.weight)?$")  # .default: a name
+_PREFIX = "base_model.model."
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out")
 _STILL = 1e-5  # of A's typical entry: AdamW's first step at a rate of 1e-4 moves B by ten times as much
 _SERVED = 512  # the highest rank that vLLM can be told to make room for (--max-lora-rank)
@@ -58,12 +61,16 @@ class Saved:
         with safe_open(self.folder / WEIGHTS, "pt") as weights:
             for name in sorted(self.shapes):
                 found = _FACTOR.match(name)
-                if not found or found[3] != "A" or (other := name.replace("_A", "_B")) not in self.shapes:
+                if not found or found[3] != "A" or (other := self._other(name, found)) not in self.shapes:
                     continue
                 A, B = (weights.get_tensor(key).float().flatten(1) for key in (name, other))
                 if A.shape[0] == B.shape[1]:
-                    path = found[1].removeprefix("base_model.model.")
+                    path = found[1].removeprefix(_PREFIX)
                     yield Pair(path, A, B, self.scaling(path, A.shape[0]))
+
+    @staticmethod
+    def _other(name: str, found: re.Match) -> str:
+        return f"{name[:found.start(3)]}B{name[found.end(3):]}"
 
     def scaling(self, path: str, rank: int) -> float:
         """Alpha / r of a layer, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023), as the config says."""
@@ -75,10 +82,16 @@ class Saved:
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
 
-def read(folder: str | os.PathLike) -> tuple[Saved | None, list[Finding], list[str]]:
-    """Return a saved adapter, or None with the reason; whatever the folder holds, nothing of it is executed."""
+def read(folder: str | os.PathLike, base: torch.nn.Module | None = None
+         ) -> tuple[Saved | None, list[Finding], list[str]]:
+    """Return a saved adapter, or None with the reason; whatever the folder holds, nothing of it is executed.
+
+    Patterns of its config are matched with its layers' names, and with those of `base`, within some seconds or not.
+    """
     place = files.place(folder, "the folder of a saved adapter")
-    place = place if (place / CONFIG).exists() or not (place / "adapter" / CONFIG).exists() else place / "adapter"
+    if not (place / CONFIG).exists():  # the folder of a training
+        inner = [place / "adapter", *reversed(logs.checkpoints(place))]
+        place = next((folder for folder in inner if (folder / CONFIG).exists()), place)
     if not (place / WEIGHTS).exists() and (place / "adapter_model.bin").exists():
         return None, [Finding("pickled weights", f"{place.name} holds adapter_model.bin and no {WEIGHTS}")], []
     try:
@@ -87,10 +100,22 @@ def read(folder: str | os.PathLike) -> tuple[Saved | None, list[Finding], list[s
         config = _config(place)
         if config and "says r=" in str(error):
             return None, [Finding("config edited", reason(error))], []
-        return None, [Finding("not an adapter", reason(error).rstrip("."))], []
+        others = sorted(path.name for path in place.glob("*.safetensors") if path.name != WEIGHTS and not config)
+        form = f". {others[0]} may be an adapter in another program's form, such as diffusers'" if others else ""
+        return None, [Finding("not an adapter", reason(error).rstrip(".") + form)], []
     with safe_open(place / WEIGHTS, "pt") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}
-    return Saved(place, _config(place), shapes), [], []
+    saved = Saved(place, _config(place), shapes)
+    names = [found[1] for name in shapes if (found := _FACTOR.match(name))]
+    names += [name for name, _ in base.named_modules()] if base is not None else []
+    if not layer_names.patterns_end(saved.config, names):
+        return None, [Finding("not an adapter", f"the patterns in {CONFIG} were not matched with the layers in "
+                                                f"{layer_names.SECONDS} seconds")], []
+    if others := [name for name in shapes if _FACTOR.match(name) and (
+            not name.startswith(_PREFIX) or name.startswith(f"{_PREFIX}_orig_mod."))]:
+        return None, [Finding("not an adapter", f"its names do not begin with {_PREFIX} and the base's own, as in "
+                                                f"{others[0]}, and PEFT loads nothing of them, without an error")], []
+    return saved, [], []
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -113,10 +138,9 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
 def log_beside(adapter: str | os.PathLike) -> Path | None:
     """Return the log in the adapter's folder, or in the run's folder that it lies in, if there is one."""
     place = files.place(adapter)
-    for folder in (place, place.parent):
-        if any((folder / name).is_file() for name in ("trainer_state.json", "metrics.jsonl")):
-            return folder
-    return None
+    if logs.in_folder(place):
+        return place
+    return place.parent if any((place.parent / name).is_file() for name in logs.NAMES) else None
 
 
 def faults(saved: Saved, base: torch.nn.Module | None) -> list[Finding]:
@@ -130,7 +154,8 @@ def faults(saved: Saved, base: torch.nn.Module | None) -> list[Finding]:
 def notes(saved: Saved) -> list[str]:
     """Return what is no fault and has to be known."""
     rank, patterns = saved.config.get("r"), saved.config.get("rank_pattern") or {}
-    highest = max([rank, *patterns.values()], default=0) if isinstance(rank, int) else 0
+    ranks = [value for value in (rank, *patterns.values()) if isinstance(value, int)]  # AdaLoRA's are lists
+    highest = max(ranks, default=0)
     return [f"to serve rank {highest}, vLLM needs --max-lora-rank {highest} or the next size above; its default is 16"
             ] if 16 < highest <= _SERVED else []
 
@@ -178,8 +203,8 @@ def _edited(saved: Saved) -> Iterator[Finding]:
     if isinstance(alpha, (int, float)) and not 0 < alpha < math.inf:
         yield Finding("config edited", f"lora_alpha is {alpha}")
         return
-    others = [_config(folder) for folder in sorted(saved.folder.parent.glob("checkpoint-*"))
-              if folder != saved.folder and (folder / CONFIG).is_file()]
+    beside = logs.checkpoints(saved.folder.parent) + logs.checkpoints(saved.folder)
+    others = [_config(folder) for folder in beside if folder != saved.folder and (folder / CONFIG).is_file()]
     try:
         noted = files.read_json(saved.folder / adapters.BASE, dict).get("trained with")
     except (OSError, ValueError):
@@ -228,7 +253,7 @@ def _embeddings(saved: Saved, base: torch.nn.Module | None) -> Iterator[Finding]
 
 def _of_base(base: torch.nn.Module | None, name: str) -> torch.Tensor | None:
     try:
-        return base.get_parameter(name.removeprefix("base_model.model.")) if base is not None else None
+        return base.get_parameter(name.removeprefix(_PREFIX)) if base is not None else None
     except AttributeError:
         return None
 
@@ -261,5 +286,5 @@ def _refusals(config: dict, shapes: dict) -> list[str]:
 
 
 def _some(names: list[str], of: int) -> str:
-    short = sorted({name.removeprefix("base_model.model.") for name in names})
+    short = sorted({name.removeprefix(_PREFIX) for name in names})
     return f"{len(names)} of {of}, such as {short[0]}"

@@ -8,6 +8,7 @@ import torch
 
 from .. import batches
 from ..batches import IGNORED
+from ..data import reading
 from ..errors import LabError, expect
 from .causes import Finding
 
@@ -15,14 +16,16 @@ _MOST = 2000  # rows that are looked at
 _MASKS = "completion_mask", "assistant_masks"
 
 
-def encoded(data: Iterable, tokenizer: Any) -> list[dict[str, list[int]]]:
+def encoded(data: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Return up to 2,000 rows as `input_ids` and `labels`, lists of whole numbers. Raises LabError for other rows.
 
     Rows have labels, or a mask of what counts (TRL's completion_mask, assistant_masks), or an `answer_length` as
     `batches.encode` gives it; else all their tokens are counted, as by a collator for language modelling. Padding
     (attention_mask 0) is left out. Batches are taken apart.
     """
-    data = getattr(data, "pairs", data)  # what lora_lab.data read
+    if hasattr(data, "pairs"):  # what lora_lab.data read
+        able = getattr(tokenizer, "chat_template", None)
+        data = [row.messages if row.messages and able else (row.prompt, row.answer) for row in data.rows[:_MOST]]
     expect(isinstance(data, Iterable) and not isinstance(data, (str, bytes)), "data", data, "rows, as trained on")
     rows = []
     for row in [data] if isinstance(data, Mapping) else data:
@@ -36,9 +39,13 @@ def encoded(data: Iterable, tokenizer: Any) -> list[dict[str, list[int]]]:
 def _taken_apart(row: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
     if isinstance(row, str) or (isinstance(row, (tuple, list)) and len(row) == 2 and isinstance(row[0], str)):
         return [_of_text(row, tokenizer)]
-    if not isinstance(row, Mapping) or "input_ids" not in row:
+    if batches.is_chat(row):
+        return [part for own in batches.encode([row], tokenizer) for part in _taken_apart(own, tokenizer)]
+    if isinstance(row, Mapping) and "input_ids" not in row:
+        return encoded(reading.from_rows([dict(row)]), tokenizer)
+    if not isinstance(row, Mapping):
         raise LabError(f"data: found a row of {type(row).__name__}. Give rows with input_ids, and labels or "
-                       "answer_length, pairs of prompt and answer, or texts.")
+                       "answer_length, pairs of prompt and answer, chats, texts, or what a file of rows holds.")
     ids = _lists(row["input_ids"])
     labels = _lists(row["labels"]) if row.get("labels") is not None else None
     masked = next((row[key] for key in _MASKS if row.get(key) is not None), None)

@@ -12,7 +12,6 @@ from peft import PeftModel
 
 from .. import adapters, files
 from ..batches import IGNORED
-from ..errors import LabError
 from .causes import Finding
 from .logs import History
 from .on_disk import Saved
@@ -30,7 +29,7 @@ def on_base(saved: Saved, base: torch.nn.Module, rows: list[dict], history: Hist
     if misfits := list(_misfits(saved, base)):
         return [Finding("other shapes", f"{len(misfits)} layers of the file do not fit, {misfits[0]}")]
     found = list(_tokens(saved, base, tokenizer))
-    share, spread = _update_within(saved, base)
+    share, spread = _update_within(saved, base) if not _starts_in_the_base(saved) else (None, 0.0)
     if share is not None and share > max(_IN_IT, 4 * spread):
         return [*found, Finding("merged twice", f"{share:.0%} of the update is in the base's weights, ± {spread:.0%}")]
     noted = _noted_identity(saved)
@@ -44,11 +43,12 @@ def on_base(saved: Saved, base: torch.nn.Module, rows: list[dict], history: Hist
 
 def _misfits(saved: Saved, base: torch.nn.Module) -> Iterator[str]:
     modules = dict(base.named_modules())
-    for pair in saved.pairs():
-        weight = getattr(modules.get(pair.path), "weight", None)
-        if weight is None:
+    for pair in saved.pairs() if not saved.config.get("layer_replication") else ():  # that makes layers of its own
+        module = modules.get(pair.path.replace(".base_layer", ""))  # of target_parameters, which have no weight
+        weight = getattr(module, "weight", None)
+        if module is None:
             yield f"{pair.path} is not in this model"
-        elif hasattr(weight, "quant_state") or weight.ndim != 2:
+        elif weight is None or hasattr(weight, "quant_state") or weight.ndim != 2:
             continue
         elif {pair.B.shape[0], pair.A.shape[1]} != set(weight.shape):
             yield f"{pair.path} is {tuple(weight.shape)} here, and {(pair.B.shape[0], pair.A.shape[1])} in the file"
@@ -96,8 +96,9 @@ def _losses(saved: Saved, base: torch.nn.Module, rows: list[dict], history: Hist
             for factor in FACTORS:
                 with adapters.turned(model, factor):
                     losses[factor] = _loss(model, rows)
-    except (LabError, ValueError, RuntimeError, KeyError, IndexError, TypeError):
-        return  # another kind of adapter, or rows of another tokenizer
+            whole = _loss(model, [row | {"labels": row["input_ids"]} for row in rows])
+    except Exception:  # another kind of adapter, or rows of another tokenizer
+        return
     if losses[0.0] == losses[1.0]:
         return  # it adds nothing, which its weights tell
     finite = {factor: loss for factor, loss in losses.items() if math.isfinite(loss)}
@@ -107,7 +108,8 @@ def _losses(saved: Saved, base: torch.nn.Module, rows: list[dict], history: Hist
     if history and history.losses:
         end = statistics.fmean(loss for _, loss in history.losses[-5:])
     told = f"on {len(rows)} rows the loss is {losses[1.0]:.3g} as it is, {losses[0.0]:.3g} without the adapter"
-    far = losses[1.0] > 2 * end + 0.2  # from where the training ended; never for an unknown end
+    # From where the training ended, whose loss may have counted the prompts; never for an unknown end.
+    far = min(losses[1.0], whole) > 2 * end + 0.2
     enough = _BETTER if best < 1 or far else _MUCH_BETTER if math.isnan(end) else 0
     if best not in (0.0, 1.0) and finite[best] < enough * losses[1.0] and losses[1.0] - finite[best] > 0.05:
         yield Finding("config edited", f"{told}, and {finite[best]:.3g} with {best:g} times its scaling")
@@ -115,10 +117,17 @@ def _losses(saved: Saved, base: torch.nn.Module, rows: list[dict], history: Hist
         yield Finding("other base", f"{told}; the training ended at {end:.3g}")
 
 
+def _starts_in_the_base(saved: Saved) -> bool:
+    """Whether A and B began as a part of the base's weights, which PEFT takes out of them (PiSSA, OLoRA and others)."""
+    return saved.config.get("init_lora_weights") not in (None, True, False, "gaussian", "orthogonal")
+
+
 @contextlib.contextmanager
 def _loaded(saved: Saved, base: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The adapter on a copy that shares the base's weights."""
-    shared = {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]}
+    """The adapter on a copy that shares the base's weights, unless loading it would write to them."""
+    writes = _starts_in_the_base(saved) or any(
+        not any(part in name for part in ("lora_", "trainable_tokens", "token_adapter")) for name in saved.shapes)
+    shared = {} if writes else {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]}
     twin = copy.deepcopy(base, shared)
     trained = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
     try:

@@ -3,14 +3,11 @@
 The keys and values of a recipe are read in `recipes`.
 """
 
-import contextlib
 import dataclasses
-import json
 import os
+import re
 import reprlib
 import string
-import subprocess
-import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -28,26 +25,22 @@ FIELDS = ("r", "lora_alpha", "target_modules", "exclude_modules", "lora_dropout"
           "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern",
           "alpha_pattern", "trainable_token_indices", "target_parameters", "layer_replication", "fan_in_fan_out",
           "lora_bias", "ensure_weight_tying", *FIXED)
+_HUB_ID = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")  # owner/name
 _LAYERS = 10_000  # copies of layers that `layer_replication` may ask for
 # The others turn part of the base's own weights into the adapter, so that it would fit no base as it was, or need data.
 _STARTS = (True, False, "gaussian", "orthogonal")
 _LARGEST = 2_000_000_000  # bytes of a file of rows
-_SECONDS = 5
-_MATCH = """import json, re, sys
-patterns, names = json.load(sys.stdin)
-for pattern in patterns:
-    try:
-        for name in names:
-            re.fullmatch(pattern, name), re.match(rf"(.*\\.)?({pattern})$", name)
-    except Exception:
-        pass  # it is no regular expression, which PEFT says
-"""
 
 
-def read_rows(data: Any, key: str = "path") -> list[tuple[str, str]]:
-    """Return the (prompt, answer) pairs in the file that a recipe's data names as `key`. Raises LabError."""
+def read_rows(data: Any, key: str = "path") -> list[tuple]:
+    """Return the (prompt, answer) pairs, or the chats, in what a recipe's data names as `key`. Raises LabError.
+
+    JSON lines are read by the recipe's templates, and everything else, and lines that are chats, by `lora_lab.data`.
+    """
+    if not data.path.lower().endswith((".jsonl", ".ndjson")) or _begins_with_a_chat(data.path):
+        return _read_other(data, key)
     try:
-        lines = files.read_text(data.path, _LARGEST).removeprefix("\ufeff").splitlines()  # a byte order mark
+        lines = files.read_text(data.path, _LARGEST).removeprefix("\ufeff").split("\n")  # a byte order mark
     except (OSError, ValueError) as error:
         raise LabError(f"data.{key}: found {data.path!r}, which cannot be read: {reason(error)}. "
                        "Expected a file.") from None
@@ -72,6 +65,55 @@ def read_rows(data: Any, key: str = "path") -> list[tuple[str, str]]:
         raise LabError(f"data.{key}: found {data.path} with {len(wrong)} lines that are no rows, the first {wrong[0]}. "
                        f"Expected {{{expected}}} on each; data.prompt and data.answer say which fields they are.")
     return found[: data.n]
+
+
+def _begins_with_a_chat(path: str) -> bool:
+    from ..data.reading import CHATS
+
+    try:
+        if not os.path.isfile(path):  # a pipe would be waited for
+            return False
+        with open(path, encoding="utf-8-sig") as file:
+            line = next((line for line in iter(lambda: file.readline(10**7), "") if line.strip()), "")
+        return any(isinstance(value, list) for value in map(files.parse_json(line, dict).get, CHATS))
+    except (OSError, ValueError):
+        return False
+
+
+def _read_other(data: Any, key: str) -> list[tuple]:
+    """A table, JSON, chats or a data set of the hub; a template with one field names its column."""
+    from .. import data as reading
+
+    (ask, *more), (say, *others) = (template_fields(text) or [""] for text in (data.prompt, data.answer))
+    if more or others:
+        raise LabError(f"data.{key}: found {data.path}, and templates of several fields. Expected JSON lines for those "
+                       "(a file that ends in .jsonl), or one field each.")
+    try:
+        found = reading.read(data.path, ask if ask != "prompt" else None, say if say != "answer" else None)
+    except LabError as error:
+        raise LabError(f"data.{key}: found {data.path!r}: {error}") from None
+    if found.odd:
+        raise LabError(f"data.{key}: found {data.path} with {len(found.odd):,} rows that cannot be used, the first "
+                       f"{found.odd[0][0]}: {found.odd[0][1]}. Expected prompts and answers, or chats.")
+    rows = [row.messages or (data.prompt.format_map({ask: row.prompt}), data.answer.format_map({say: row.answer}))
+            for row in found.rows[: data.n]]
+    if any(row.messages for row in found.rows[: data.n]) and (data.prompt, data.answer) != ("{prompt}", "{answer}"):
+        raise LabError(f"data.prompt: found {data.prompt!r}, and {data.path} has chats, which the model's own template "
+                       "writes. Expected neither data.prompt nor data.answer.")
+    return rows
+
+
+def check_chats(name: str | None, rows: list, faults: list[str]) -> None:
+    """Add to `faults` where the model's tokenizer, which is read for it, cannot write the first chat among `rows`."""
+    chat = next((row for row in rows if isinstance(row[0], dict)), None)
+    if chat is None or name is None or faults:
+        return
+    from .. import batches, models, pocket
+
+    try:
+        batches.encode([chat], pocket.tokenizer() if name == POCKET else models.read_tokenizer(name))
+    except LabError as error:
+        faults.append(f"data.path: found chats, and {name} cannot be trained on them: {error}")
 
 
 def check_batch(training: dict, processes: int, faults: list[str]) -> None:
@@ -175,10 +217,12 @@ def check_layers(name: str | None, lora: dict | None, faults: list[str]) -> None
     from peft import LoraConfig
 
     from .. import meta_model, targets
+    from ..targets import layer_names
 
-    if not _patterns_end(lora, [name for name, _ in model.named_modules()]):
-        faults.append(f"lora: its patterns were not matched with the model's layers in {_SECONDS} seconds. Expected "
-                      "simpler ones, without a repetition in a repetition, or lists of names.")
+    if not layer_names.patterns_end(lora, [name for name, _ in model.named_modules()]):
+        faults.append("lora: its patterns were not matched with the model's layers in "
+                      f"{layer_names.SECONDS} seconds. Expected simpler ones, without a repetition in a repetition, or "
+                      "lists of names.")
         return
     try:
         report = targets.inspect(model, LoraConfig(**lora, task_type="CAUSAL_LM"))
@@ -198,21 +242,6 @@ def check_layers(name: str | None, lora: dict | None, faults: list[str]) -> None
                       f"{outputs} rows and {columns} columns, and no matrix of that size has a higher rank.")
 
 
-def _patterns_end(lora: dict, names: list[str]) -> bool:
-    """Whether the regular expressions of an adapter are done with these names: one that backtracks takes for ever."""
-    fields = [lora.get(key) or () for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern",
-                                              "alpha_pattern")]
-    texts = [text for field in fields for text in ([field] if isinstance(field, str) else field)]
-    patterns = [text for text in texts if any(sign in text for sign in "*+{?")]
-    if not patterns:
-        return True
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run([sys.executable, "-I", "-S", "-c", _MATCH], input=json.dumps([patterns, names]).encode(),
-                       timeout=_SECONDS, capture_output=True)
-        return True
-    return False
-
-
 def _skeleton(name: str, faults: list[str]):
     """The model on the meta device, from its config alone."""
     import torch
@@ -227,10 +256,12 @@ def _skeleton(name: str, faults: list[str]):
             if faults:
                 return None  # a recipe that fails anyway builds no model
             folder = cache.model_folder()
+    elif name != POCKET and not os.path.isdir(folder) and _HUB_ID.fullmatch(name):
+        return _from_hub(name, faults)
     elif name != POCKET and not os.path.isfile(folder / "config.json"):  # Path.is_file raises for very long names
         kind = "no model" if os.path.isdir(folder) else "no folder here"
         faults.append(f"model: found {reprlib.repr(name)}, which is {kind}. Expected {cache.SMOLLM2.name}, "
-                      f"{POCKET}, or the folder of a model that save_pretrained wrote or `hf download` fetched.")
+                      f"{POCKET}, a hub id, or the folder of a model that save_pretrained wrote.")
         return None
     elif name != POCKET and not any(folder.glob("*.safetensors")):
         faults.append(f"model: found {name!r} without weights. Expected files that end in .safetensors.")
@@ -243,3 +274,20 @@ def _skeleton(name: str, faults: list[str]):
     except Exception as error:  # a config may be broken in any way
         faults.append(f"model: found {name!r}, of which transformers says: {reason(error, 200)}")
         return None
+
+
+def _from_hub(name: str, faults: list[str]):
+    """The same of a model of the hub, whose config is fetched unless it is on this machine."""
+    from .. import meta_model, models
+
+    try:
+        if models.has_safetensors(name) is False:
+            faults.append(f"model: found {name!r} without weights in safetensors. Expected a model that has them: "
+                          "pickled ones are not opened.")
+            return None
+        return meta_model.build(models.read_config(name))
+    except LabError as error:
+        faults.append(f"model: found {name!r}, which is no folder here. {error}")
+    except Exception as error:  # a config may be broken in any way
+        faults.append(f"model: found {name!r}, of which transformers says: {reason(error, 200)}")
+    return None

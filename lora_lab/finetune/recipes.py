@@ -37,11 +37,12 @@ def _number(default=dataclasses.MISSING, **limits):
 
 @dataclass(frozen=True)
 class Data:
-    """Rows to train on: `path`, a file with a JSON object on each line.
+    """Rows to train on: `path`, a file with a JSON object on each line, or whatever else `lora_lab.data.read` takes.
 
     `prompt` and `answer` are templates: the fields of a row in braces, such as "### {question}\\n" and "{reply}". Left
-    out, a row has its prompt and its answer as they are, in fields of these names. `n`: the first n rows alone.
-    `eval_path`: another file of such rows, held out; their loss is logged every `training.eval_steps`.
+    out, a row has its prompt and its answer as they are, in fields of these names. Chats (`messages`, `conversations`)
+    are written by the model's own chat template, and all turns of the assistant are learned. `n`: the first n rows
+    alone. `eval_path`: other such rows, held out; their loss is logged every `training.eval_steps`.
     """
 
     path: str
@@ -78,7 +79,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training, whole. `lora` has fields of PEFT's LoraConfig; `output` is the folder that is written."""
+    """One training, whole. `model` is SmolLM2-135M-Instruct, pocket, a folder, or a hub id ("owner/name").
+
+    `lora` has fields of PEFT's LoraConfig; `output` is the folder that is written.
+    """
+
     model: str
     output: str
     lora: dict
@@ -93,13 +98,13 @@ class Recipe:
         return LoraConfig(**self.lora | checks.FIXED)
 
     @functools.cached_property
-    def rows(self) -> list[tuple[str, str]]:
-        """The (prompt, answer) pairs to train on, read once. Raises LabError."""
+    def rows(self) -> list[tuple]:
+        """The (prompt, answer) pairs or chats to train on, read once. Raises LabError."""
         return checks.read_rows(self.data)
 
     @functools.cached_property
-    def eval_rows(self) -> list[tuple[str, str]]:
-        """The held-out pairs, read once; none without `data.eval_path`. Raises LabError."""
+    def eval_rows(self) -> list[tuple]:
+        """The held-out rows, read once; none without `data.eval_path`. Raises LabError."""
         faults: list[str] = []
         found = _held_out(self.data, faults)
         _raise(faults, "The held-out rows cannot be read.")
@@ -131,6 +136,7 @@ def read(path: str | os.PathLike, processes: int = 1, resume: bool = False) -> R
     rows = checks.check_rows(Data(**data) if "path" in data else None, recipe.get("training", {}), faults)
     held_out = _held_out(Data(**data), faults) if "path" in data else []
     checks.check_layers(recipe.get("model"), recipe.get("lora"), faults)
+    checks.check_chats(recipe.get("model"), [*rows, *held_out], faults)
     _raise(faults, f"{path} is not fit to train by; no model was loaded.")
     built = _build(recipe)
     vars(built).update(rows=rows, eval_rows=held_out)  # as the cached properties would
@@ -163,7 +169,7 @@ def write(recipe: Recipe | dict, path: str | os.PathLike) -> Path:
     return Path(path)
 
 
-def _held_out(data: Data, faults: list[str]) -> list[tuple[str, str]]:
+def _held_out(data: Data, faults: list[str]) -> list[tuple]:
     if not data.eval_path:
         return []
     try:

@@ -201,7 +201,8 @@ def _load(recipe, arguments):
         model.tie_weights()  # each parameter was put on the meta device by itself
         return model, pocket.tokenizer()
     with contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO()):
-        name = recipe.model if recipe.model == models.DEFAULT else str(Path(recipe.model).absolute())
+        is_folder = recipe.model != models.DEFAULT and os.path.isdir(recipe.model)
+        name = str(Path(recipe.model).absolute()) if is_folder else recipe.model
         precision = None if recipe.precision == "auto" else recipe.precision
         return models.load_to_shard(name, precision, first) if _is_sharded() else models.load_base(name, precision)
 

@@ -42,14 +42,15 @@ class LiveLoss(TrainerCallback):
     a line every tenth of the way.
     """
 
-    def __init__(self, seconds_between_draws: float = 2.0):  # a drawing takes a tenth of a second
+    def __init__(self, seconds_between_draws: float = 2.0):
         self.seconds_between_draws = seconds_between_draws
         self.steps: list[int] = []
         self.losses: list[float] = []
 
     def on_train_begin(self, args, state, control, **_):
         self.steps, self.losses = [], []
-        self.started = self.drawn = time.monotonic()
+        self.started = self.told = time.monotonic()
+        self.due = self.started + self.seconds_between_draws
         self.in_notebook = in_notebook()
         if self.in_notebook and state.is_world_process_zero:
             self.bar = display(self._progress(state), display_id=True)
@@ -66,8 +67,11 @@ class LiveLoss(TrainerCallback):
         if not self.in_notebook:
             if state.global_step % max(1, state.max_steps // 10) == 0:
                 print(self._line(state))
-        elif time.monotonic() - self.drawn > self.seconds_between_draws:
+        elif (now := time.monotonic()) > self.due:
             self._draw(state)
+        elif now > self.told + 1:
+            self.bar.update(self._progress(state))
+            self.told = now
 
     def on_train_end(self, args, state, control, **_):
         if self.in_notebook and state.is_world_process_zero:
@@ -95,9 +99,12 @@ class LiveLoss(TrainerCallback):
                                f"batch, step {steps[-1]}; smoothed, it ends at {smooth[-1]:.2g}.{more}")
 
     def _draw(self, state):
+        started = time.monotonic()
         self.bar.update(self._progress(state))
         self.plot.update(self.figure())
-        self.drawn = time.monotonic()
+        self.told = time.monotonic()
+        # A drawing takes a tenth of a second or more, and the training waits for it: it gets a thirtieth of the time.
+        self.due = self.told + max(self.seconds_between_draws, 30 * (self.told - started))
 
     def _line(self, state) -> str:
         done, total, elapsed = state.global_step, state.max_steps, time.monotonic() - self.started
@@ -118,14 +125,18 @@ def smoothed(values: Sequence[float], decay: float = 0.8) -> list[float]:
     return means
 
 
-def score_bars(scores: Mapping[str, Any], title: str | None = "Exact answers, with 95 % intervals") -> Picture:
-    """Draw exact match as bars with 95 % intervals: `{"r 8": Score, ...}` or `{"before": {"r 8": Score, ...}, ...}`."""
+def score_bars(scores: Mapping[str, Any], title: str | None = "Exact answers, with 95 % intervals",
+               of: str = "commands") -> Picture:
+    """Draw exact match as bars with 95 % intervals: `{"r 8": Score, ...}` or `{"before": {"r 8": Score, ...}, ...}`.
+
+    `of` is the word for what was held out.
+    """
     plain = not isinstance(next(iter(scores.values())), Mapping)
     stages: Mapping[str, Mapping] = {"": scores} if plain else scores
     groups = list(next(iter(stages.values())))
     colours = (AFTER,) if plain else (BEFORE, AFTER, BROKEN)
     rows = [(group, stage, colour) for group in groups for stage, colour in zip(stages, colours)]
-    figure, axes = new_axes(0.4 * len(rows) + 1.1, title, xlabel="exact match on held-out commands (%)")
+    figure, axes = new_axes(0.4 * len(rows) + 1.1, title, xlabel=f"exact match on held-out {of} (%)")
     parts = []
     for row, (group, stage, colour) in enumerate(rows):
         score = stages[stage][group]

@@ -4,15 +4,18 @@ Takes any causal language model and tokenizer, and rows of any task: pairs of a 
 """
 
 import contextlib
+import copy
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from .. import batches, models
 from ..display import Progress
@@ -20,6 +23,7 @@ from ..errors import LabError, expect, whole
 
 Row = tuple[str, str]  # a prompt and its right answer
 _NO_JSON = object()
+_WORTH_SHARING = 32  # tokens that all prompts begin with: from here on the model reads them once
 
 # Written for this course: ordinary prose, far from smart homes, to see what training forgets.
 GENERAL_TEXT = Path(__file__).with_name("prose.txt").read_text(encoding="utf-8")
@@ -29,7 +33,8 @@ GENERAL_TEXT = Path(__file__).with_name("prose.txt").read_text(encoding="utf-8")
 class Score:
     """Share of exact answers (with its 95 % interval) and of valid JSON among `n` answers.
 
-    `quick_score` gives the loss (nats per answer token) instead of the share of valid JSON.
+    `quick_score` gives the loss (nats per answer token) instead of the share of valid JSON, which is also None where no
+    right answer is JSON.
     """
 
     exact: float
@@ -47,8 +52,9 @@ class Score:
 
     def __str__(self) -> str:
         low, high = self.interval
-        other = f"valid JSON {self.valid_json:.1%}" if self.loss is None else f"loss {self.loss:.3f}"
-        return f"exact {self.exact:.1%} (95 % interval {low:.1%} to {high:.1%}, n={self.n}), {other}"
+        other = f", loss {self.loss:.3f}" if self.loss is not None else \
+            f", valid JSON {self.valid_json:.1%}" if self.valid_json is not None else ""
+        return f"exact {self.exact:.1%} (95 % interval {low:.1%} to {high:.1%}, n={self.n}){other}"
 
 
 def verdict(first: Score, second: Score, first_name: str = "the first", second_name: str = "the second") -> str:
@@ -90,7 +96,8 @@ def generate(
     """Return greedy continuations of `prompts`, in their order, without special tokens.
 
     Prompts of similar length share a batch and are padded on the left, so that all continue at the
-    same column. `progress` names a progress bar. Raises LabError.
+    same column. What all of them begin with, such as examples, is read once where the model allows it.
+    `progress` names a progress bar. Raises LabError.
     """
     _check(model, tokenizer, "generate")
     texts = isinstance(prompts, (list, tuple)) and all(isinstance(text, str) for text in prompts)
@@ -102,22 +109,45 @@ def generate(
     _check_lengths(model, map(len, rows), max_new_tokens - 1, f" and {max_new_tokens} new ones")
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     continuations = [""] * len(rows)
-    with evaluating(model), Progress(progress, total=len(rows)) as bar:
+    with evaluating(model), _as_trained(model), Progress(progress, total=len(rows)) as bar:
+        shared, read = _read_once(model, rows)
         for start in range(0, len(rows), batch_size):
             chosen = by_length[start : start + batch_size]
-            width = len(rows[chosen[-1]])
-            ids = torch.tensor([[padding] * (width - len(rows[i])) + rows[i] for i in chosen], device=model.device)
-            mask = torch.tensor([[i >= width - len(rows[at]) for i in range(width)] for at in chosen]).to(ids)
-            with _as_trained(model):
-                output = model.generate(
-                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
-                    pad_token_id=padding,
-                )
+            width, past = len(rows[chosen[-1]]), copy.deepcopy(read)
+            if past:
+                past.batch_repeat_interleave(len(chosen))
+            ids = torch.tensor([shared + [padding] * (width - len(rows[i])) + rows[i][len(shared):] for i in chosen],
+                               device=model.device)
+            mask = torch.tensor([[not 0 <= i - len(shared) < width - len(rows[at]) for i in range(width)]
+                                 for at in chosen]).to(ids)
+            output = model.generate(
+                input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
+                pad_token_id=padding, past_key_values=past)
             new_tokens = output[:, width:]
             for i, text in zip(chosen, tokenizer.batch_decode(new_tokens, skip_special_tokens=True)):
                 continuations[i] = text
             bar.update(len(chosen))
     return continuations
+
+
+def _read_once(model, rows: list[list[int]]) -> tuple[list[int], DynamicCache | None]:
+    """Return the tokens that all rows begin with, and what the model keeps of them; nothing where it is not worth it.
+
+    Padding stands between them and the rest. Rotary positions are counted without it, and full attention never sees it;
+    where positions are columns, or a window slides, each prompt is read whole.
+    """
+    shared = list(os.path.commonprefix(rows))[: min(map(len, rows)) - 1]
+    config, adapter = model.config, getattr(model, "active_peft_config", None)
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+    if len(rows) == 1 or len(shared) < _WORTH_SHARING or not rotary or getattr(adapter, "is_prompt_learning", False):
+        return [], None
+    read = DynamicCache(config=config)
+    if any(type(layer) is not DynamicLayer for layer in read.layers):
+        return [], None
+    ids = torch.tensor([shared], device=model.device)
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=1,
+                   pad_token_id=shared[0], past_key_values=read)
+    return shared, read
 
 
 def score(rows: Sequence[Row], answers: Sequence[str]) -> Score:
@@ -131,10 +161,12 @@ def score(rows: Sequence[Row], answers: Sequence[str]) -> Score:
     fits = isinstance(answers, (list, tuple)) and len(answers) == len(rows) > 0
     expect(fits and all(isinstance(text, str) for text in answers), "answers", answers,
            f"a list of texts, one for each of the rows, of which there are {len(rows)} (at least one)")
-    parsed = [_parse(text) for text in answers]
-    right = [text.strip() == answer.strip() or _same(found, _parse(answer))
-             for (_, answer), text, found in zip(rows, answers, parsed, strict=True)]
-    return Score(sum(right) / len(rows), sum(found is not _NO_JSON for found in parsed) / len(rows), len(rows))
+    parsed, wanted = [_parse(text) for text in answers], [_parse(answer) for _, answer in rows]
+    right = [text.strip() == answer.strip() or _same(found, due)
+             for (_, answer), text, found, due in zip(rows, answers, parsed, wanted, strict=True)]
+    valid = sum(found is not _NO_JSON for found in parsed) / len(rows)
+    asked = any(due is not _NO_JSON for due in wanted)  # nobody wants JSON where no right answer is any
+    return Score(sum(right) / len(rows), valid if asked else None, len(rows))
 
 
 @torch.inference_mode()

@@ -3,10 +3,15 @@
 Pure text: knows nothing of models or of PEFT.
 """
 
+import contextlib
 import difflib
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 # The same part of a transformer block is called differently by different families of models.
 ROLES = {
@@ -19,6 +24,39 @@ ROLES = {
     "MLP down": {"down", "w2", "fc2", "fc_out"},
 }
 FUSED = {"c_attn": {"query", "key", "value"}, "c_proj": {"attention output", "MLP down"}}  # GPT-2's names
+
+SECONDS = 5
+_FIELDS = "target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern"
+_MATCH = r"""import json, re, sys
+patterns, names = json.load(sys.stdin)
+forms = "{}", r"(.*\.)?({})$", r"(^|.*\.){}($|\..*)", r"(?:^|.*?\.){}\.(?P<idx>\d+)\."  # as PEFT writes them
+for pattern in patterns:
+    for form in forms:
+        try:
+            compiled = re.compile(form.format(pattern))
+        except Exception:
+            continue  # it is no regular expression, which PEFT says
+        for name in names:
+            compiled.match(name), compiled.fullmatch(name)
+"""
+
+
+def patterns_end(config: dict[str, Any], names: list[str]) -> bool:
+    """Return whether the regular expressions of a LoraConfig's fields are done with `names` within some seconds.
+
+    One that backtracks takes for ever, and nothing in its process can stop it: they run in one of their own.
+    """
+    fields = [config.get(key) or () for key in _FIELDS]
+    texts = [text for field in fields if not isinstance(field, (int, float))
+             for text in ([field] if isinstance(field, str) else field)]
+    patterns = [text for text in texts if isinstance(text, str) and any(sign in text for sign in "*+{?")]
+    if not patterns:
+        return True
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run([sys.executable, "-I", "-S", "-c", _MATCH], input=json.dumps([patterns, names]).encode(),
+                       timeout=SECONDS, capture_output=True)
+        return True
+    return False
 
 
 def matches(entry: str, path: str) -> bool:

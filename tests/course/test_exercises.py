@@ -9,9 +9,9 @@ import jupytext
 import pytest
 import torch
 import transformers
-from lora_lab import adapters, merging, pocket, smart_home, targets
+from lora_lab import adapters, doctor, merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
-from lora_lab.course.exercises import alpha, eight, first, fleet, math, merge
+from lora_lab.course.exercises import alpha, eight, first, fleet, math, merge, own
 from lora_lab.course.exercises import memory as memory_check
 from lora_lab.course.exercises import targets as targets_check
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -38,7 +38,8 @@ def pocket_adapter():
 
 
 # The cell that prepares an exercise, by its first words, where that is not the exercise's own.
-PREPARED_BY = {"faults": "from lora_lab.course.exercises import deployments"}
+PREPARED_BY = {"faults": "from lora_lab.course.exercises import deployments",
+               "causes": "from lora_lab.course.exercises import own"}
 
 
 def exercise_cells():
@@ -380,3 +381,26 @@ def test_machines_may_also_meet_at_an_endpoint():
 def test_likely_mistakes_in_equal_steps_are_named(answer, words):
     found = {fleet.per_process(answer).text for _ in range(20)}
     assert any(words in text for text in found)
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (lambda turns: [token for _, ids in turns for token in ids], "Every token counts"),
+    (lambda turns: [-100] * sum(len(ids) for _, ids in turns), "the assistant's, counts"),
+    (lambda turns: [t if who != "system" else -100 for who, ids in turns for t in ids], "the user's, does not count"),
+    (lambda turns: [t if who == "assistant" and n < len(ids) - 1 else -100 for who, ids in turns
+                    for n, t in enumerate(ids)], "last token does not count"),
+    (lambda turns: [t if who == "assistant" else -100 for who, ids in turns for t in ids][1:] + [-100], "shifted"),
+    (lambda turns: [], "a list of"),
+])
+def test_likely_mistakes_in_the_labels_of_a_chat_are_told_apart(wrong, words):
+    verdict = own.turn_labels(wrong)
+    assert not verdict.solved and words in verdict.text
+
+
+def test_the_doctor_names_the_cause_of_every_drill_first(tmp_path):
+    own.make(tmp_path)
+    examined = {name: doctor.examine(**own.patient(tmp_path, name)) for name in own.PATIENTS}
+    found = {name: one.findings[0].cause for name, one in examined.items()}
+    assert own.causes(found, tmp_path).solved, examined
+    assert "0 of 5" in own.causes(dict.fromkeys("abcde", "?"), tmp_path).text
+    assert "'flu' is none" in own.causes(found | {"a": "flu"}, tmp_path).text

@@ -14,7 +14,8 @@ import pytest
 import torch
 import transformers
 from lora_lab import batches, cache, compare, load_base, memory, merging, meta_model, models, sweep
-from lora_lab.course.exercises import alpha, eight, fleet, math
+from lora_lab.course.exercises import alpha, eight, fleet, math, own
+from lora_lab.doctor import trial
 from peft import LoraConfig, get_peft_model
 from pretend_gpu import GPU, on_gpu, pretend_gpu, put
 
@@ -31,19 +32,6 @@ BROKEN = (TypeError, AttributeError, ImportError)  # no cell raises these becaus
 def gpu():
     with pretend_gpu() as mistakes:
         yield mistakes
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A folder with a model that has the base's tokens, and six small layers; lessons name layer 5."""
-    folder = tmp_path_factory.mktemp("small")
-    config = transformers.AutoConfig.from_pretrained(cache.model_folder())
-    config.update(dict(num_hidden_layers=6, hidden_size=64, intermediate_size=128, num_attention_heads=4,
-                       num_key_value_heads=2, head_dim=16))
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(cache.model_folder()).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("mixed", [
@@ -179,6 +167,7 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
     "06_merge_and_ship": [(", device=W.device", ""), (".to(model.device)", ""), (", device=base.device", "")],
     "07_past_one_gpu": [("    trainer.train(), trainer.save_model()\n",
                          "    trainer.train(); model(torch.ones(1, 4, dtype=torch.long))\n")],
+    "08_your_own_data": [("first + second[\"input_ids\"], device=base.device", "first + second[\"input_ids\"]")],
 }
 
 
@@ -233,6 +222,8 @@ def cheap(small, monkeypatch):
         patch.setattr(memory, "plan", lambda *_, **__: planned)
         patch.setattr(meta_model, "without_weights", lambda _: bare)  # for lora_lab.distributed
         patch.setattr(subprocess, "Popen", unseen)
+        patch.setattr(trial, "ROWS", 2)
+        patch.setattr(own, "_STEPS", 1)  # the drills' trainings, of the pocket model
         yield
     for known in (alpha._loss, alpha._losses, fleet._fleet_memory):
         known.cache_clear()  # of models that hardly trained, and of plans left out

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lora_lab import memory, scoring, smart_home
+from lora_lab import data, memory, scoring, smart_home
 from lora_lab.scoring import Score
 from lora_lab.sweep import interval
 from peft import LoraConfig, get_peft_model
@@ -352,3 +352,66 @@ def test_rslora_is_judged_by_its_paired_losses(by, said, capsys):
     names = dict(losses=losses, RANKS=(1, 8), slopes={"a": [0.1], "b": [-0.6]}, ARMS={}, FURTHER=(), later=None)
     out = printed(["def known", "plain, rslora"], names, capsys)
     assert said in out and 'nearest to 0: "a"' in out
+
+
+@pytest.mark.parametrize("held_out, training, said", [
+    ([2.0, 1.0, 1.6], 0.1, "by heart: stop at step 1,"), ([2.0, 2.0, 1.9], 1.9, "hardly begun"),
+    ([2.0, 1.0, 0.9], 0.1, "far ahead"), ([2.0, 1.0, 0.9], 0.8, "more steps may help"),
+    ([2.0, 0.9, 0.91], 0.8, "stopped falling"), ([2.0, 0.017, 0.021], 0.01, "stopped falling"),
+])
+def test_two_curves_are_told_apart(held_out, training, said, capsys):
+    curves = dict.fromkeys(("too little", "too much"), {"eval_loss": held_out, "loss": [2.0, *[training] * 3]})
+    names = dict(statistics=statistics, curves=curves, course_of=lambda log, key: (range(len(log[key])), log[key]))
+    exec(cell("08_your_own_data", "def diagnosis"), names)
+    assert said in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize("packed, said", [(0.5, "an example"), (1.5, "disturbs them"), (None, "a help to some")])
+def test_packing_says_what_the_first_row_was_to_the_second(packed, said, capsys):
+    alone = [1.0] * 8
+    losses = {"packed": [packed] * 8 if packed else [0.5, 1.5] * 4, "packed, kept apart": [1.0] * 8}
+    exec(cell("08_your_own_data", "lower = "), dict(alone=alone, losses=losses))
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("told, trained, gain, said", [
+    (0.4, 0.9, 0.0, "Ship the adapter"), (0.5, 0.6, 0.0, "Do not ship yet"), (0.9, 0.4, 0.0, "Do not ship it"),
+    (0.5, 0.5, 0.0, "Do not ship it"), (0.0, 0.0, 0.5, "Do not ship yet"),
+])
+def test_an_adapter_is_shipped_only_where_the_interval_says_so(told, trained, gain, said, capsys):
+    scores = {"adapter": Score(trained, None, 60)}
+    names = dict(told=Score(told, None, 60), scores=scores, data=data, gain=(gain, 0.1), times=2.0)
+    names["said"] = scoring.verdict(names["told"], scores["adapter"], "examples in the prompt", "adapter")
+    exec(cell("08_your_own_data", "better = "), names)
+    printed = capsys.readouterr().out
+    assert printed.startswith(said) and names["better"] is (said == "Ship the adapter")
+    assert ("test rows would show it" in printed) is (said == "Do not ship yet" and not gain)
+    assert ("compare pairs" in printed) is bool(gain) and ("forgotten" in printed) is names["better"]
+
+
+@pytest.mark.parametrize("losses, taken, said", [
+    ((9, 5, 2, 7), 3, "No other is near. Taken: 3."), ((9, 5, 2.2, 2), 3, "alike at [3, 4]. Taken: 3."),
+    ((2, 5, 6, 7), 1, "Taken: 1. That is the edge"), ((9, 5, 3, None), 3, "No other is near. Taken: 3."),
+])
+def test_of_rates_that_are_nearly_alike_the_lowest_is_taken(losses, taken, said, capsys):
+    rows = [{"lr": lr, "status": "ok" if loss else "diverged", "loss": loss} for lr, loss in enumerate(losses, 1)]
+    names = dict(rates=types.SimpleNamespace(rows=rows), RATES=[1, 2, 3, 4], SHORT_STEPS=8, start={"eval_loss": 9.0},
+                 compare=print, plots=types.SimpleNamespace(lines=lambda *_, **__: None))
+    exec(cell("08_your_own_data", "ended = "), names)
+    assert names["rate"] == taken and said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("by, said", [(0.5, "likelier with the adapter"), (-0.5, "likelier with examples"),
+                                      (0.0, "cannot tell either"), (None, "no second measure")])
+def test_likelier_answers_are_asked_for_where_exact_match_cannot_tell(by, said, capsys):
+    def quick_score(model, tokenizer, rows):
+        ((text, answer),) = rows
+        return Score(0.0, None, 1, loss=2.0 + 0.01 * len(answer) - (by if model == "trained" else 0))
+
+    names = dict(said="these scores cannot tell" if by is not None else "adapter is higher", base="base",
+                 model="trained", tokenizer=None, interval=interval,
+                 scoring=types.SimpleNamespace(quick_score=quick_score),
+                 test=[types.SimpleNamespace(answer="x" * n) for n in range(12)],
+                 asked={"with examples": ["long"] * 12, "adapter": ["bare"] * 12})
+    exec(cell("08_your_own_data", "gain = (0.0"), names)
+    assert said in capsys.readouterr().out

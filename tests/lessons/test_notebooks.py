@@ -109,13 +109,13 @@ def test_committed_runs_are_quick_and_readme_and_lesson_say_how_quick():
 
 # As on Binder: Lesson 1 takes a smaller path there. Its larger one runs in test_devices, with a small model.
 # These have one path only, and need little memory: with all of it they run in the precision that is this machine's own.
-OWN_PRECISION = ("00_first_adapter", "02_config_and_targets", "05_alpha_scaling", "07_past_one_gpu")
+OWN_PRECISION = ("00_first_adapter", "02_config_and_targets", "05_alpha_scaling", "07_past_one_gpu", "08_your_own_data")
 PATHS = [pytest.param(path, "" if path.stem in OWN_PRECISION else "2", id=path.stem) for path in LESSONS]
 
 
 @pytest.mark.parametrize("path, gigabytes", PATHS)
-def test_notebook_runs(path, gigabytes, record_property):
-    run = lesson_runs.result(path, gigabytes)
+def test_notebook_runs(path, gigabytes, record_property, pytestconfig):
+    run = lesson_runs.result(path, gigabytes, pytestconfig.getoption("whole_lessons"))
     record_property("peak MB", round(run.peak / 1e6))  # for README's table, in a report by --junitxml
     assert run.returncode == 0, run.said[-6000:]
     assert run.passed == sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), run.said[-6000:]

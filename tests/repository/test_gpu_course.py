@@ -81,8 +81,8 @@ def course(patch):
 
 
 @pytest.fixture(scope="module")
-def run(course, tmp_path_factory):
-    """Runs the script where nothing of Jupyter can be imported, on Lesson 0 and a planted lesson; returns its JSON."""
+def run(course, small, tmp_path_factory):
+    """Runs the script where nothing of Jupyter can be imported, on Lesson 0 with a small model and a planted lesson."""
     folder = tmp_path_factory.mktemp("gpu_course")
     (folder / "block").mkdir()
     (folder / "block/sitecustomize.py").write_text(BLOCK)
@@ -94,7 +94,7 @@ def run(course, tmp_path_factory):
 
     def run(*only):
         done = subprocess.run(
-            [sys.executable, "-c", start, folder / "notebooks", "--model", cache.model_folder(), "--device", "cpu",
+            [sys.executable, "-c", start, folder / "notebooks", "--model", small, "--device", "cpu",
              "--quick", "--out", folder / "out.json", "--only", *only], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         run.file, run.planted = folder / "out.json", folder / "notebooks/08_planted.py"

@@ -1,15 +1,19 @@
 """Files of rows in many forms, and dirt in them: understood or refused with a reason, found with its places."""
 
 import csv
+import gzip
 import io
 import json
 import random
+import sys
+from types import SimpleNamespace
 
 import make_own_data
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_lab import LabError, data, pocket, smart_home
+from lora_lab.data import __main__ as command
 
 ROWS = [(f"What is {a} plus {b}?", str(a + b)) for a in range(4) for b in range(3)]
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"},
@@ -59,6 +63,90 @@ def test_forms_are_understood(name, content, encoding, tmp_path):
     assert found.pairs == ROWS and not found.odd, found
 
 
+GERMAN = [(f"Größe {i} – „bitte“", "Ärger") for i in range(20)]
+TOOLS = [{"role": "user", "content": "weather?"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+         {"role": "tool", "content": "18"}, {"role": "assistant", "content": "It is 18."}]
+
+
+@pytest.mark.parametrize("name, content, form, row", [
+    ("excel.csv", "\ufeffsep=;\r\nTicket;Team;\r\n" + '"a; ""b""\r\nc";x;\r\n' * 9, "semicolons",
+     ('a; "b"\r\nc', "x")),
+    ("mixed.csv", b"".join((",".join(row) + "\n").encode(("utf-8", "cp1252")[i % 2])
+                           for i, row in enumerate([("text", "label"), *GERMAN])), "10 lines of it", GERMAN[0]),
+    ("utf16.csv", as_csv(ROWS).encode("utf-16-le"), "CSV", ROWS[0]),
+    ("utf32.csv", as_csv(ROWS).encode("utf-32"), "CSV", ROWS[0]),
+    ("packed.csv.gz", gzip.compress(as_csv(ROWS).encode()), "CSV", ROWS[0]),
+    ("packed.jsonl.gz", gzip.compress(lines(dict(prompt=a, response=b) for a, b in ROWS).encode()), "JSON l", ROWS[0]),
+    ("u2028.jsonl", lines([dict(prompt="a\u2028b", response="c\x85d")] * 9), "JSON lines", ("a\u2028b", "c\x85d")),
+    ("big.json", json.dumps({f"id{i}": dict(question=a, answer=b) for i, (a, b) in enumerate(ROWS)}), "each", ROWS[0]),
+    ("pairs.json", json.dumps(ROWS), "JSON", ROWS[0]),
+    ("trl.jsonl", lines([dict(prompt=CHAT[:3], completion=CHAT[3:])]), "chats",
+     ("Hello\nHi\nHow much is 2 + 2?", "4")),
+    ("gemini.json", json.dumps([{"contents": [{"role": "user", "parts": [{"text": "a"}]},
+                                              {"role": "model", "parts": [{"text": "b"}]}]}]), "chats", ("a", "b")),
+    ("alpaca.json", json.dumps([dict(instruction="c", input="d", output="e", history=[["a", "b"]], system="s")] * 2),
+     "chats", ("s\na\nb\nc\nd", "e")),
+    ("tools.jsonl", lines([{"messages": TOOLS}]), "chats", ('weather?\n[{"id": "1"}]\n18', "It is 18.")),
+    ("calls.json", json.dumps([{"conversations": [dict([("from", role), ("value", text)]) for role, text in (
+        ("human", "a"), ("function_call", "f"), ("observation", "g"), ("gpt", "b"))]}]),
+     "chats", ("a\nf\ng", "b")),
+    ("nan.jsonl", '{"prompt": "a", "response": NaN}\n', "JSON", ("a", "")),
+    ("halves.jsonl", '{"prompt": "bad \\ud83d", "response": "\\ud83d\\ude00"}\n', "JSON", ("bad \ufffd", "\U0001f600")),
+], ids=lambda value: value if isinstance(value, str) and "." in value[-9:] else "")
+def test_files_of_other_programs_are_understood(name, content, form, row, tmp_path):
+    found = data.read(written(tmp_path, name, content))
+    assert found.pairs[0] == row and form in found.form and not found.odd, found
+
+
+def test_lines_are_those_of_the_file_and_second_columns_are_told(tmp_path):
+    text = 'prompt,answer,answer\n"a\nb",c,d\ne,f\ng,h,i,\n'
+    found = data.read(written(tmp_path, "a.csv", text))
+    assert [row.place for row in found.rows] == ["line 2", "line 5"] and found.rows[0].answer == "c"
+    assert [place for place, _ in found.odd] == ["line 1", "line 4"] and "'answer (2)'" in found.odd[0][1]
+
+
+def test_parquet_and_workbooks_are_read_by_their_libraries_or_refused(tmp_path, monkeypatch):
+    """Stand-ins for both, which are not among the course's packages."""
+    sheet = SimpleNamespace(title="Mine", iter_rows=lambda values_only: [("prompt", "answer", None), ("a", 1, None)])
+    rows = SimpleNamespace(to_pylist=lambda: [dict(text="c", label="d")])
+    monkeypatch.setitem(sys.modules, "openpyxl", SimpleNamespace(
+        load_workbook=lambda file, **_: SimpleNamespace(worksheets=[sheet])))
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(
+        BufferReader=bytes, parquet=SimpleNamespace(read_table=lambda content: rows)))
+    book, table = written(tmp_path, "a.xlsx", b"PK\x03\x04"), written(tmp_path, "a.parquet", b"PAR1")
+    assert data.read(book).pairs == [("a", "1")] and data.read(table).pairs == [("c", "d")]
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for path, library in ((book, "openpyxl"), (table, "pyarrow")):
+        with pytest.raises(LabError, match=f"pip install {library}"):
+            data.read(path)
+
+
+def test_a_data_set_of_the_hub_needs_a_library_that_runs_no_code(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(LabError, match="owner/name is no file here.*pip install datasets"):
+        data.read("owner/name")
+    with pytest.raises(LabError, match="rows.jsonl cannot be read: No such file"):
+        data.read("folder/rows.jsonl")
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return [dict(prompt="a", response="b")]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(__version__="4.1.0", load_dataset=load_dataset))
+    assert data.read("owner/name").pairs == data.read("owner/name:test[:10]").pairs == [("a", "b")]
+    assert asked == [("owner/name", "train"), ("owner/name", "test[:10]")]
+    sys.modules["datasets"].__version__ = "3.6.0"
+    with pytest.raises(LabError, match="may run a program"):
+        data.read("owner/name")
+    sys.modules["datasets"].__version__ = "5.0.0"
+    sys.modules["datasets"].load_dataset = lambda *_, **__: 1 / 0
+    with pytest.raises(LabError, match="no data set of the hub that can be read: division by zero"):
+        data.read("owner/name")
+
+
 def test_a_chat_of_many_turns_keeps_them_and_its_last_answer(tmp_path):
     found = data.read(written(tmp_path, "a.json", json.dumps(CHAT)))
     assert len(found.rows) == 1 and found.rows[0].answer == "4" and found.rows[0].messages == tuple(CHAT)
@@ -92,6 +180,15 @@ def test_odd_rows_are_named_and_the_others_read(tmp_path):
     assert "one cell" not in repr(table.show()) and "1 cells" in repr(table.show())
 
 
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_row_that_is_no_chat_is_odd_among_chats(at, tmp_path):
+    rows = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]} for _ in range(3)]
+    rows.insert(at, {"id": 7})
+    (tmp_path / "chats.json").write_text(json.dumps(rows))
+    read = data.read(tmp_path / "chats.json")
+    assert len(read.rows) == 3 and read.odd == [(f"row {at + 1}", "neither a chat nor a known pair of columns: id")]
+
+
 def test_lines_of_several_encodings(tmp_path):
     content = "prompt,completion\nça va,oui\n".encode() + "garçon,naïf\n".encode("cp1252")
     assert data.read(written(tmp_path, "a.csv", content)).pairs == [("ça va", "oui"), ("garçon", "naïf")]
@@ -99,11 +196,20 @@ def test_lines_of_several_encodings(tmp_path):
 
 @pytest.mark.parametrize("name, content, said", [
     ("a.csv", "", "is empty"), ("a.txt", "one line of prose\nand another", "one column"),
-    ("a.xlsx", b"PK\x03\x04....", "workbook"), ("a.pdf", b"%PDF-1.7", "PDF"), ("a.jsonl", b"\x80\x04\x95", "pickle"),
+    ("a.xlsx", b"PK\x03\x04....", "openpyxl|damaged"), ("a.pdf", b"%PDF-1.7", "PDF"),
+    ("a.jsonl", b"\x80\x04\x95", "pickle"),
     ("a.json", "{]" * 9, "neither JSON"), ("a.json", "[1, 2, 3]", "No row could be used"),
     ("a.json", "[" * 100_000, "neither JSON|too deeply"), ("a.bin", b"a,b\0\0\1\2", "no text file"),
     ("a.jsonl", lines([{"messages": [{"role": "user", "content": "only asked"}]}]), "without an answer"),
     ("a.json", json.dumps([dict(a=1, b=2, c=3)]), "Which columns"),
+    ("a.zip", b"PK\x03\x04....", "a zip archive"), ("a.csv.gz", gzip.compress(b"a,b\nc,d")[:-9], "cannot be read"),
+    ("a.csv", "prompt,answer\nzażółć gęślą,jaźń\n".encode("iso8859-2"), "neither UTF-8 nor in Windows' Western"),
+    ("a.csv", "prompt,answer\n日本語の質問,答え\n".encode("shift_jis"), "neither UTF-8 nor in Windows' Western"),
+    ("a.csv", "prompt,answer\nGröße,Maß\n".encode("mac_roman"), "neither UTF-8 nor in Windows' Western"),
+    ("a.csv", "The printer on floor two is jammed,hardware\nIt is again,hardware\n", "looks like a row"),
+    ("a.txt", "12/03/2024, 14:01 - Anna: Hi, you\n", "messenger"), ("a.csv", "prompt,answer\n", "nothing below"),
+    ("a.txt", "[12.03.24, 14:01:11] Anna: Hi\n", "messenger"),
+    ("a.json", json.dumps({"data": [dict(title="t", paragraphs=[dict(context="c")])] * 2}), "Which columns"),
 ])
 def test_what_cannot_be_understood_is_refused_with_a_reason(name, content, said, tmp_path):
     with pytest.raises(LabError, match=said):
@@ -219,3 +325,13 @@ def test_rows_needed_tell_two_shares_apart_as_often_as_said():
 def test_odd_arguments_are_refused_with_a_reason(call):
     with pytest.raises(LabError):
         call()
+
+
+def test_the_command_prints_what_was_understood_and_what_is_odd(tmp_path, capsys):
+    assert command.main([str(data.example("support"))]) == 0
+    assert "300 rows, read as CSV" in (said := capsys.readouterr().out) and "Nothing found" in said
+    odd = written(tmp_path, "a.csv", "ask,why,say\na,b,c\na,b,c\nd,e,\nf\n")
+    assert command.main([str(odd)]) == 2 and "Which columns" in capsys.readouterr().err
+    assert command.main([str(odd), "--prompt", "ask", "--answer", "say"]) == 1
+    said = capsys.readouterr().out
+    assert "Odd, line 5: 1 cells" in said and "Rows that repeat an earlier one: 1 (line 3)" in said

@@ -11,6 +11,15 @@ def test_cells_are_escaped_and_a_plain_program_sees_text():
     assert repr(shown) == "name | n\n<b>& | 1\ntwo | 2"
 
 
+def test_tokens_that_count_are_told_apart_with_and_without_colour():
+    shown = display.tokens(["<b>", "\n", " no", "!"], [False, False, True, True])
+    assert repr(shown) == "<b>↵\n[␣no][!]"
+    assert "&lt;b&gt;" in shown.data and "<b>" not in shown.data
+    assert shown.data.count("background") == 2 and shown.data.count("<br>") == 1
+    with pytest.raises(ValueError):
+        display.tokens(["a"], [])
+
+
 def test_a_bar_has_its_words_beside_it_for_those_who_see_none():
     shown = display.bar("<i>", 3, 7, "3 of 7").data
     assert 'aria-label="&lt;i&gt;"' in shown and 'value="3" max="7"' in shown and "3 of 7" in shown

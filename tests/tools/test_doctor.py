@@ -10,7 +10,11 @@ import pytest
 import torch
 from lora_lab import LabError, adapters, data, doctor, pocket
 from lora_lab.doctor import __main__ as command
+from lora_lab.doctor import on_disk, trial
+from lora_lab.targets import layer_names
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 SHORT = [make for make in doctor_cases.FAULTS if make.__name__ in {
     "never_trained", "partly_trained", "diverged_to_nan", "rank_edited", "merged_twice", "rounded_base", "tokens_lost",
@@ -70,6 +74,18 @@ def test_rows_that_were_read_from_a_file_are_taken(run):
     assert [finding.cause for finding in found.findings] == ["prompt counted", "end not learned"]
 
 
+def test_chats_are_examined_as_the_template_writes_them(run, tmp_path):
+    able = copy.deepcopy(run.tokenizer)
+    able.chat_template = "{% for m in messages %}{{ m.content }}{{ '<end>' if m.role == 'assistant' }}{% endfor %}"
+    chat = [dict(role="user", content="the light"), dict(role="assistant", content=" kitchen"),
+            dict(role="user", content="on"), dict(role="assistant", content=" bedroom")]
+    (tmp_path / "chats.jsonl").write_text((json.dumps({"messages": chat}) + "\n") * 9)
+    for rows in (data.read(tmp_path / "chats.jsonl"), [chat] * 9, [{"messages": chat}] * 9):
+        assert not doctor.examine(data=rows, tokenizer=able).findings
+    able.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert [f.cause for f in doctor.examine(data=[chat] * 9, tokenizer=able).findings] == ["end not learned"]
+
+
 @pytest.mark.parametrize("key", ["completion_mask", "assistant_masks"])
 def test_masks_of_trl_are_labels(run, key):
     rows = [{"input_ids": row["input_ids"], key: [label != -100 for label in row["labels"]]}
@@ -100,6 +116,20 @@ def test_an_edited_alpha_is_told_by_three_witnesses(run, adapter):
     assert "a checkpoint beside it" in doctor.examine(adapter=adapter).findings[0].evidence
 
 
+def test_a_log_that_counted_other_tokens_blames_no_base(run, adapter):
+    """Programs count the prompts or not: an end of the training between both losses is no evidence."""
+    (adapter / adapters.BASE).unlink()
+    rows = [row | {"labels": [token if label == -100 else -100 for token, label in zip(*row.values())]}
+            for row in doctor_cases.labelled(run.rows[:16])]
+    with trial._loaded(on_disk.read(adapter)[0], run.original) as model:
+        own, all_tokens = trial._loss(model, rows), trial._loss(model, [r | {"labels": r["input_ids"]} for r in rows])
+    end = ((own + all_tokens) / 2 - 0.2) / 2
+    log = [dict(step=i, loss=max(end, 4 - i / 5)) for i in range(40)]
+    assert own > 2 * end + 0.2 > all_tokens
+    found = doctor.examine(adapter=adapter, base=run.original, data=rows, log=log).findings
+    assert "other base" not in [finding.cause for finding in found]
+
+
 def test_the_base_is_left_as_it_was(run):
     base = copy.deepcopy(run.original).train()
     base.model.embed_tokens.weight.requires_grad_(False)
@@ -109,6 +139,99 @@ def test_the_base_is_left_as_it_was(run):
     assert [name for name, _ in base.named_modules()] == modules and base.training
     assert all(torch.equal(p, before[name][0]) and p.requires_grad == before[name][1]
                for name, p in base.named_parameters())
+
+
+@pytest.mark.parametrize("changes", [
+    dict(alpha_pattern={r"(\w+\.?)+!": 4}), dict(rank_pattern={r"(\w+\.?)*)(X": 8}),
+    dict(target_modules=r"(\w+\.?)+!"), dict(modules_to_save=[r"(\w+\.?)*X"]),
+])
+def test_a_pattern_that_never_ends_is_told(changes, adapter, run, monkeypatch):
+    monkeypatch.setattr(layer_names, "SECONDS", 0.5)
+    edit(adapter, **changes)
+    (found,) = doctor.examine(adapter=adapter, base=run.original, data=run.rows[:4]).findings
+    assert found.cause == "not an adapter" and "patterns" in found.evidence
+
+
+def rename(adapter, change):
+    path = adapter / "adapter_model.safetensors"
+    save_file({change(name): tensor for name, tensor in load_file(path).items()}, path)
+
+
+def test_an_adapters_name_in_the_keys_is_read_as_peft_reads_it(adapter, run):
+    rename(adapter, lambda name: name.replace(".weight", ".default.weight"))
+    assert not doctor.examine(adapter=adapter, base=run.original, data=run.rows[:4]).findings
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: t * 0 if "lora_B" in name else t for name, t in load_file(path).items()}, path)
+    assert doctor.examine(adapter=adapter).findings[0].cause == "never trained"
+
+
+@pytest.mark.parametrize("change", [
+    lambda name: name.removeprefix("base_model.model."), lambda name: f"module.{name}",
+    lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+], ids=["bare", "module", "compiled"])
+def test_names_of_which_peft_loads_nothing_are_told(change, adapter, run):
+    rename(adapter, change)
+    (found,) = doctor.examine(adapter=adapter, base=run.original, data=run.rows[:4]).findings
+    assert found.cause == "not an adapter" and "PEFT loads nothing" in found.evidence
+
+
+def saved(folder, base, steps=3, **config):
+    """An adapter of another kind, trained by hand for a few steps."""
+    torch.manual_seed(0)
+    model = get_peft_model(copy.deepcopy(base), LoraConfig(**dict(r=4, lora_alpha=8, task_type="CAUSAL_LM") | config))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    for _ in range(steps):
+        model(input_ids=torch.arange(3, 13)[None], labels=torch.arange(3, 13)[None]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    return folder / "adapter"
+
+
+@pytest.mark.parametrize("config", [
+    dict(target_modules=["q_proj", "v_proj"], init_lora_weights="pissa"),
+    dict(target_modules=["q_proj", "v_proj"], init_lora_weights="olora"),
+    dict(target_modules=["q_proj"], layer_replication=[[0, 2], [1, 4]]),
+], ids=["pissa", "olora", "replicated"])
+def test_adapters_that_change_their_base_when_they_are_loaded_leave_it_here(config, run, tmp_path):
+    base = copy.deepcopy(run.original)
+    folder = saved(tmp_path, base, **config)
+    assert not doctor.examine(adapter=folder, base=base, data=run.rows[:4]).findings
+    assert all(torch.equal(own, p) for own, p in zip(base.parameters(), run.original.parameters()))
+    assert len(list(base.modules())) == len(list(run.original.modules()))
+
+
+def test_an_adapter_of_experts_parameters_fits_its_base(tmp_path):
+    base = Qwen3MoeForCausalLM(Qwen3MoeConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
+        num_key_value_heads=2, num_experts=4, num_experts_per_tok=4, moe_intermediate_size=8))
+    folder = saved(tmp_path, base, target_modules=["q_proj"],
+                   target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+    assert not doctor.examine(adapter=folder, base=base, data=[{"input_ids": [*range(3, 13)]}]).findings[1:]
+
+
+def test_ranks_of_adalora_are_lists(adapter):
+    edit(adapter, peft_type="ADALORA", rank_pattern={"model.layers.0.self_attn.q_proj.lora_E": [True, False]})
+    assert [finding.cause for finding in doctor.examine(adapter=adapter).findings] == ["not servable"]
+
+
+def test_the_folder_of_a_training_stands_for_its_last_checkpoint(adapter, tmp_path):
+    for step in (9, 10):
+        checkpoint = tmp_path / "run" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (checkpoint / name).write_bytes((adapter / name).read_bytes())
+        history = [dict(step=i, loss=3 - i / 40) for i in range(step)]
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    assert "a log of 10 losses" in str(doctor.examine(adapter=tmp_path / "run"))
+    edit(tmp_path / "run" / "checkpoint-10", lora_alpha=999)
+    assert "in a checkpoint beside it" in doctor.examine(adapter=tmp_path / "run").findings[0].evidence
+
+
+def test_another_programs_adapter_is_named(adapter):
+    (adapter / "adapter_model.safetensors").rename(adapter / "pytorch_lora_weights.safetensors")
+    (adapter / "adapter_config.json").unlink()
+    assert "diffusers" in doctor.examine(adapter=adapter).findings[0].evidence
 
 
 class Bomb:
@@ -157,6 +280,18 @@ def test_logs_of_several_programs_are_read(text, cause, tmp_path):
     assert doctor.examine(log=tmp_path / "train.log").findings[0].cause == cause
 
 
+@pytest.mark.parametrize("text", [
+    "".join(f"{{'loss': '0.0', 'grad_norm': '0.1', 'learning_rate': '1e-6', 'reward': '{i / 30}', 'kl': '0.0'}}\n"
+            for i in range(30)),  # TRL's GRPO: the loss is 0 but for what it is kept from
+    "".join(f"{{'loss': '{0.69 - i / 900}', 'learning_rate': '5e-6', 'rewards/chosen': '0.1'}}\n" for i in range(30)),
+    "".join(json.dumps({"current_steps": i, "loss": 1.0 + (2 - i) * (i < 2) + i % 2 / 20, "lr": 2e-4, "epoch": i / 100,
+                        "percentage": 1.0, "elapsed_time": "0:00:01"}) + "\n" for i in range(300)),
+], ids=["grpo", "dpo", "learned in three steps"])
+def test_sound_logs_of_other_programs_get_no_alarm(text, tmp_path):
+    (tmp_path / "trainer_log.jsonl").write_text(text)
+    assert not doctor.examine(log=tmp_path).findings
+
+
 def test_the_log_of_a_run_is_found_beside_its_adapter(adapter, tmp_path):
     run = tmp_path / "run"
     (run / "adapter").mkdir(parents=True)
@@ -187,6 +322,9 @@ def test_the_command_prints_and_returns_what_it_found(adapter, capsys):
     assert command.main([str(adapter)]) == 1
     assert "lora_alpha is 0" in capsys.readouterr().out
     assert command.main([str(adapter), "--log", str(adapter / "none")]) == 2
+    assert command.main([str(adapter), "--base", "pocket", "--data", str(data.example("support"))]) == 1
+    assert "300 rows of data" in capsys.readouterr().out
+    assert command.main([str(adapter), "--data", str(data.example("support"))]) == 2, "there is no tokenizer"
 
 
 def test_every_cause_names_a_lesson_that_is_there():
@@ -196,4 +334,4 @@ def test_every_cause_names_a_lesson_that_is_there():
 
 
 def test_pocket_is_known_to_the_command():
-    assert type(command._load("pocket")) is type(pocket.load()[0])
+    assert type(command._load("pocket")[0]) is type(pocket.load()[0])

@@ -5,6 +5,7 @@ The processes here are real ones of `accelerate launch`, two on the CPU over glo
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -482,6 +483,24 @@ def test_a_disk_that_is_full_says_how_to_go_on(work, monkeypatch):
     monkeypatch.setattr(files, "seal", full)
     with pytest.raises(LabError, match="No space left.*--resume"):
         finetune.train(recipes.read(write(work, "full", max_steps=3)))
+
+
+def test_chats_are_trained_on_every_turn_of_the_assistants(work, monkeypatch):
+    able = pocket.tokenizer()
+    able.chat_template = "{% for m in messages %}{{ m.content }}{{ '<end>' if m.role == 'assistant' }}{% endfor %}"
+    monkeypatch.setattr(pocket, "tokenizer", lambda: able)
+    commands = smart_home.commands("train", n=16, seed=0)
+    turns = [[dict(role="user", content=c.prompt), dict(role="assistant", content=c.answer)] for c in commands]
+    chats = [one + other for one, other in zip(turns[::2], turns[1::2])]
+    (work / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    recipe = recipes.read(write(work, "chats", max_steps=3))
+    recipe = dataclasses.replace(recipe, data=recipes.Data(str(work / "chats.jsonl")), output=str(work / "chats"))
+    trainer = finetune.train(recipes.read(recipes.write(recipe, work / "chats.yaml")))
+    (first,) = batches.encode(chats[:1], able)
+    (row,) = (row for row in trainer.train_dataset[:8] if row["input_ids"] == first["input_ids"])
+    counted = able.decode([label for label in row["labels"] if label != batches.IGNORED])
+    assert counted.replace(" ", "") == "".join(c.answer + "<end>" for c in commands[:2]).replace(" ", "")
+    assert all(math.isfinite(line["loss"]) for line in run_folder.read_metrics(work / "chats"))
 
 
 @pytest.mark.parametrize(("n", "steps", "size"), [(10, 9, 4), (8, 4, 4), (100, 3, 8), (5, 7, 5), (9, 20, 4)])

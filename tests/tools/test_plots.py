@@ -161,5 +161,5 @@ def test_a_logarithmic_axis_writes_small_numbers_as_powers():
 
 
 def test_bars_need_no_stage():
-    image = plots.score_bars({"rank 1": Score(0.5, 0.5, 100), "whole": Score(1.0, 1.0, 100)}, "What is left?")
+    image = plots.score_bars({"rank 1": Score(0.5, 0.5, 100), "whole": Score(1.0, 1.0, 100)}, "What is left?", "rows")
     assert "rank 1 50.0%; whole 100.0%" in image.alt

@@ -12,8 +12,9 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lora_lab import LabError, pocket, smart_home
+from lora_lab import LabError, models, pocket, smart_home
 from lora_lab.finetune import checks, recipes
+from lora_lab.targets import layer_names
 from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -30,6 +31,7 @@ ROWS = [(f"ask {i}", f"say {i}") for i in range(16)]
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "ENDPOINT", "http://127.0.0.1:9")  # nobody is asked
     write_rows(*({"prompt": prompt, "answer": answer} for prompt, answer in ROWS))
 
 
@@ -138,11 +140,13 @@ def test_a_good_recipe_comes_back_with_its_defaults(no_weights):
     ("data.answer", "{reply}", 'lines that are no rows, the first line 1. Expected {"prompt": "...", "reply": "..."}'),
     ("data.n", 3, "data.n: found 3 rows, expected at least one batch (4)."),
     ("data.n", 10**9, "data.n: found 1000000000, and rows.jsonl has 16 rows."),
-    ("data.path", "/dev/zero", "data.path: found '/dev/zero', which cannot be read: it is no regular file"),
+    ("data.path", "/dev/zero", "data.path: found '/dev/zero': zero cannot be read: it is no regular file"),
     ("data.path", "nowhere.jsonl", "data.path: found 'nowhere.jsonl', which cannot be read: No such file"),
     ("precision", "int7", "precision: found 'int7', expected one of auto, float32"),
     ("precision", "int8", "precision: found 'int8', and the pocket model is float32."),
-    ("model", "no/such", "model: found 'no/such', which is no folder here. Expected SmolLM2-135M-Instruct, pocket"),
+    ("model", "no/such", "model: found 'no/such', which is no folder here. Cannot load 'no/such': it is not on this "
+                         "machine, and the model hub cannot be reached. Give 'SmolLM2-135M-Instruct'"),
+    ("model", "nosuch", "model: found 'nosuch', which is no folder here. Expected SmolLM2-135M-Instruct, pocket, a"),
     ("model", "x" * 5000, "model: found 'xxx"),
     ("model", "", "model: found '' (a text), expected a name."),
     ("model", 3, "model: found 3 (a number), expected a name."),
@@ -217,6 +221,12 @@ def test_a_data_file_with_other_lines_is_refused(lines, words, tmp_path, no_weig
     assert words in fault(changed("data.path", "rows.jsonl"))
 
 
+def test_a_line_ends_at_its_end_alone(no_weights):
+    """Texts may hold what str.splitlines splits at."""
+    Path("rows.jsonl").write_text('{"prompt": "a\u2028b", "answer": "c\x85"}\n' * 4, encoding="utf-8")
+    assert read(GOOD).rows == [("a\u2028b", "c\x85")] * 4
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_row(no_weights):
     Path("rows.jsonl").write_text(Path("rows.jsonl").read_text(), encoding="utf-8-sig")
     assert read(GOOD).rows == ROWS
@@ -228,6 +238,64 @@ def test_rows_have_the_format_that_the_recipe_gives_them(no_weights):
     assert read(recipe).rows == [(f"### why {i}?\n", " so {it} is") for i in range(5)]
     written = recipes.read(recipes.write(recipe, "again.yaml"))
     assert written.data == recipes.Data("rows.jsonl", "### {question}\n", " {reply}", 5)
+
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you"}]
+SHAREGPT = [{"from": {"user": "human", "assistant": "gpt"}[turn["role"]], "value": turn["content"]} for turn in CHAT]
+
+
+@pytest.mark.parametrize("row", [{"messages": CHAT}, {"conversations": SHAREGPT, "id": 1}])
+def test_chats_are_taken_whole_where_the_model_has_a_template(row, no_weights, monkeypatch):
+    write_rows(*[row] * 5)
+    assert "pocket cannot be trained on them: The rows are chats, and the tokenizer has no chat template" in fault(GOOD)
+    able = pocket.tokenizer()
+    able.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} <end>{% endfor %}assistant "
+    monkeypatch.setattr(pocket, "tokenizer", lambda: able)
+    assert read(GOOD).rows == [tuple(CHAT)] * 5
+    assert "data.prompt: found '> {prompt}', and rows.jsonl has chats" in fault(changed("data.prompt", "> {prompt}"))
+
+
+@pytest.mark.parametrize("name, text", [
+    ("rows.csv", "question,answer\r\n" + "why?,so\r\n" * 6),
+    ("rows.json", json.dumps([{"question": "why?", "answer": "so"}] * 6)),
+    ("rows.tsv", "id\tquestion\tanswer\n" + "1\twhy?\tso\n" * 6),
+])
+def test_tables_and_json_are_read_as_lora_lab_data_reads_them(name, text, no_weights):
+    Path(name).write_text(text)
+    assert read(changed("data.path", name)).rows == [("why?", "so")] * 6
+    data = {"path": name, "prompt": "> {question}\n", "answer": " {answer}", "n": 4}
+    assert read(changed("data", data)).rows == [("> why?\n", " so")] * 4
+    data["prompt"] = "{queston}"
+    assert "Did you mean 'question'?" in fault(changed("data", data))
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("rows.csv", "prompt,answer\na,b\na,b,c\n", "with 1 rows that cannot be used, the first line 3: 3 cells where"),
+    ("rows.csv", "prompt,why,answer\na,b,c\n" * 9, None),
+    ("rows.xml", "<rows/>", "data.path: found 'rows.xml': rows.xml: its first line"),
+    ("none.csv", None, "data.path: found 'none.csv': none.csv cannot be read: No such file"),
+    ("nobody/nothing", None, "data.path: found 'nobody/nothing': nobody/nothing"),
+])
+def test_what_that_reader_refuses_is_refused_by_its_key(name, text, words, no_weights):
+    if text is not None:
+        Path(name).write_text(text)
+    if words:
+        assert words in fault(changed("data.path", name))
+    else:
+        assert "templates of several fields" in fault(changed("data", {"path": name, "prompt": "{prompt} {why}"}))
+
+
+def test_a_model_of_the_hub_is_judged_by_its_config_and_its_files(tmp_path, monkeypatch, no_weights):
+    LlamaConfig(hidden_size=12, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2, vocab_size=50,
+                architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path / "small")
+    monkeypatch.setattr(models, "read_config", lambda name: LlamaConfig.from_pretrained(tmp_path / "small"))
+    monkeypatch.setattr(models, "has_safetensors", lambda name: False)
+    assert "model: found 'owner/name' without weights in safetensors" in fault(changed("model", "owner/name"))
+    monkeypatch.setattr(models, "has_safetensors", lambda name: True)
+    assert read(changed("model", "owner/name")).model == "owner/name"
+    lora = {"r": 13, "target_modules": ["q_proj"]}
+    assert "expected at most 12" in fault(changed("model", "owner/name") | {"lora": lora})
 
 
 def test_rows_are_read_once_on_the_way_to_the_training(monkeypatch, no_weights):
@@ -350,8 +418,14 @@ def test_a_file_of_nothing_but_mistakes_is_told_in_short(no_weights):
 @pytest.mark.parametrize("pattern", [r"(\w+)*X", r"(.*)*(.*)*(.*)*(.*)*X", r"(a|[a-z_.0-9]+)+\d!"])
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
 def test_a_pattern_that_never_ends_is_refused(field, pattern, no_weights, monkeypatch):
-    monkeypatch.setattr(recipes.checks, "_SECONDS", 0.7)
+    monkeypatch.setattr(layer_names, "SECONDS", 0.7)
     value = {pattern: 4} if field == "rank_pattern" else pattern
+    assert "lora: its patterns were not matched" in fault(changed(f"lora.{field}", value))
+
+
+@pytest.mark.parametrize("field, value", [("rank_pattern", {r"(\w+)*)(X": 4}), ("modules_to_save", [r"(\w+)*X"])])
+def test_a_pattern_that_never_ends_where_peft_puts_it_is_refused(field, value, no_weights, monkeypatch):
+    monkeypatch.setattr(layer_names, "SECONDS", 0.7)
     assert "lora: its patterns were not matched" in fault(changed(f"lora.{field}", value))
 
 
@@ -383,7 +457,7 @@ def test_what_would_not_end_or_lies_elsewhere_is_refused(key, value, words, no_w
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
 def test_rows_that_never_come_are_refused(tmp_path, no_weights):
     os.mkfifo("pipe")
-    assert "data.path: found 'pipe', which cannot be read: it is no regular file" in fault(changed("data.path", "pipe"))
+    assert "data.path: found 'pipe': pipe cannot be read: it is no regular file" in fault(changed("data.path", "pipe"))
     with pytest.raises(LabError, match="no regular file"):
         recipes.read("pipe")
 

@@ -30,7 +30,7 @@ def test_json_is_compared_with_its_types_and_exactly(wanted, answer, right):
 
 
 def test_nan_is_no_json_and_null_is():
-    assert scoring.score([("", "")] * 2, ["NaN", "null"]).valid_json == 0.5
+    assert scoring.score([("", "{}")] * 2, ["NaN", "null"]).valid_json == 0.5
 
 
 def test_an_answer_too_few_is_an_error():
@@ -59,6 +59,23 @@ def test_batched_generation_equals_one_by_one():
         ids = tokenizer(prompt, return_tensors="pt").to(model.device)
         alone = model.generate(**ids, do_sample=False, max_new_tokens=8, pad_token_id=tokenizer.pad_token_id)
         assert continuation == tokenizer.decode(alone[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_examples_that_all_prompts_begin_with_are_read_once_and_change_no_answer(tiny_model, tokenizer, monkeypatch):
+    model = tiny_model
+    prompts = ["the sea is wide and the sky is high, and so " * 4 + end for end in ("the", "a ship", "we all go home")]
+    read, forward = [], model.forward
+
+    def counted(*args, input_ids=None, **options):
+        read.append(input_ids.numel())
+        return forward(*args, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model, "forward", counted)
+    shared = scoring.generate(model, tokenizer, prompts, max_new_tokens=5)
+    tokens, read[:] = sum(read), []  # in 16 bits round-off would differ
+    monkeypatch.setattr(scoring, "_WORTH_SHARING", 10**6)
+    assert shared == scoring.generate(model, tokenizer, prompts, max_new_tokens=5)
+    assert tokens < sum(read) / 2
 
 
 def test_generation_leaves_the_model_in_its_mode(tiny_model, tokenizer):
@@ -156,3 +173,9 @@ def test_a_verdict_does_not_depend_on_the_order(a, b):
     forth, back = scoring.verdict(first, second, "A", "B"), scoring.verdict(second, first, "B", "A")
     assert ("A is higher" in forth) == ("A is higher" in back) and ("B is higher" in forth) == ("B is higher" in back)
     assert not (a >= b and "B is higher" in forth)
+
+
+def test_nobody_asks_for_json_where_no_right_answer_is_any():
+    score = scoring.score([("a", "billing"), ("b", "returns")], ["billing", '{"team": 1}'])
+    assert (score.exact, score.valid_json) == (0.5, None) and "JSON" not in str(score) and str(score).endswith("n=2)")
+    assert scoring.score([("a", "billing"), ("b", "{}")], ["billing", "no"]).valid_json == 0
