@@ -66,7 +66,6 @@ from pathlib import Path
 import torch
 import transformers
 from lora_lab import adapters, batches, compare, load_base, merging, plots, pocket, progress, quiz, scoring, smart_home
-from lora_lab.course import explorers
 from lora_lab.display import Progress, table
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -381,6 +380,8 @@ print(f"Of the update {change.sum().item():.2%} arrives. The largest weight of e
 # And this is how the models answer. Compare each row with its control, and nf4 merged in place with no adapter at all:
 
 # %%
+from lora_lab.course import explorers
+
 explorers.merges(judged, reached)
 
 # %%
