@@ -93,19 +93,20 @@ def _groups(rows: list[Row]) -> list[list[Row]]:
     equal: dict[str, list[Row]] = collections.defaultdict(list)
     for row in rows:
         equal[_plain(row.prompt)].append(row)
-    alike = [[group] for group in equal.values()]  # groups of equal prompts, in groups of prompts that are alike
-    first, home, most = [group[0] for group in equal.values()], list(range(len(alike))), max(2, len(rows) // 20)
-    place = {id(group): number for number, group in enumerate(equal.values())}
+    groups = list(equal.values())
     if len(rows) > _PAIRED:
-        return list(equal.values())
+        return groups
+    first, most = [group[0] for group in groups], max(2, len(rows) // 20)
+    home, members = list(range(len(groups))), [[number] for number in range(len(groups))]
+    sizes = [len(group) for group in groups]
     for one, other in _alike(first, first, lambda one, other: one < other and home[one] != home[other]):
         kept, gone = home[one], home[other]
-        if sum(map(len, alike[kept] + alike[gone])) <= most:
-            for group in alike[gone]:
-                home[place[id(group)]] = kept
-            alike[kept] += alike[gone]
-            alike[gone] = []
-    return [sum(groups, []) for groups in alike if groups]
+        if sizes[kept] + sizes[gone] <= most:
+            for number in members[gone]:
+                home[number] = kept
+            members[kept] += members[gone]
+            members[gone], sizes[kept] = [], sizes[kept] + sizes[gone]
+    return [[row for number in numbers for row in groups[number]] for numbers in members if numbers]
 
 
 def rows_needed(before: float, after: float, sure: float = 0.95, power: float = 0.8) -> int:

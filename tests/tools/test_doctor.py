@@ -109,6 +109,8 @@ def test_an_adapter_that_adds_nothing_is_not_blamed_on_its_base(run, adapter):
 def test_an_edited_alpha_is_told_by_three_witnesses(run, adapter):
     edit(adapter, lora_alpha=json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"] * 4)
     assert "base_model.json" in doctor.examine(adapter=adapter).findings[0].evidence
+    both = doctor.examine(adapter=adapter, base=run.original, data=run.rows).findings[0]
+    assert both.cause == "config edited" and "base_model.json" in both.evidence and "rows the loss is" in both.evidence
     (adapter / adapters.BASE).unlink()
     assert not doctor.examine(adapter=adapter).findings, "nothing in the folder tells it"
     assert doctor.examine(adapter=adapter, base=run.original, data=run.rows).findings[0].cause == "config edited"
