@@ -1,3 +1,5 @@
+import os
+
 import build_notebooks
 import lesson_runs
 import nbformat
@@ -12,45 +14,41 @@ SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_dis
         "test_publish", "test_setup", "test_shipping", "test_site", "test_site_questions", "test_sweep", "test_targets"}
 
 
-# Start programs on all cores: they come when the lessons have left one.
-LAST = {"test_cache", "test_finetune", "test_sweep"}
-
-
 def pytest_addoption(parser):
     parser.addoption("--whole-lessons", action="store_true", help="lessons with all the steps of their trainings")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: left out by make check")
+    if hasattr(config, "workerinput"):  # one of several processes, none of which has the cores for itself
+        os.environ["OMP_NUM_THREADS"] = lesson_runs.THREADS
 
 
 def pytest_collection_modifyitems(items):
-    """Pages first. Lessons last, and backwards: they run forwards beside the tests before them."""
+    """The longest first: pages, lessons, slow files. Tests of a file are run by one process, and so are all pages."""
+    def turn(item):
+        if "chromium" in item.fixturenames:
+            return 0, 0
+        if getattr(item, "originalname", None) != LESSON:
+            return 2 if item.path.stem in SLOW else 3, 0
+        path = item.callspec.params["path"]
+        return 1, -sum(build_notebooks.seconds(nbformat.read(path, 4))) * (path.stem not in lesson_runs.TOGETHER)
+
     for item in items:
         if item.path.stem in SLOW or "chromium" in item.fixturenames or getattr(item, "originalname", None) == LESSON:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: 0 if "chromium" in item.fixturenames else 1 + (item.path.stem in LAST))
-    lessons = lessons_of(items)
-    items[:] = [item for item in items if item not in lessons] + lessons[::-1]
+    items.sort(key=turn)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
-def pytest_runtest_setup(item):
-    chosen = [lesson.callspec.params for lesson in lessons_of(item.session.items)]
-    whole = item.config.getoption("whole_lessons")
-    lesson_runs.start([(params["path"], params["gigabytes"], whole) for params in chosen])
-
-
-def lessons_of(items):
-    """Lesson 0 first, whose adapter others go on from; then the longest, so that the short ones fill the end."""
-    def turn(item):
-        path = item.callspec.params["path"]
-        return path.stem != lesson_runs.FIRST, -sum(build_notebooks.seconds(nbformat.read(path, 4)))
-
-    return sorted((item for item in items if getattr(item, "originalname", None) == LESSON), key=turn)
-
-
-def pytest_sessionfinish():
-    lesson_runs.stop()
+def group(item):
+    if "chromium" in item.fixturenames:
+        return "pages"
+    if getattr(item, "originalname", None) != LESSON:
+        return item.path.stem
+    stem = item.callspec.params["path"].stem
+    return "lessons that go on" if stem in lesson_runs.TOGETHER else stem
 
 
 @pytest.fixture(autouse=True, scope="session")

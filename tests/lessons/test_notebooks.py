@@ -113,9 +113,15 @@ OWN_PRECISION = ("00_first_adapter", "02_config_and_targets", "05_alpha_scaling"
 PATHS = [pytest.param(path, "" if path.stem in OWN_PRECISION else "2", id=path.stem) for path in LESSONS]
 
 
+@pytest.fixture(scope="module")
+def lessons_kept(tmp_path_factory):
+    """A folder for what one lesson leaves to another."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.mark.parametrize("path, gigabytes", PATHS)
-def test_notebook_runs(path, gigabytes, record_property, pytestconfig):
-    run = lesson_runs.result(path, gigabytes, pytestconfig.getoption("whole_lessons"))
+def test_notebook_runs(path, gigabytes, record_property, pytestconfig, lessons_kept):
+    run = lesson_runs.run(path, gigabytes, pytestconfig.getoption("whole_lessons"), lessons_kept)
     record_property("peak MB", round(run.peak / 1e6))  # for README's table, in a report by --junitxml
     assert run.returncode == 0, run.said[-6000:]
     assert run.passed == sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), run.said[-6000:]

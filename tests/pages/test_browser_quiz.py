@@ -66,17 +66,20 @@ def click(page, kind, role, number, choice):
         control.click()
 
 
+# Again until it holds: a button that is replaced, or disabled, by the kernel's answer takes the focus along.
+EDIT = """index => {
+    const notebook = window.jupyterapp.shell.currentWidget.content;
+    if (document.activeElement.matches('.jp-Notebook .jp-mod-active .cm-content')
+        && notebook.activeCellIndex === index) return true;
+    notebook.activeCellIndex = index; notebook.activate(); notebook.mode = 'edit'; }"""
+
+
 def rewrite_exercise(page, source):
     """An exercise is answered in its cell: edit it and run it, by keys."""
-    page.evaluate("""index => { const notebook = window.jupyterapp.shell.currentWidget.content;
-        notebook.activeCellIndex = index; notebook.mode = 'command'; notebook.activate(); }""", KINDS.index("code") + 1)
-    page.locator(".jp-Notebook:focus-within, .jp-Notebook:focus").wait_for()  # keys before that go to what was clicked
-    page.keyboard.press("Enter")
-    editor = page.locator(".jp-Notebook .jp-mod-active .cm-content:focus")
-    editor.wait_for()
+    page.wait_for_function(EDIT, arg=KINDS.index("code") + 1, polling=100)
     page.keyboard.press("Control+A")
     page.keyboard.insert_text(source)
-    editor.get_by_text(source).wait_for()
+    page.locator(".jp-Notebook .jp-mod-active .cm-content:focus").get_by_text(source).wait_for()
     page.keyboard.press("Shift+Enter")
 
 
