@@ -380,9 +380,9 @@ print(f"Of the update {change.sum().item():.2%} arrives. The largest weight of e
 # And this is how the models answer. Compare each row with its control, and nf4 merged in place with no adapter at all:
 
 # %%
-plots.dots({", ".join(filter(None, row)): kl for row, (kl, _) in judged.items()},
-           "KL to the trained model, nats a token (drawn from 1e-9 on)", "How far is each from what you trained?",
-           "{:.1e}", each="command", middle="median", xscale="log")
+from lora_lab.course import explorers
+
+explorers.merges(judged, reached)
 
 # %%
 for (name, way), (kl, kept) in judged.items():
