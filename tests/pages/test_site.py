@@ -12,7 +12,7 @@ import nbformat
 import pytest
 import torch
 import yaml
-from check_links import check
+from check_links import MOST, check
 from lora_lab.course import explorers, live_figures
 
 REPOSITORY = Path(__file__).parents[2]
@@ -97,6 +97,18 @@ def test_sound_site_has_no_fault(site):
 def test_fault_is_named_with_its_page(site, page, fault):
     (line,) = check(site(extra=page)).faults
     assert line.startswith("extra.html: ") and fault in line
+
+
+@pytest.mark.parametrize("spare, light", [(0, True), (-1, False)])
+def test_a_page_has_little_script_in_files_and_inside(site, spare, light):
+    inside = "let a = 'é';"
+    page = (f'<script src="../_static/a.js?v=1"></script><script>{inside}</script>'
+            '<script type="application/json">[1, 2, 3]</script><script src="../_static/a.js"></script>')
+    rest = MOST - len(inside.encode()) - spare
+    report = check(site(**{"more/page": page, "_static/a.js": "a" * rest}))
+    assert report.scripts["more/page.html"] == MOST - spare and report.scripts["index.html"] == 0
+    assert bool(report.faults) != light
+    assert light or report.faults[0].startswith("more/page.html: has 300,001 bytes of script")
 
 
 def test_style_sheets_are_checked_too(site):

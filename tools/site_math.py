@@ -1,0 +1,38 @@
+"""Formulas of the site as MathML, which browsers draw without a script: those of texts and of notebooks' outputs."""
+
+import html
+import re
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+# What docutils leaves to the browser, set as TeX sets it: 49{,}152 is one number, 1/k has no gaps, and ln 2 has one.
+AS_TEX = ((r"<mn>(\d+)</mn><mo>,</mo><mn>(?=\d{3}\b)", r"<mn>\1,"),
+          (r"<mo>/</mo>", '<mo lspace="0" rspace="0">/</mo>'),
+          (r"(<mi>[a-z]{2,}</mi>)(?=<m[in]>)", r'\1<mspace width="0.1667em"></mspace>'))
+# Of a page's HTML what is no text, as a whole; and formulas between the marks that `lora_lab.course.cards` writes.
+IN_HTML = re.compile(r"<(script|style|pre|code)\b.*?</\1>|<[^>]*>|"
+                     r"\\\((?P<line>.+?)\\\)|\\\[(?P<block>.+?)\\\]", re.DOTALL)
+
+
+def mathml(formula: str, block: bool = False) -> str:
+    """Return a TeX formula as MathML on one line; a `block` stands in a box of its own. Raises docutils' MathError."""
+    text = re.sub(r">\s+<", "><", tex2mathml(formula, as_block=block))
+    for pattern, by in AS_TEX:
+        text = re.sub(pattern, by, text)
+    return f'<div class="math">{text}</div>' if block else text
+
+
+def in_html(text: str) -> str:
+    r"""Return HTML with the formulas between \( and \), or \[ and \], as MathML; those in code and in tags stay."""
+    def drawn(found: re.Match) -> str:
+        line, block = found["line"], found["block"]
+        return mathml(html.unescape(line or block), bool(block)) if line or block else found[0]
+
+    return IN_HTML.sub(drawn, text)
+
+
+def draw(translator, node: nodes.math | nodes.math_block) -> None:
+    """Write the formula of a node, as a renderer of Sphinx."""
+    translator.body.append(mathml(node.astext(), isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
