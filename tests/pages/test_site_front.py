@@ -1,8 +1,12 @@
 """The front page: what it takes from the README and a lesson, and how it stands in a real browser."""
 
+import functools
+import http.server
 import json
 import re
+import threading
 import xml.etree.ElementTree
+from unittest import mock
 
 import nbformat
 import pytest
@@ -16,18 +20,29 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 TEXT = (REPOSITORY / "index.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def address(built):
+    """Where the site is served: its search reads pages, which a page opened as a file may not."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=built)
+    with mock.patch.object(http.server.SimpleHTTPRequestHandler, "log_message"), \
+            http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
 @pytest.fixture
-def visit(chromium, built):
-    """Opens a page of the site as a file; nothing may come from elsewhere, and no script may fail."""
+def visit(chromium, address):
+    """Opens a page of the site; nothing may come from elsewhere, and no script may fail."""
     contexts, faults = [], []
 
     def visit(name="index", width=1280, theme="light", **options):
         contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, **options))
         page = contexts[-1].new_page()
         page.set_default_timeout(10_000)
-        page.on("request", lambda request: request.url.startswith("http") and faults.append(request.url))
+        page.on("request", lambda request: request.url.startswith((address, "data:")) or faults.append(request.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto((built / f"{name}.html").as_uri())
+        page.goto(f"{address}{name}.html")
         return page
 
     yield visit
