@@ -26,7 +26,7 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb); [Lesson 2](02_config_and_targets.ipynb) for target modules and tied
 # embeddings, [Lesson 3](03_train_in_8bit.ipynb) for what int8 and nf4 are.
 #
-# **It takes** about three minutes of computing on two CPU cores
+# **It takes** about two minutes of computing on two CPU cores
 # (on a GPU: not recorded).
 #
 # ## Why this matters
