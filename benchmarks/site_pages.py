@@ -53,7 +53,8 @@ def look(browser, address: str, width: int, theme: str) -> tuple[dict, list[str]
     with browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme) as context:
         page, wrong = context.new_page(), []
         page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        page.on("console", lambda said: said.type in ("error", "warning") and wrong.append(f"console: {said.text}"))
+        page.on("console", lambda said: said.type in ("error", "warning") and wrong.append(
+            f"console: {said.text} {said.location['url']}"))
         page.on("request", lambda one: urlsplit(one.url).netloc in ("", urlsplit(address).netloc) or
                 wrong.append(f"asks elsewhere: {one.url}"))
         page.goto(address)
@@ -79,6 +80,8 @@ def first_pictures(browser, address: str) -> list[float]:
 
 def main() -> int:
     scripts = check_links.check(BUILT).scripts
+    if not scripts:
+        sys.exit(f"{BUILT} has no page. Build the site first: make site.")
     named = sys.argv[1:] or sorted(scripts)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=BUILT))
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -6,10 +6,10 @@ import re
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
-# What docutils leaves to the browser, set as TeX sets it: 49{,}152 is one number, 1/k has no gaps, and ln 2 has one.
-AS_TEX = ((r"<mn>(\d+)</mn><mo>,</mo><mn>(?=\d{3}\b)", r"<mn>\1,"),
-          (r"<mo>/</mo>", '<mo lspace="0" rspace="0">/</mo>'),
-          (r"(<mi>[a-z]{2,}</mi>)(?=<m[in]>)", r'\1<mspace width="0.1667em"></mspace>'))
+# What docutils leaves to the browser, set as TeX sets it: 1/k has no gaps, and ln 2 has one.
+AS_TEX = ((r"<mo[^>]*>/</mo>", '<mo lspace="0" rspace="0">/</mo>'),
+          (r"(<mo>&ApplyFunction;</mo>)(?=<m[in]>)", r'\1<mspace width="0.1667em"></mspace>'))
+LARGE = re.compile(r"\d+(?:\{,\}\d+)+")  # 49{,}152 is one number
 # Of a page's HTML what is no text, as a whole; and formulas between the marks that `lora_lab.course.cards` writes.
 IN_HTML = re.compile(r"<(script|style|pre|code)\b.*?</\1>|<[^>]*>|"
                      r"\\\((?P<line>.+?)\\\)|\\\[(?P<block>.+?)\\\]", re.DOTALL)
@@ -17,6 +17,7 @@ IN_HTML = re.compile(r"<(script|style|pre|code)\b.*?</\1>|<[^>]*>|"
 
 def mathml(formula: str, block: bool = False) -> str:
     """Return a TeX formula as MathML on one line; a `block` stands in a box of its own. Raises docutils' MathError."""
+    formula = LARGE.sub(lambda found: rf"\mathrm{{{found[0].replace('{,}', ',')}}}", formula)
     text = re.sub(r">\s+<", "><", tex2mathml(formula, as_block=block))
     for pattern, by in AS_TEX:
         text = re.sub(pattern, by, text)

@@ -36,7 +36,7 @@ def test_questions_keep_none_as_tex():
 @pytest.mark.parametrize("formula, part", [
     ("49{,}152", "<mn>49,152</mn>"), ("f(1, 100)", "<mn>1</mn><mo>,</mo>"),
     ("1/k", '<mo lspace="0" rspace="0">/</mo>'),
-    (r"\ln 2", '<mi>ln</mi><mspace width="0.1667em"></mspace><mn>2'), ("W'", "<mi>W</mi><mo>'</mo>"),
+    (r"\ln 2", '<mo>&ApplyFunction;</mo><mspace width="0.1667em"></mspace><mn>2'), ("W'", "<mi>W</mi><mo>'</mo>"),
 ])
 def test_signs_stand_as_tex_sets_them(formula, part):
     assert part in site_math.mathml(formula)
