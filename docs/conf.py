@@ -16,6 +16,7 @@ import build_notebooks  # noqa: E402
 import publish  # noqa: E402
 import site_front  # noqa: E402
 import site_math  # noqa: E402
+import site_pictures  # noqa: E402
 import site_questions  # noqa: E402
 
 project = "lora-lab"
@@ -51,7 +52,7 @@ _here = publish.on_github(_course)
 html_baseurl = publish.pages(_here) if _here else ""
 
 html_theme = "sphinx_book_theme"
-html_css_files = ["icons.css", "lessons.css", "questions.css", "front.css", "print.css"]
+html_css_files = ["site.css"]  # what is in docs/styles, as one file
 html_theme_options = {
     "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2,
     "navbar_persistent": [],  # the search stands in the side bar
@@ -70,6 +71,7 @@ def show_texts(app, page, source):
     """Give the pictures of a notebook their texts, its questions their replies, and fold the cells that it folds."""
     if app.env.doc2path(page).suffix == ".ipynb":
         notebook = site_questions.answering(build_notebooks.with_texts(nbformat.reads(source[0], 4)))
+        site_pictures.as_files(notebook, Path(app.outdir), "../" * page.count("/"))
         for cell in notebook.cells:
             if cell.metadata.get("jupyter", {}).get("source_hidden"):
                 cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
@@ -107,6 +109,10 @@ def write_downloads(app, fault):
 
 def add_scripts(app, page, template, context, doctree):
     """Give the scripts to the pages that need them; questions' own inside: a page opened as a file loads no module."""
+    for script in context["script_files"]:  # Sphinx's and the theme's, the same objects for each page
+        script.attributes.pop("defer", None)
+        if page != "search" and script.filename and not script.filename.endswith("documentation_options.js"):
+            script.attributes["defer"] = "defer"  # the page stands without them
     if "data-lora-lab=" in context.get("body", ""):
         app.add_js_file("figures.js", loading_method="defer")
     if "data-card=" in context.get("body", ""):
@@ -114,15 +120,17 @@ def add_scripts(app, page, template, context, doctree):
         app.add_js_file(None, body=script, type="module")
 
 
-def write_figures(app):
-    """Put the script that moves the lessons' figures beside the theme's: the modules are the notebooks' own."""
+def write_assets(app):
+    """Put the script that moves the lessons' figures beside the theme's, and the style sheets in one: few requests."""
     folder = Path(app.outdir, "_static")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures.js").write_text(live_figures.page_script(), encoding="utf-8")
+    sheets = [file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("styles/*.css"))]
+    (folder / "site.css").write_text("\n".join(sheets), encoding="utf-8")
 
 
 def setup(app):
-    app.connect("builder-inited", write_figures)
+    app.connect("builder-inited", write_assets)
     app.connect("html-page-context", add_scripts)
     app.connect("html-page-context", describe, priority=600)  # after the theme
     app.connect("source-read", show_texts)

@@ -1,5 +1,6 @@
 """The site's table of contents has every page, and the link checker finds what it is for."""
 
+import base64
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from unittest import mock
 
+import build_notebooks
 import nbformat
 import pytest
 import torch
@@ -48,10 +50,12 @@ def test_pictures_of_the_lessons_have_their_texts_on_the_site(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "built/notebooks/07_past_one_gpu.html").read_text()
-    pictures = re.findall(r'<img[^>]*src="data:image/png[^>]*>', page)
-    assert len(pictures) >= 3 and all(re.search(r'alt="\w[^"]{20,}"', picture) for picture in pictures)
+    pictures = re.findall(r'<img[^>]*alt="\w[^"]{20,}" src="\.\./(\S+)" width="\d+" height="\d+" loading="lazy">', page)
+    assert len(pictures) == len(re.findall("<img", page)) >= 3 and "data:image/png" not in page
+    saved = [output.data["image/png"] for output in build_notebooks.with_data(notebook, "image/png")]
+    assert [(tmp_path / "built" / picture).read_bytes() for picture in pictures] == list(map(base64.b64decode, saved))
     assert shown[0].data in page, "a figure's still and its values, as they were saved"
-    assert re.search(r'<script src="\.\./_static/figures\.js', page)
+    assert re.search(r'<script defer="defer" src="\.\./_static/figures\.js', page)
     assert (tmp_path / "built/_static/figures.js").read_text() == live_figures.page_script()
     assert page.count(".lora-lab-quiz {border") == 1 and page.count('class="lora-lab-quiz') > 5
 
