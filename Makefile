@@ -37,7 +37,7 @@ release:
 # Three processes for two cores: those of pages and of lessons often wait.
 test:
 	@$(SET_UP) test tools/get_browser.py
-	@$(SET_UP) test -m pytest -n 3 --dist loadgroup $(ARGS)
+	@$(SET_UP) test -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # Style, types, and what is quick and close to most edits; tests/conftest.py names what is slow.
 check:
