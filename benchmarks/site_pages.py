@@ -2,12 +2,14 @@
 
 Each page at 360 and 1280 pixels, light and dark: does it scroll sideways, is anything cut off, what does axe-core find,
 what do its scripts complain of, and what is asked of another host. And its weight, and the time to its first picture
-and to its largest, with the processor slowed down four times. Without pages named, the results are kept. Ends with 1
-where anything was found.
+and to its largest, with the processor slowed down four times. Of pages that are named, the results replace those that
+are kept. Ends with 1 where anything was found.
 """
 
 import functools
 import http.server
+import json
+import os
 import statistics
 import sys
 import threading
@@ -25,7 +27,7 @@ from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from get_browser import find  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-BUILT = REPOSITORY / "_build/html"
+BUILT, KEPT = REPOSITORY / "_build/html", REPOSITORY / "benchmarks/results/site_pages.json"
 WIDTHS, THEMES, SLOWED, LOADS = (360, 1280), ("light", "dark"), 4, 3
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
@@ -100,8 +102,11 @@ def main() -> int:
             print(pages[-1], flush=True)
         version = browser.version
         browser.close()
-    if not sys.argv[1:]:
-        recipe.write_results("site_pages", {"chromium": version, "cpu_slowed": SLOWED, "pages": pages})
+    kept = json.loads(KEPT.read_text())["pages"] if sys.argv[1:] and KEPT.exists() else []
+    rows = {row["page"]: row for row in kept if row["page"] in scripts} | {row["page"]: row for row in pages}
+    recipe.write_results("site_pages", {
+        "chromium": version, "cpu_slowed": SLOWED, "load_of_15_minutes": os.getloadavg()[2],
+        "pages": [rows[page] for page in sorted(rows)]})
     return bool(faults)
 
 

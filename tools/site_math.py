@@ -10,6 +10,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 AS_TEX = ((r"<mo[^>]*>/</mo>", '<mo lspace="0" rspace="0">/</mo>'),
           (r"(<mo>&ApplyFunction;</mo>)(?=<m[in]>)", r'\1<mspace width="0.1667em"></mspace>'))
 LARGE = re.compile(r"\d+(?:\{,\}\d+)+")  # 49{,}152 is one number
+LONG = 40  # signs of TeX in a line of text, above which it may break before its signs: browsers break no MathML
 # Of a page's HTML what is no text, as a whole; and formulas between the marks that `lora_lab.course.cards` writes.
 IN_HTML = re.compile(r"<(script|style|pre|code)\b.*?</\1>|<[^>]*>|"
                      r"\\\((?P<line>.+?)\\\)|\\\[(?P<block>.+?)\\\]", re.DOTALL)
@@ -17,6 +18,9 @@ IN_HTML = re.compile(r"<(script|style|pre|code)\b.*?</\1>|<[^>]*>|"
 
 def mathml(formula: str, block: bool = False) -> str:
     """Return a TeX formula as MathML on one line; a `block` stands in a box of its own. Raises docutils' MathError."""
+    if not block and len(formula) > LONG and "{" not in formula:
+        parts = [mathml(part) for part in re.split(r"(?=\s[=+]\s)", formula)]
+        return "<wbr>".join(re.sub(r"^(<math[^>]*><mo)>", r'\1 form="infix">', part) for part in parts)
     formula = LARGE.sub(lambda found: rf"\mathrm{{{found[0].replace('{,}', ',')}}}", formula)
     text = re.sub(r">\s+<", "><", tex2mathml(formula, as_block=block))
     for pattern, by in AS_TEX:

@@ -42,6 +42,12 @@ def test_signs_stand_as_tex_sets_them(formula, part):
     assert part in site_math.mathml(formula)
 
 
+def test_a_long_formula_may_break_before_its_signs():
+    drawn = site_math.mathml("(B_1+B_2)(A_1+A_2) = B_1A_1 + B_2A_2 + B_1A_2 + B_2A_1")
+    assert drawn.count("<wbr><math") == drawn.count('<mo form="infix">') == 4 and "<wbr>" not in site_math.mathml("a + b")
+    assert "<wbr>" not in site_math.mathml("a = b + c + d + e + f + g + h + i + j + k + l + m", block=True)
+
+
 @pytest.mark.parametrize("page", [
     r"<code>\(x\)</code>", r"<script>let a = '\(x\)'</script>", r'<a title="\(x\)">y</a>', r"<style>\(x\)</style>",
     r"<pre class='a'>\[x\] <b>\(y\)</b></pre>", "no formula, $5"])
