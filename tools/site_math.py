@@ -18,14 +18,18 @@ IN_HTML = re.compile(r"<(script|style|pre|code)\b.*?</\1>|<[^>]*>|"
 
 def mathml(formula: str, block: bool = False) -> str:
     """Return a TeX formula as MathML on one line; a `block` stands in a box of its own. Raises docutils' MathError."""
-    if not block and len(formula) > LONG and "{" not in formula:
-        parts = [mathml(part) for part in re.split(r"(?=\s[=+]\s)", formula)]
-        return "<wbr>".join(re.sub(r"^(<math[^>]*><mo)>", r'\1 form="infix">', part) for part in parts)
+    breaks = not block and len(formula) > LONG and "{" not in formula
+    parts = [_mathml(part, block) for part in (re.split(r"(?<=\S)(?=\s[=+]\s)", formula) if breaks else [formula])]
+    text = "<wbr>".join(parts[:1] + [re.sub(r"^(<math[^>]*><mo)>", r'\1 form="infix">', part) for part in parts[1:]])
+    return f'<div class="math">{text}</div>' if block else text
+
+
+def _mathml(formula: str, block: bool) -> str:
     formula = LARGE.sub(lambda found: rf"\mathrm{{{found[0].replace('{,}', ',')}}}", formula)
     text = re.sub(r">\s+<", "><", tex2mathml(formula, as_block=block))
     for pattern, by in AS_TEX:
         text = re.sub(pattern, by, text)
-    return f'<div class="math">{text}</div>' if block else text
+    return text
 
 
 def in_html(text: str) -> str:
