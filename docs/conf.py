@@ -14,6 +14,7 @@ from sphinx.transforms import SphinxContentsFilter
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import build_notebooks  # noqa: E402
+import claims  # noqa: E402
 import site_questions  # noqa: E402
 
 project = "lora-lab"
@@ -47,7 +48,7 @@ mathjax3_config = {"options": {"enableMenu": False}}  # the menu would load more
 html_static_path = ["static", str(_mathjax / mathjax_path)]
 
 html_theme = "sphinx_book_theme"
-html_css_files = ["lessons.css", "questions.css"]
+html_css_files = ["lessons.css", "questions.css", "claims.css"]
 html_js_files = ["figures.js"]
 html_theme_options = {
     "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2,
@@ -61,13 +62,26 @@ html_show_copyright = False
 
 
 def show_texts(app, page, source):
-    """Give the pictures of a notebook their texts, its questions their replies, and fold the cells that it folds."""
+    """Give the pictures of a notebook their texts, its questions their replies, its cells a place each that a link can
+    name, and fold the cells that it folds."""
     if app.env.doc2path(page).suffix == ".ipynb":
         notebook = site_questions.answering(build_notebooks.with_texts(nbformat.reads(source[0], 4)))
+        placed = []
         for cell in notebook.cells:
             if cell.metadata.get("jupyter", {}).get("source_hidden"):
                 cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
+            if cell.cell_type == "code":
+                place = f'<div class="cell-place" id="cell-{cell.id}"></div>'
+                placed.append(nbformat.v4.new_markdown_cell(place, id=f"before-{cell.id}"))
+            placed.append(cell)
+        notebook.cells = placed
         source[0] = nbformat.writes(notebook)
+
+
+def show_claims(app, page, source):
+    """Write the claims board into its page, with the figures of the executed lessons."""
+    if page == "docs/claims":
+        source[0] = source[0].replace(claims.HERE, claims.page())
 
 
 def add_questions(app, page, template, context, doctree):
@@ -88,4 +102,5 @@ def setup(app):
     app.connect("builder-inited", write_figures)
     app.connect("html-page-context", add_questions)
     app.connect("source-read", show_texts)
+    app.connect("source-read", show_claims)
     app.set_html_assets_policy("always")  # MathJax on every page: one may have its only formula in a question

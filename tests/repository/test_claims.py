@@ -1,0 +1,140 @@
+"""The claims board: each figure is where it is read, each verdict follows from it, and a wrong one is found."""
+
+import re
+import shutil
+
+import claims
+import pytest
+from lora_lab import LabError
+
+BOARD, SOURCES, THEMES = claims.load()
+each_claim = pytest.mark.parametrize("claim", BOARD, ids=lambda claim: claim.id)
+TYPED = re.compile(r"(?<![\w.-])\d[\d.,]*(?![\w-])")  # a figure, and not the 4 of nf4 or the 135 of 135M
+
+
+def planted(figure):
+    """Figures, or words, that a cell could print in place of this one."""
+    number = claims.value(figure)
+    if isinstance(number, str):
+        return [figure]
+    shown = figure.lstrip("-+−")
+    return [shown if number < 0 else f"-{shown}", "0", "1", f"{abs(number) * 1000:.0f}", f"{abs(number) / 1000:f}"]
+
+
+@each_claim
+def test_the_verdict_is_the_one_that_follows(claim):
+    claims.check(claims.judge(claim))
+
+
+def test_no_verdict_is_out_of_reach():
+    """A wrong figure is found only if another figure would give another verdict: it does, for every claim."""
+    sure = []
+    for claim in BOARD:
+        section, text = claims.lesson(claims.LESSONS / f"{claim.lesson}.ipynb")[claim.cell]
+        figures = claims.read(claim, text)
+        others = [figures | {name: other} for name, figure in figures.items() for other in planted(figure)]
+        words = [figures | {name: word} for name, choices in re.findall(r"\{(\w+):([^{}]*)\}", str(claim.read))
+                 for word in choices.split("|")]
+        if not any(said(claim, other) != claim.verdict for other in [*others, *words]):
+            sure.append(claim.id)
+    assert not sure
+
+
+def said(claim, figures):
+    try:
+        return claims.follows(claim, figures)
+    except LabError as error:
+        return str(error)
+
+
+def test_there_are_many_and_each_is_one():
+    assert len(BOARD) >= 60
+    for field in ("id", "claim", "measured"):
+        values = [getattr(claim, field).lower() for claim in BOARD]
+        assert not {one for one in values if values.count(one) > 1}, field
+
+
+@each_claim
+def test_a_claim_is_whole_and_no_figure_in_it_is_typed(claim):
+    assert claim.theme in THEMES
+    assert claim.verdict in claims.VERDICTS.values()
+    assert any(claim.source.startswith(name) for name in SOURCES)
+    assert claim.claim.endswith(".") and claim.measured.endswith(".")
+    assert claim.model and claim.scale and not claim.scale.endswith(".")
+    read = set(re.findall(r"\{(\w+)", str(claim.read)))
+    used = set(re.findall(r"[a-z_]\w*", f"{claim.holds} {claim.in_part} {claim.fails}"))
+    shown = set(re.findall(r"\{(\w+)\}", claim.measured + claim.scale))
+    assert shown and shown <= read, "no figure is shown, or one that is not read"
+    assert read <= shown | used, "a figure is read for nothing"
+    for text in (claim.measured, claim.scale):
+        assert not TYPED.search(re.sub(r"\{.*?\}|`[^`]*`", "", text)), "a figure is typed"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A folder with a copy of Lesson 6, and the claim about merging in four bits."""
+    claim = next(claim for claim in BOARD if claim.id == "nf4-merge")
+    return claim, tmp_path, shutil.copy(claims.LESSONS / f"{claim.lesson}.ipynb", tmp_path)
+
+
+def rewritten(copy, before, after):
+    claim, folder, file = copy
+    with open(file, encoding="utf-8") as content:
+        text = content.read()
+    assert len(re.findall(before, text)) == 1
+    with open(file, "w", encoding="utf-8") as content:
+        content.write(re.sub(before, after, text))
+    return claim, folder
+
+
+def test_a_planted_wrong_figure_is_found_and_named(copy):
+    claim, folder = rewritten(copy, r"(nf4        merged in place .*?, +)\d+( of )", r"\g<1>14\2")
+    with pytest.raises(LabError) as error:
+        claims.check(claims.judge(claim, folder))
+    for words in ("'nf4-merge'", "06_merge_and_ship", "3d17b4b9", "kept 14", "'holds'", "'does not hold here'"):
+        assert words in str(error.value)
+
+
+def test_a_cell_that_is_gone_or_says_it_otherwise_is_named(copy):
+    claim, folder = rewritten(copy, "nf4        merged in place", "4 bits merged in place")
+    with pytest.raises(LabError, match=r"nf4-merge.*06_merge_and_ship.*3d17b4b9.*0 times, expected once"):
+        claims.judge(claim, folder)
+    claims.lesson.cache_clear()
+    rewritten(copy, '"id": "3d17b4b9"', '"id": "other"')
+    with pytest.raises(LabError, match=r"nf4-merge.*06_merge_and_ship.*3d17b4b9: there is no such cell"):
+        claims.judge(claim, folder)
+
+
+@pytest.mark.parametrize("rule, holds", [
+    ("low > 0", False), ("-0.5 < low and said == 'higher'", True), ("low > 0 or high >= 2 * 0.5", True),
+    ("max(low, high) - min(low, high) < 1.3", True), ("0 < high - low < 1", False), ("said != 'higher'", False)])
+def test_a_rule_compares_what_was_read(rule, holds):
+    assert claims.true(rule, {"low": -0.2, "high": 1.0, "said": "higher"}) is holds
+
+
+@pytest.mark.parametrize("rule", ["low >", "other > 0", "low.real > 0", "__import__('os')", "open('file')", "said > 1",
+                                  "[low][0]", "low / 0 > 1"])
+def test_what_is_no_rule_is_refused(rule):
+    with pytest.raises(LabError, match="cannot be followed"):
+        claims.true(rule, {"low": 1.0, "said": "higher"})
+
+
+def test_a_number_is_read_as_it_is_printed():
+    text = "a | × 2 | −1,234.5 kB\nb (2.5e-03 to +7), lower\n"
+    found = {}
+    for template in ("a | × {two} | {size} kB", "b ({low} to {high}), {said:lower|higher}", "× … {size} kB b"):
+        found |= re.search(claims.pattern(template), text).groupdict()
+    assert {name: claims.value(one) for name, one in found.items()} == {
+        "two": 2, "size": -1234.5, "low": 0.0025, "high": 7, "said": "lower"}
+
+
+def test_the_page_has_each_claim_with_its_cell_and_verdict_in_words():
+    page = claims.page()
+    for claim in BOARD:
+        assert page.count(f'<li id="claim-{claim.id}"') == 1
+        assert f'href="../notebooks/{claim.lesson}.html#cell-{claim.cell}"' in page
+    for kind, verdict in claims.VERDICTS.items():
+        count = sum(claim.verdict == verdict for claim in BOARD)
+        assert page.count(f'data-verdict="{kind}"') == page.count(f'<p class="verdict">{verdict}<') == count
+        assert f'id="show-{kind}"> {verdict} ({count})' in page
+    assert claims.HERE in (claims.ROOT / "docs/claims.md").read_text(encoding="utf-8")
