@@ -1,7 +1,6 @@
 """The claims board: each figure is where it is read, each verdict follows from it, and a wrong one is found."""
 
 import re
-import shutil
 
 import claims
 import pytest
@@ -71,39 +70,36 @@ def test_a_claim_is_whole_and_no_figure_in_it_is_typed(claim):
         assert not TYPED.search(re.sub(r"\{.*?\}|`[^`]*`", "", text)), "a figure is typed"
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """A folder with a copy of Lesson 6, and the claim about merging in four bits."""
-    claim = next(claim for claim in BOARD if claim.id == "nf4-merge")
-    return claim, tmp_path, shutil.copy(claims.LESSONS / f"{claim.lesson}.ipynb", tmp_path)
-
-
-def rewritten(copy, before, after):
-    claim, folder, file = copy
-    with open(file, encoding="utf-8") as content:
-        text = content.read()
+def rewritten(folder, name, before, after):
+    """Return the claim of a name after its lesson, copied into `folder`, was changed at one place."""
+    claim = next(claim for claim in BOARD if claim.id == name)
+    file = folder / f"{claim.lesson}.ipynb"
+    text = (file if file.exists() else claims.LESSONS / file.name).read_text(encoding="utf-8")
     assert len(re.findall(before, text)) == 1
-    with open(file, "w", encoding="utf-8") as content:
-        content.write(re.sub(before, after, text))
-    return claim, folder
-
-
-def test_a_planted_wrong_figure_is_found_and_named(copy):
-    claim, folder = rewritten(copy, r"(nf4        merged in place .*?, +)\d+( of )", r"\g<1>14\2")
-    with pytest.raises(LabError) as error:
-        claims.check(claims.judge(claim, folder))
-    for words in ("'nf4-merge'", "06_merge_and_ship", "3d17b4b9", "kept 14", "'holds'", "'does not hold here'"):
-        assert words in str(error.value)
-
-
-def test_a_cell_that_is_gone_or_says_it_otherwise_is_named(copy):
-    claim, folder = rewritten(copy, "nf4        merged in place", "4 bits merged in place")
-    with pytest.raises(LabError, match=r"nf4-merge.*06_merge_and_ship.*3d17b4b9.*0 times, expected once"):
-        claims.judge(claim, folder)
+    file.write_text(re.sub(before, after, text), encoding="utf-8")
     claims.lesson.cache_clear()
-    rewritten(copy, '"id": "3d17b4b9"', '"id": "other"')
+    return claim
+
+
+@pytest.mark.parametrize("name, before, after, words", [
+    ("nf4-merge", r"(nf4        merged in place .*?, +)\d+( of )", r"\g<1>14\2",
+     ["06_merge_and_ship", "3d17b4b9", "kept 14", "'does not hold here'"]),
+    ("forgets-less", r"(averaged seed by seed: )-", r"\1+",
+     ["05_alpha_scaling", "05d9713a", "mean +", "'holds'", "'does not hold here'"])])
+def test_a_planted_wrong_figure_is_found_and_named(name, before, after, words, tmp_path):
+    claim = rewritten(tmp_path, name, before, after)
+    with pytest.raises(LabError) as error:
+        claims.check(claims.judge(claim, tmp_path))
+    assert all(word in str(error.value) for word in [f"'{name}'", *words]), error.value
+
+
+def test_a_cell_that_is_gone_or_says_it_otherwise_is_named(tmp_path):
+    claim = rewritten(tmp_path, "nf4-merge", "nf4        merged in place", "4 bits merged in place")
+    with pytest.raises(LabError, match=r"nf4-merge.*06_merge_and_ship.*3d17b4b9.*0 times, expected once"):
+        claims.judge(claim, tmp_path)
+    rewritten(tmp_path, "nf4-merge", '"id": "3d17b4b9"', '"id": "other"')
     with pytest.raises(LabError, match=r"nf4-merge.*06_merge_and_ship.*3d17b4b9: there is no such cell"):
-        claims.judge(claim, folder)
+        claims.judge(claim, tmp_path)
 
 
 @pytest.mark.parametrize("rule, holds", [
