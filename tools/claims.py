@@ -225,8 +225,8 @@ def entry(judged: Judged, sources: dict) -> str:
     place = f"Lesson {int(claim.lesson[:2])}, {judged.section}"
     return (f'<li id="claim-{claim.id}" data-verdict="{judged.kind}"><p class="claim">{code(claim.claim)}</p>'
             f'<p class="verdict">{html.escape(judged.verdict)}</p><p>{code(judged.measured)}</p>'
-            f'<p class="from">Said by: {cited}. Measured on: {html.escape(judged.scale)}. '
-            f'<a href="../notebooks/{claim.lesson}.html#cell-{claim.cell}">{code(place)}</a></p></li>')
+            f'<p class="from">Said by: {cited}. Measured on: {code(judged.scale)}. '
+            f'Shown in: <a href="../notebooks/{claim.lesson}.html#cell-{claim.cell}">{code(place)}</a></p></li>')
 
 
 def code(text: str) -> str:
