@@ -378,8 +378,8 @@ asked = {"with examples": [pair(row, shown)[0] for row in test], "adapter": [pai
 read_by = {way: statistics.mean(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
            for way, texts in asked.items()}
 asked = {way: texts[:max(20, int(TOKENS / (read_by[way] + ANSWER)))] for way, texts in asked.items()}
-print(f"{len(examples)} examples, of the commonest answers. A request has {read_by['with examples']:.0f} tokens with them, "
-      f"{read_by['adapter']:.0f} without.\nUp to {ANSWER} tokens are written. Test rows asked, for time:",
+print(f"{len(examples)} examples, of the commonest answers. A request has {read_by['with examples']:.0f} tokens with "
+      f"them, {read_by['adapter']:.0f} without.\nUp to {ANSWER} tokens are written. Test rows asked, for time:",
       f"{len(asked['with examples'])} of {len(test)}.")
 
 # %%
