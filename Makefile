@@ -18,7 +18,7 @@ help:
 	@echo "make drift      which lessons break under newer, older and Colab's packages  (ARGS='00 01 --in newest')"
 	@echo "make class      learners' exported progress as one table  (FILES='handed-in/*.json' OUT=class.csv)"
 	@echo "make release    a zip for learners and one for teachers, in dist/"
-	@echo "make site       the executed course as a website, in _build/html, with its links checked"
+	@echo "make site       the executed course as a website, in _build/html, its links and its scripts' weight checked"
 	@echo "make clean      remove the virtual environment that was set up, and the site; the model and your files stay"
 
 # Lessons are worked on in my-lessons/, so that an update of the course never meets a learner's edits.

@@ -1,11 +1,10 @@
-"""The site of the course: pages are the README, the executed notebooks as they are committed, and the other texts.
+"""The site of the course: a front page, the executed notebooks as they are committed, the README and the other texts.
 
 Built by `make site`, with the repository as source folder, so that a link which works there works here.
 """
 
 import sys
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -15,13 +14,17 @@ from sphinx.transforms import SphinxContentsFilter
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import build_notebooks  # noqa: E402
 import claims  # noqa: E402
+import publish  # noqa: E402
+import site_front  # noqa: E402
+import site_math  # noqa: E402
+import site_pictures  # noqa: E402
 import site_questions  # noqa: E402
 
 project = "lora-lab"
 release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
 html_title = "lora-lab"
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc", "sphinx.ext.githubpages"]
-include_patterns = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/*.ipynb", "docs/*.md",
+include_patterns = ["index.md", "README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/*.ipynb", "docs/*.md",
                     "benchmarks/*.md"]
 exclude_patterns = ["_build", "**/.*"]
 external_toc_path = "docs/_toc.yml"
@@ -41,18 +44,22 @@ nb_merge_streams = True  # what was printed in parts is one output
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # a link to a section names its heading, as on code hosts
 
-# MathJax comes from a package, as one file with every TeX extension in it: the site loads nothing from elsewhere.
-_mathjax = Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations)), "static/mathjax")
-mathjax_path = "tex-svg-full.js"
-mathjax3_config = {"options": {"enableMenu": False}}  # the menu would load more
-html_static_path = ["static", str(_mathjax / mathjax_path)]
+html_math_renderer = "mathml"
+html_static_path = ["static"]
+templates_path = ["templates"]
+
+_course = publish.kept()
+_here = publish.on_github(_course)
+html_baseurl = publish.pages(_here) if _here else ""
 
 html_theme = "sphinx_book_theme"
-html_css_files = ["lessons.css", "questions.css", "claims.css"]
-html_js_files = ["figures.js"]
+html_css_files = ["site.css"]  # what is in docs/styles, as one file
 html_theme_options = {
     "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2,
     "navbar_persistent": [],  # the search stands in the side bar
+    "primary_sidebar_end": [],  # advertisements of a host
+    "footer_content_items": ["extra-footer.html"],
+    "extra_footer": f"lora-lab {release}, Apache-2.0. This page loads nothing from elsewhere.",
 }
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is, until switched
 html_favicon = "static/icon.svg"
@@ -66,6 +73,7 @@ def show_texts(app, page, source):
     name, and fold the cells that it folds."""
     if app.env.doc2path(page).suffix == ".ipynb":
         notebook = site_questions.answering(build_notebooks.with_texts(nbformat.reads(source[0], 4)))
+        site_pictures.as_files(notebook, Path(app.outdir), "../" * page.count("/"))
         placed = []
         for cell in notebook.cells:
             if cell.metadata.get("jupyter", {}).get("source_hidden"):
@@ -84,23 +92,63 @@ def show_claims(app, page, source):
         source[0] = source[0].replace(claims.HERE, claims.page())
 
 
-def add_questions(app, page, template, context, doctree):
-    """Write the script of the questions into the pages that have any: a page opened as a file may not load a module."""
+def fill_front_page(app, page, source):
+    """Fill in what the front page takes from the README and from a lesson."""
+    if page == "index":
+        source[0] = site_front.fill(source[0], _course)
+
+
+def describe(app, page, template, context, doctree):
+    """Describe a lesson by what the README says that one can do after it, for those who search and for links to it."""
+    if app.config.html_baseurl:
+        context["picture_url"] = f"{app.config.html_baseurl}_images/lesson-0.png"  # the README's
+    for lesson in site_front.lessons():
+        if page == f"notebooks/{lesson['name']}":
+            context["page_description"] = f"A lesson on LoRA. After it you will be able to {lesson['able']}."
+
+
+def write_downloads(app, fault):
+    """Put the notebooks beside their pages, as one downloads them, and where the site is published its map."""
+    if fault is None and "index" in app.env.found_docs:
+        for lesson in site_front.lessons():
+            file = Path("notebooks", f"{lesson['name']}.ipynb")
+            nbformat.write(site_front.clean(nbformat.read(site_front.ROOT / file, 4)), app.outdir / file)
+    if fault is None and app.config.html_baseurl:
+        pages = "".join(f"<url><loc>{app.config.html_baseurl}{app.builder.get_target_uri(page)}</loc></url>\n"
+                        for page in sorted(app.env.found_docs))
+        Path(app.outdir, "sitemap.xml").write_text(
+            '<?xml version="1.0" encoding="utf-8"?>\n'
+            f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n{pages}</urlset>\n', encoding="utf-8")
+
+
+def add_scripts(app, page, template, context, doctree):
+    """Give the scripts to the pages that need them; questions' own inside: a page opened as a file loads no module."""
+    for script in context["script_files"]:  # Sphinx's and the theme's, the same objects for each page
+        script.attributes.pop("defer", None)
+        if page != "search" and script.filename and not script.filename.endswith("documentation_options.js"):
+            script.attributes["defer"] = "defer"  # the page stands without them
+    if "data-lora-lab=" in context.get("body", ""):
+        app.add_js_file("figures.js", loading_method="defer")
     if "data-card=" in context.get("body", ""):
         script = (Path(__file__).parent / "questions.js").read_text(encoding="utf-8")
         app.add_js_file(None, body=script, type="module")
 
 
-def write_figures(app):
-    """Put the script that moves the lessons' figures beside the theme's: the modules are the notebooks' own."""
+def write_assets(app):
+    """Put the script that moves the lessons' figures beside the theme's, and the style sheets in one: few requests."""
     folder = Path(app.outdir, "_static")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures.js").write_text(live_figures.page_script(), encoding="utf-8")
+    sheets = [file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("styles/*.css"))]
+    (folder / "site.css").write_text("\n".join(sheets), encoding="utf-8")
 
 
 def setup(app):
-    app.connect("builder-inited", write_figures)
-    app.connect("html-page-context", add_questions)
+    app.connect("builder-inited", write_assets)
+    app.connect("html-page-context", add_scripts)
+    app.connect("html-page-context", describe, priority=600)  # after the theme
     app.connect("source-read", show_texts)
     app.connect("source-read", show_claims)
-    app.set_html_assets_policy("always")  # MathJax on every page: one may have its only formula in a question
+    app.connect("source-read", fill_front_page)
+    app.connect("build-finished", write_downloads)
+    app.add_html_math_renderer("mathml", (site_math.draw, None), (site_math.draw, None))

@@ -160,7 +160,6 @@ const times = count => `<p>${count} attempt${count === 1 ? '' : 's'} so far.</p>
 
 function show(part, text) {
   part.innerHTML = text;  // only what the course wrote; what a reader writes stays in its field
-  globalThis.MathJax?.startup?.promise?.then(() => globalThis.MathJax.typesetPromise([part]));
 }
 
 function card(still) {
@@ -224,7 +223,6 @@ function card(still) {
   }
 
   still.querySelectorAll(':scope > ul, :scope > .lora-lab-note:last-child').forEach(part => part.remove());
-  still.classList.add('mathjax_process');
   still.setAttribute('role', 'group');
   still.setAttribute('aria-label', `Question ${id}`);
   still.querySelector('.lora-lab-ask').id = `${id} ask`.replaceAll(' ', '-');

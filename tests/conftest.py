@@ -5,6 +5,7 @@ import lesson_runs
 import nbformat
 import pytest
 from browser import chromium, jupyterlab, new_page, page, served  # noqa: F401
+from small_site import built  # noqa: F401
 
 LESSON = "test_notebook_runs"
 # Files that `make check` leaves out; so are single tests marked slow, and all with a page.

@@ -1,7 +1,8 @@
-"""Check the links of a built site: `python tools/check_links.py FOLDER`.
+"""Check the links of a built site, and the weight of its scripts: `python tools/check_links.py FOLDER`.
 
 A link to a file of the site must lead to one, and to a place in it if it names one; pictures, styles and scripts must
 be files of the site too. Links to other sites are listed and not followed. What a script loads later is not seen.
+A page's scripts, in files and inside the page, are at most `MOST` bytes as they stand, before a server packs them.
 """
 
 import re
@@ -16,20 +17,25 @@ LOADS = {("img", "src"), ("script", "src"), ("iframe", "src"), ("source", "src")
          ("audio", "src"), ("track", "src"), ("embed", "src"), ("object", "data"), ("input", "src"), ("image", "href"),
          ("image", "xlink:href"), ("use", "href"), ("use", "xlink:href")}
 LOADING_RELS = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect", "dns-prefetch", "manifest"}
+MOST = 300_000
 STYLE_ADDRESS = re.compile(r"""(?:url\(\s*|@import\s+)(?:"([^"]*)"|'([^']*)'|([^\s"')][^\s)]*))""")
 
 
 class Page(HTMLParser):
-    """Addresses on a page, with whether each loads something, and the places that a link may name."""
+    """Addresses on a page, with whether each loads something, the places that a link may name, and scripts."""
 
     def __init__(self, text: str):
         super().__init__()
         self.addresses, self.places, self._in_style = [], {"", "top"}, False
+        self.scripts, self.inside, self._in_script = [], 0, False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attrs = {name: value or "" for name, value in attrs}
         self._in_style = tag == "style"
+        self._in_script = tag == "script" and "json" not in attrs.get("type", "")  # else it is a figure's values
+        if tag == "script" and "src" in attrs:
+            self.scripts.append(attrs["src"])
         self.places |= {attrs.get("id", "")} | ({attrs.get("name", "")} if tag == "a" else set())
         for name, value in attrs.items():
             if (tag, name) in LOADS:
@@ -46,16 +52,19 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self._in_style:
             self.addresses += style_addresses(data)
+        if self._in_script:
+            self.inside += len(data.encode())
 
     def handle_endtag(self, tag):
-        self._in_style = False
+        self._in_style = self._in_script = False
 
 
 @dataclass
 class Report:
-    """Links checked, faults as lines of text, and addresses on other sites."""
+    """Links checked, faults as lines of text, addresses on other sites, and bytes of script by page."""
 
     checked: int = 0
+    scripts: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     elsewhere: set[str] = field(default_factory=set)
 
@@ -76,7 +85,19 @@ def check(folder: Path) -> Report:
             fault = _fault(address, loads, path, folder, pages, report)
             if fault:
                 report.faults.append(f"{path.relative_to(folder)}: {fault}: {address[:200]}")
+    for path, page in pages.items():
+        name, weight = str(path.relative_to(folder)), script_bytes(path, page)
+        report.scripts[name] = weight
+        if weight > MOST:
+            report.faults.append(f"{name}: has {weight:,} bytes of script, expected at most {MOST:,}: "
+                                 f"{', '.join(page.scripts)}")
     return report
+
+
+def script_bytes(path: Path, page: Page) -> int:
+    """Return the bytes of all scripts of a page; a file that is not there is told as a link's fault."""
+    files = {(path.parent / unquote(urlsplit(address).path)).resolve() for address in page.scripts}
+    return page.inside + sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _fault(address, loads, path, folder, pages, report) -> str | None:
@@ -113,7 +134,9 @@ def main() -> int:
         print(fault, file=sys.stderr)
     if not report.checked:
         print(f"{folder} has no links to check: build the site there first.", file=sys.stderr)
-    print(f"{report.checked} links checked, {len(report.faults)} at fault.")
+    heaviest = max(report.scripts, key=report.scripts.get, default="no page")
+    print(f"{report.checked} links checked, {len(report.faults)} at fault. Most script has {heaviest}: "
+          f"{report.scripts.get(heaviest, 0):,} bytes.")
     return bool(report.faults) or not report.checked
 
 

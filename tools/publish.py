@@ -53,6 +53,22 @@ def on_github(course: str) -> str:
     return course.removeprefix(GITHUB) if course.startswith(GITHUB) else ""
 
 
+def colab(here: str, lesson: str) -> str:
+    """The address that opens a lesson's file of `here` (owner/name) in Colab."""
+    return f"https://colab.research.google.com/github/{here}/blob/main/notebooks/{lesson}"
+
+
+def binder(here: str, lesson: str) -> str:
+    """The same on Binder, whose image starts in the learners' folder."""
+    return f"https://mybinder.org/v2/gh/{here}/HEAD?urlpath=lab/tree/{lesson}"
+
+
+def pages(here: str) -> str:
+    """The address of the site as GitHub serves it."""
+    owner, name = here.split("/")
+    return f"https://{owner.lower()}.github.io/{name}/"
+
+
 def title(notebook) -> str:
     return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
 
@@ -65,8 +81,7 @@ def links(lessons: list[tuple[str, str]], place: int, course: str) -> str:
     if place + 1 < len(lessons):
         parts.append("[{1}]({0}) →".format(*lessons[place + 1]))
     if here := on_github(course):
-        parts.append(f"[Open in Colab](https://colab.research.google.com/github/{here}/blob/main/notebooks/"
-                     f"{lessons[place][0]})")
+        parts.append(f"[Open in Colab]({colab(here, lessons[place][0])})")
     return LINKS + " ·\n".join(parts)
 
 
@@ -108,9 +123,8 @@ def readme(course: str) -> str:
     here = on_github(course)
     if not here:
         return ""
-    return (f"[Open Lesson 0 in Colab](https://colab.research.google.com/github/{here}/blob/main/notebooks/"
-            f"00_first_adapter.ipynb) · [open the course on Binder](https://mybinder.org/v2/gh/{here}/HEAD?urlpath="
-            "lab/tree/00_first_adapter.ipynb)\n")
+    first = "00_first_adapter.ipynb"
+    return (f"[Open Lesson 0 in Colab]({colab(here, first)}) · [open the course on Binder]({binder(here, first)})\n")
 
 
 def replace(file: Path, pattern: str, by: str) -> None:

@@ -9,6 +9,7 @@ import html
 import json
 import re
 
+import site_math
 from lora_lab.course import question_files
 from lora_lab.course.cards import answer_text, hint_texts, markdown, outcome
 from lora_lab.course.controls import control
@@ -27,6 +28,7 @@ from lora_lab.course.question_kinds import (
 )
 
 CARD = re.compile(r'class="lora-lab-quiz lora-lab-static" data-question="([^"]+)"')
+_PLAIN = {"kind", "wanted", "lines", "items", "choices", "unit"}  # text that is no HTML
 MEASURED = re.compile(r"Question (\S+): measured (.*)\.\n")
 
 
@@ -42,14 +44,25 @@ def answering(notebook):
         if card := CARD.search(one.get("text/html", "")):
             question = question_files.find(html.unescape(card[1]))
             if not isinstance(question, Code):
-                content = base64.b64encode(json.dumps(page_data(question, measured.get(question.id))).encode()).decode()
-                one["text/html"] = one["text/html"].replace(card[0], f'{card[0]} data-card="{content}"')
+                content = json.dumps(_drawn(page_data(question, measured.get(question.id)))).encode()
+                mark = f'{card[0]} data-card="{base64.b64encode(content).decode()}"'
+                one["text/html"] = one["text/html"].replace(card[0], mark)
+            one["text/html"] = site_math.in_html(one["text/html"])
         elif match := MEASURED.match(one.get("text/plain", "")):
             question = question_files.find(match[1])
             before = outcome(question, Record(measured=question.value(match[2])))
             mark = f'class="lora-lab-measured" id="{_place(question)}" data-question="{html.escape(question.id)}"'
-            one["text/html"] = f"<div {mark}>{before}</div>{markdown(question.answer)}"
+            one["text/html"] = site_math.in_html(f"<div {mark}>{before}</div>{markdown(question.answer)}")
     return notebook
+
+
+def _drawn(data):
+    """Return data of a page with its formulas drawn: all that is HTML, wherever it stands."""
+    if isinstance(data, dict):
+        return {name: part if name in _PLAIN else _drawn(part) for name, part in data.items()}
+    if isinstance(data, list):
+        return list(map(_drawn, data))
+    return site_math.in_html(data) if isinstance(data, str) else data
 
 
 def page_data(question: Question, measured: str | None = None) -> dict:

@@ -257,6 +257,23 @@ def test_nothing_is_cut_off_and_axe_finds_nothing(page, scheme, tmp_path):
     assert found.violations_count == 0, found.generate_report()
 
 
+def test_every_slider_follows_a_finger_on_a_phone(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    finger, sliders = page.context.new_cdp_session(page), page.get_by_role("slider").all()
+    assert len(sliders) > 8
+    for slider in sliders:
+        slider.scroll_into_view_if_needed()
+        box, last = slider.bounding_box(), int(slider.get_attribute("max"))
+        left, right, middle = box["x"] + 3, box["x"] + box["width"] - 3, box["y"] + box["height"] / 2
+        page.touchscreen.tap(left, middle)
+        assert slider.input_value() == "0"
+        for kind, x in (("Start", left), ("Move", (left + right) / 2), ("Move", right), ("End", None)):
+            points = [{"x": x, "y": middle}] if x else []
+            finger.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+        assert slider.input_value() == str(last), "dragged from one end to the other"
+    page.set_viewport_size(SIZE)
+
+
 def test_without_script_the_still_stands(chromium, site):
     with chromium.new_context(java_script_enabled=False) as context:
         page = context.new_page()

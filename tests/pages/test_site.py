@@ -1,5 +1,6 @@
 """The site's table of contents has every page, and the link checker finds what it is for."""
 
+import base64
 import re
 import shutil
 import subprocess
@@ -8,11 +9,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from unittest import mock
 
+import build_notebooks
 import nbformat
 import pytest
 import torch
 import yaml
-from check_links import check
+from check_links import MOST, check
 from lora_lab.course import explorers, live_figures
 
 REPOSITORY = Path(__file__).parents[2]
@@ -48,10 +50,12 @@ def test_pictures_of_the_lessons_have_their_texts_on_the_site(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "built/notebooks/07_past_one_gpu.html").read_text()
-    pictures = re.findall(r'<img[^>]*src="data:image/png[^>]*>', page)
-    assert len(pictures) >= 3 and all(re.search(r'alt="\w[^"]{20,}"', picture) for picture in pictures)
+    pictures = re.findall(r'<img[^>]*alt="\w[^"]{20,}" src="\.\./(\S+)" width="\d+" height="\d+" loading="lazy">', page)
+    assert len(pictures) == len(re.findall("<img", page)) >= 3 and "data:image/png" not in page
+    saved = [output.data["image/png"] for output in build_notebooks.with_data(notebook, "image/png")]
+    assert [(tmp_path / "built" / picture).read_bytes() for picture in pictures] == list(map(base64.b64decode, saved))
     assert shown[0].data in page, "a figure's still and its values, as they were saved"
-    assert re.search(r'<script src="\.\./_static/figures\.js', page)
+    assert re.search(r'<script defer="defer" src="\.\./_static/figures\.js', page)
     assert (tmp_path / "built/_static/figures.js").read_text() == live_figures.page_script()
     assert page.count(".lora-lab-quiz {border") == 1 and page.count('class="lora-lab-quiz') > 5
 
@@ -97,6 +101,18 @@ def test_sound_site_has_no_fault(site):
 def test_fault_is_named_with_its_page(site, page, fault):
     (line,) = check(site(extra=page)).faults
     assert line.startswith("extra.html: ") and fault in line
+
+
+@pytest.mark.parametrize("spare, light", [(0, True), (-1, False)])
+def test_a_page_has_little_script_in_files_and_inside(site, spare, light):
+    inside = "let a = 'é';"
+    page = (f'<script src="../_static/a.js?v=1"></script><script>{inside}</script>'
+            '<script type="application/json">[1, 2, 3]</script><script src="../_static/a.js"></script>')
+    rest = MOST - len(inside.encode()) - spare
+    report = check(site(**{"more/page": page, "_static/a.js": "a" * rest}))
+    assert report.scripts["more/page.html"] == MOST - spare and report.scripts["index.html"] == 0
+    assert bool(report.faults) != light
+    assert light or report.faults[0].startswith("more/page.html: has 300,001 bytes of script")
 
 
 def test_style_sheets_are_checked_too(site):

@@ -6,8 +6,6 @@ import html
 import json
 import random
 import re
-import subprocess
-import sys
 import tomllib
 
 import nbformat
@@ -15,63 +13,27 @@ import pytest
 import site_questions
 from axe_playwright_python.sync_playwright import Axe
 from browser import REPOSITORY
-from lora_lab.course import cards, progress_file, question_files, quizzes
+from lora_lab.course import cards, progress_file, question_files
 from lora_lab.course.progress_file import Record
 from lora_lab.course.question_kinds import Code, Match, Multiple, Number, Order, Predict
 from test_browser_quiz import ANSWERS, KINDS, card, click, press, press_answer, says
 
 SCRIPT = (REPOSITORY / "docs/questions.js").read_text(encoding="utf-8")
-BUILD = f"""\
-import sys
-from pathlib import Path
-from lora_lab.course import question_files
-from sphinx.cmd.build import main
-question_files.FOLDER = Path({str(REPOSITORY / "tests/questions")!r})
-sys.exit(main(["-E", "-W", "--quiet", "-b", "html", "-c", {str(REPOSITORY / "docs")!r}, *sys.argv[1:]]))"""
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A page of the site with one question of each kind, as the notebook's own cells show them."""
-    folder, shown = tmp_path_factory.mktemp("site"), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(question_files, "FOLDER", REPOSITORY / "tests/questions")
-        patch.setattr(quizzes, "display", shown.append)
-        question_files.lessons.cache_clear()
-        for kind in KINDS[:-1]:
-            quizzes.quiz(f"every/{kind}")
-        quizzes.quiz("every/code", len)
-        quizzes.compare("every/predict", 70)
-    question_files.lessons.cache_clear()
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Questions"), *(
-        nbformat.v4.new_code_cell("quiz()", execution_count=1, outputs=[nbformat.v4.new_output(
-            "display_data", {"text/html": one._repr_html_(), "text/plain": repr(one)})]) for one in shown)],
-        metadata={"language_info": {"name": "python", "pygments_lexer": "ipython3"}})
-    for name in ("notebooks", "docs"):
-        (folder / name).mkdir()
-    nbformat.write(notebook, folder / "notebooks/page.ipynb")
-    (folder / "docs/_toc.yml").write_text("root: notebooks/page\n")
-    command = [sys.executable, "-c", BUILD, folder, folder / "built"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder / "built/notebooks/page.html"
 
 
 @pytest.fixture
 def visit(chromium, built):
-    """Opens the page as a file, for tests that need no formulas without MathJax; nothing may come from another host."""
+    """Opens the page as a file; nothing may come from another host."""
     contexts, elsewhere = [], []
 
-    def visit(width=1280, theme="light", formulas=False, **options):
+    def visit(width=1280, theme="light", **options):
         context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(10_000)
         page.on("request", lambda request: elsewhere.append(request.url) if request.url.startswith("http") else None)
         page.on("pageerror", lambda error: elsewhere.append(str(error)))
-        if not formulas:
-            page.route(re.compile("tex-svg-full|fontawesome"), lambda route: route.abort())  # 4 MB
-        page.goto(built.as_uri())
+        page.goto((built / "notebooks/page.html").as_uri())
         return page
 
     yield visit
@@ -118,7 +80,7 @@ WAYS = {
     ("mouse", 1280, "light"), ("touch", 390, "dark"), ("keys", 390, "light")])
 def test_every_kind_replies(visit, tmp_path, way, width, theme):
     choose, push = WAYS[way]
-    page = visit(width, theme, formulas=way != "keys", has_touch=way == "touch")
+    page = visit(width, theme, has_touch=way == "touch")
     for kind, (wrong, feedback, right) in ANSWERS.items():
         show = card(page, kind).get_by_role("button", name="Show answer")
         assert show.is_disabled(), "the answer comes after an attempt"
@@ -146,8 +108,7 @@ def test_every_kind_replies(visit, tmp_path, way, width, theme):
     below.get_by_text("As you predicted").wait_for()
     assert "6 of 6 questions" in page.get_by_role("group", name="Your answers").inner_text()
     assert page.evaluate("window.hacked") is None
-    if way != "keys":
-        page.wait_for_function("document.querySelectorAll('.lora-lab-quiz mjx-container').length === 4")  # all formulas
+    assert page.locator(".lora-lab-quiz math").count() == 4, "all formulas"
     page.set_viewport_size({"width": 360, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     parts = page.locator(".lora-lab-quiz, .lora-lab-quiz :is(input, select, button, label, p)")
@@ -231,9 +192,9 @@ def test_without_script_the_page_stays_as_it_was(visit):
 
 
 def test_no_answer_can_be_read_in_the_source_by_accident(built):
-    text = built.read_text(encoding="utf-8")
+    text = (built / "notebooks/page.html").read_text(encoding="utf-8")
     assert "Which are even?" in text and SCRIPT in text
-    assert SCRIPT not in (built.parents[1] / "search.html").read_text(encoding="utf-8")  # no questions
+    assert SCRIPT not in (built / "search.html").read_text(encoding="utf-8")  # no questions
     assert not [words for _, words, _ in ANSWERS.values() if words in text] and "Count on." not in text
 
 
@@ -301,6 +262,7 @@ def test_every_question_of_a_lesson_but_exercises_replies(path):
     found = {html.unescape(name): json.loads(base64.b64decode(data)) for page in pages for name, data in
              re.findall(r'data-question="([^"]+)" data-card="([^"]+)"', page)}
     assert found.keys() == {question.id for question in lesson.questions if not isinstance(question, Code)}
+    assert "\\(" not in "".join(pages) + "".join(map(str, found.values())), "each formula is drawn"
     predictions = {question.id for question in lesson.questions if isinstance(question, Predict)}
     assert predictions == {name for name, data in found.items() if "measured" in data}
     measured = re.findall('class="lora-lab-measured" id=".*?" data-question="(.*?)"', "".join(pages))
