@@ -6,7 +6,7 @@ from pathlib import Path
 import claims
 import pytest
 
-STATIC = Path(__file__).parents[2] / "docs/static"
+STYLES = Path(__file__).parents[2] / "docs/styles"
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def board(new_page):
     """The board with its own style alone, as narrow as a phone."""
     body = re.sub("^## (.*)", r"<h2>\1</h2>", claims.page(), flags=re.MULTILINE)
     new_page.set_viewport_size({"width": 360, "height": 800})
-    style = (STATIC / "claims.css").read_text(encoding="utf-8")
+    style = (STYLES / "claims.css").read_text(encoding="utf-8")
     new_page.set_content(f"<style>{style}</style><article class='bd-content'>{body}</article>")
     return new_page
 
