@@ -572,11 +572,11 @@ for attempt in (beside_another, in_double, lambda: create_loraplus_optimizer(ada
 progress()
 
 # %% [markdown]
-# Sources: Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models* (2021); Kalajdzievski, *A Rank Stabilization
-# Scaling Factor for Fine-Tuning with LoRA* (2023); Liu et al., *DoRA: Weight-Decomposed Low-Rank Adaptation* (2024);
-# Meng et al., *PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models* (2024); Hayou
-# et al., *LoRA+: Efficient Low Rank Adaptation of Large Models* (2024); Lee et al., *Learning Rate Matters: Vanilla
-# LoRA May Suffice for LLM Fine-tuning* (2026); Student, *The probable error of a mean* (1908). Help texts and behaviour:
-# PEFT's `LoraConfig`, `tuners/lora` and `optimizers/loraplus.py`.
+# Sources: Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models* (2021); Kalajdzievski, *A Rank
+# Stabilization Scaling Factor for Fine-Tuning with LoRA* (2023); Liu et al., *DoRA: Weight-Decomposed Low-Rank
+# Adaptation* (2024); Meng et al., *PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language
+# Models* (2024); Hayou et al., *LoRA+: Efficient Low Rank Adaptation of Large Models* (2024); Lee et al., *Learning
+# Rate Matters: Vanilla LoRA May Suffice for LLM Fine-tuning* (2026); Student, *The probable error of a mean* (1908).
+# Help texts and behaviour: PEFT's `LoraConfig`, `tuners/lora` and `optimizers/loraplus.py`.
 #
 # *Lessons:* ← [8 · Your own data, your own model](08_your_own_data.ipynb)
