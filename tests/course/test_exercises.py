@@ -60,7 +60,7 @@ def run(source, base):
              "targets": targets, "smart_home": smart_home, "torch": torch, "nn": nn, "LoraConfig": LoraConfig,
              "get_peft_model": get_peft_model, "prepare_model_for_kbit_training": prepare_model_for_kbit_training,
              "base": base, "fresh_base": base, "merging": merging, "words": pocket.tokenizer(),
-             "transformers": transformers,
+             "transformers": transformers, "interval": interval,
              "PeftModel": PeftModel, "fresh": pocket_adapter, "adapters": adapters, "table": lambda rows: None,
              "tests": {"one": smart_home.commands("test combinations", n=28)}}
     exec(source, names)
