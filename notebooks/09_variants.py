@@ -362,8 +362,8 @@ print(said.replace("the variant", "the longer one"))
 worth = abs(statistics.mean(longer) - statistics.mean(found[tuned]["LoRA"]))
 for arm in VARIANTS:
     gain = statistics.mean(found[tuned]["LoRA"]) - statistics.mean(found[tuned][arm])
-    print(f"{arm}: a mean gain of {signed(gain)} nats, {signed(gain / worth)} of what the longer training gains; a step "
-          f"takes {times[arm]:.2f} times as long.")
+    print(f"{arm}: a mean gain of {signed(gain)} nats, {signed(gain / worth)} of what the longer training gains; "
+          f"a step takes {times[arm]:.2f} times as long.")
 
 # %% [markdown]
 # "Cannot be told apart" is not "equal". A wide interval says that you do not know; one that is narrow, and near zero,
