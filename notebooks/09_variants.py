@@ -251,7 +251,7 @@ quiz("variants/tuned")
 tuned = "both tuned"
 found[tuned] = judged(many("each at its own rate", [*rates.items(), ("LoRA again", rates["LoRA"])]))
 plots.dots(found[tuned], "loss on held-out commands (nats an answer token)",
-           "Each at its own rate: are the arms further apart than their seeds?", form="{:.3f}")
+           "Each arm at its own rate: who is ahead now?", form="{:.3f}")
 
 # %% [markdown]
 # ## The verdicts
@@ -437,7 +437,7 @@ tried.table("loss", "arm", "lr")
 base_runs = sweep(on_base, [{"arm": arm, "lr": lr, "part": "test"} for arm, lr in own.items()], SEEDS,
                   progress="five seeds of each")
 ends = {arm: base_runs.where(arm=arm).figures("loss") for arm in own}
-plots.dots(ends, "loss on held-out commands (nats an answer token)", "The base model, both tuned", form="{:.3f}")
+plots.dots(ends, "loss on held-out commands (nats an answer token)", "The base model, both tuned: do the arms differ?", form="{:.3f}")
 
 # %%
 print(told("DoRA against LoRA on the base model, both tuned", ends["DoRA"], ends["LoRA"]))
