@@ -437,7 +437,8 @@ tried.table("loss", "arm", "lr")
 base_runs = sweep(on_base, [{"arm": arm, "lr": lr, "part": "test"} for arm, lr in own.items()], SEEDS,
                   progress="five seeds of each")
 ends = {arm: base_runs.where(arm=arm).figures("loss") for arm in own}
-plots.dots(ends, "loss on held-out commands (nats an answer token)", "The base model, both tuned: do the arms differ?", form="{:.3f}")
+plots.dots(ends, "loss on held-out commands (nats an answer token)",
+           "The base model, both tuned: do the arms differ?", form="{:.3f}")
 
 # %%
 print(told("DoRA against LoRA on the base model, both tuned", ends["DoRA"], ends["LoRA"]))
