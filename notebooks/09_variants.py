@@ -235,7 +235,7 @@ plots.lines({arm: (RATES, losses) for arm, losses in valleys.items()}, "learning
 for arm in ARMS:
     rates[arm] = best_rate(trials, arm)
     edge = " That is the edge of the grid: its best may lie beyond." if rates[arm] in (RATES[0], RATES[-1]) else ""
-    print(f"{arm}: {rates[arm]:.2g}, {rates[arm] / rates['LoRA']:g} times LoRA's.{edge}")
+    print(f"{arm}: {rates[arm]:.2g}, {rates[arm] / rates['LoRA']:.2g} times LoRA's.{edge}")
 print(f"Each arm had {len(RATES)} rates and {len(TUNING)} seeds.")
 
 # %% [markdown]
@@ -389,8 +389,8 @@ for arm in [*VARIANTS, "LoRA again"]:
 # ## The same question on the base model
 #
 # A toy is a toy. So one comparison again on Lesson 0's model and task, small enough for this notebook: DoRA against
-# LoRA, few steps of few commands, `r=8` on the linear layers of the last ten blocks. Three rates for each arm, one
-# seed to choose, five others and other commands to judge. **Predict** the outcome.
+# LoRA, few steps of few commands, `r=8` on the linear layers of the upper third of the blocks. Three rates for each
+# arm, one seed to choose, five others and other commands to judge. **Predict** the outcome.
 
 # %%
 quiz("variants/base_model")
@@ -398,6 +398,8 @@ quiz("variants/base_model")
 # %%
 BASE_STEPS, BASE_RATES = 6, [4e-3, 8e-3, 16e-3]
 base, tokenizer = load_base()
+blocks = base.config.num_hidden_layers
+UPPER = rf".*layers\.({'|'.join(map(str, range(2 * blocks // 3, blocks)))})\..*_proj"
 asked = {part: smart_home.commands(f"{part} combinations", n, SEED)
          for part, n in (("validation", 14), ("test", 28))}
 
@@ -414,7 +416,7 @@ print("the base, untrained:", scoring.quick_score(base, tokenizer, asked["test"]
 def on_base(arm, lr, seed, part):
     set_seed(seed)
     model = get_peft_model(base, LoraConfig(
-        r=8, lora_alpha=16, target_modules=r".*layers\.2\d\..*_proj", task_type="CAUSAL_LM", **ARMS[arm]))
+        r=8, lora_alpha=16, target_modules=UPPER, task_type="CAUSAL_LM", **ARMS[arm]))
     rows = batches.encode(smart_home.commands("train", 4 * BASE_STEPS, seed), tokenizer)
     trainer = Trainer(model, arguments_for(model, lr, seed), batches.AnswerCollator(tokenizer),
                       batches.similar_lengths(rows, 4, seed))
@@ -545,7 +547,7 @@ for attempt in (beside_another, in_double, lambda: create_loraplus_optimizer(ada
     try:
         attempt()
     except (TypeError, ValueError, UserWarning) as error:
-        print(f"{type(error).__name__}: {str(error)[:115]}\n")
+        print(f"- {str(error)[:115]}\n")
 
 # %% [markdown]
 # PiSSA needs weights that it can take apart, in 16 or 32 bits: build it there, and quantise what is left of the base
