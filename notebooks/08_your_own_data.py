@@ -13,7 +13,8 @@
 # %% [markdown]
 # # 8 · Your own data, your own model
 #
-# *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb)
+# *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb) ·
+# [9 · Does the new variant win?](09_variants.ipynb) →
 #
 # So far the data was this course's. At work you have a table, an export of chats, a folder of tickets. Here you take
 # such a file from its first line to an adapter that is shipped, or to the advice not to ship one. On the way every
@@ -822,9 +823,12 @@ progress()
 # **The exercise worth doing.** The one above. And if somebody brings you a sick adapter, say your diagnosis before you
 # ask the doctor.
 #
+# Next: **Lesson 9** puts the claims of LoRA's variants to the test.
+#
 # Sources: Hu et al., *LoRA* (2021); Kaufman et al., *Leakage in Data Mining* (2012); Prechelt, *Early Stopping: But
 # When?* (1998); Krell et al., *Efficient Sequence Packing without Cross-contamination* (2021); Newcombe, *Interval
 # estimation for the difference between independent proportions* (1998), method 10; Fleiss, *Statistical Methods for
 # Rates and Proportions* (1981), chapter 3.
 #
-# *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb)
+# *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb) ·
+# [9 · Does the new variant win?](09_variants.ipynb) →
