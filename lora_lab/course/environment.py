@@ -74,7 +74,7 @@ def requirements() -> list[tuple[Requirement, str | None]]:
     found: list[tuple[Requirement, str | None]] = []
     for line in metadata.requires("lora-lab") or ():
         needed = Requirement(line)
-        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+        if needed.marker and not needed.marker.evaluate({"extra": "course"}):  # JupyterLab is not: Colab has another
             continue
         try:
             found.append((needed, metadata.version(needed.name)))
