@@ -19,8 +19,8 @@ project = "lora-lab"
 release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
 html_title = "lora-lab"
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc", "sphinx.ext.githubpages"]
-include_patterns = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/*.ipynb", "docs/*.md",
-                    "benchmarks/*.md"]
+include_patterns = ["README.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md",
+                    "notebooks/*.ipynb", "docs/*.md", "benchmarks/*.md"]
 exclude_patterns = ["_build", "**/.*"]
 external_toc_path = "docs/_toc.yml"
 suppress_warnings = ["etoc.glob"]  # docs/ need not have a page
