@@ -181,12 +181,17 @@ def has_gpu():
         return False
 
 
+def build_wanted():
+    """The build of torch for this machine at PyTorch's index; empty where the usual wheel is the right one."""
+    gpu = has_gpu()
+    return "" if sys.platform == "darwin" or gpu and not WINDOWS else CUDA if gpu else "cpu"
+
+
 def torch_index():
     """PyTorch's index with the build of torch for this machine; empty where the user's own pip settings have it."""
-    gpu = has_gpu()
-    if sys.platform == "darwin" or gpu and not WINDOWS:  # there, the usual wheel is the right one
+    build = build_wanted()
+    if not build:
         return ""
-    build = CUDA if gpu else "cpu"
     pin = re.search(r"(?m)^torch==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8")).group(1)
     if has_build(f"{PYTORCH}{build}/torch/", pin, build):
         return PYTORCH + build
@@ -246,8 +251,10 @@ def install(folder, extras):
              ("--no-deps", "--no-build-isolation", "-e", f".[{','.join(extras)}]"))
     python = str(python_of(folder))
     by_uv = uv and [uv, "pip", "install", "--python", python, "--index-strategy", "unsafe-best-match", *places()]
+    kept = ["--offline", *(["--extra-index-url", PYTORCH + build_wanted()] if build_wanted() else [])]
     for step in steps:
-        if by_uv and subprocess.call([*by_uv, *map(str, step)], cwd=str(ROOT), close_fds=False):
+        if by_uv and all(subprocess.call([*by_uv, *offline, *map(str, step)], cwd=str(ROOT), close_fds=False)
+                         for offline in ([], kept)):  # without a network, from what uv keeps of earlier times
             print("uv did not get through; going on with pip.", flush=True)
             by_uv = None
         if not by_uv:
