@@ -47,10 +47,11 @@ lock:
 
 # Tools that run by themselves, in environments that uv keeps: nothing of theirs is installed beside the course.
 sbom:
-	@$(SET_UP) test -m uv tool run --quiet --from cyclonedx-bom cyclonedx-py environment --output-file dist/sbom.json .venv
+	@mkdir -p dist
+	@$(SET_UP) test -m uv tool run --quiet --from cyclonedx-bom cyclonedx-py environment --output-file dist/sbom.json $(or $(wildcard .venv-lora-lab),.venv)
 
 audit:
-	@$(SET_UP) test -m uv tool run --quiet pip-audit --disable-pip --require-hashes --requirement locked.txt
+	@$(SET_UP) test -m uv tool run --quiet pip-audit --strict --disable-pip --require-hashes --requirement locked.txt
 
 # Three processes for two cores: those of pages and of lessons often wait.
 test:
