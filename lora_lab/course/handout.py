@@ -44,8 +44,7 @@ def course(root: Path | None = None) -> Path:
             return folder
     if (lesson_files.PACKED / _first()).is_file():
         return here.parent if here.name == WORK and (here / _KEPT).is_file() else here
-    raise LabError(f"There is no {_first()} in {here}, and this package was built without the lessons. Go to the "
-                   "course's folder and run this again.")
+    raise LabError(f"No {_first()} is in {here}, and this package was built without the lessons. Go to the course.")
 
 
 def _first() -> str:
@@ -86,7 +85,7 @@ def sync(root: Path | None = None) -> list[str]:
             for source in _lessons(root):
                 try:
                     lines += _hand_out(work / source.name, _as_handed_out(source), known)
-                    for name in _linked(source):
+                    for name in lesson_files.linked(files.read_json(source, dict, _NOTEBOOK), source.parents[1]):
                         _hand_out_file(work, source.parents[1] / name, f"{_COURSE}/{name}", known)
                 except ValueError as error:
                     lines.append(f"{source} is damaged ({error}), so your copy stays. Get the course's file again.")
@@ -155,10 +154,6 @@ def _as_handed_out(source: Path) -> bytes:
     except (LookupError, TypeError, AttributeError):
         raise ValueError("it is no notebook") from None
     return lesson_files.written(content)
-
-
-def _linked(source: Path) -> list[str]:
-    return lesson_files.linked(files.read_json(source, dict, _NOTEBOOK), source.parents[1])
 
 
 def _title(file: Path) -> str:
