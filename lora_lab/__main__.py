@@ -38,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int | str | None:
         return run([part, *rest] if home == _LESSONS else rest)
     except LabError as error:
         return str(error)
+    except BrokenPipeError:  # `lora-lab progress | head` has read enough
+        sys.stdout = None  # type: ignore[assignment]  # else Python says so once more at its end
+        return 1
     except KeyboardInterrupt:
         return "\nInterrupted. Run it again to go on."
 

@@ -258,7 +258,7 @@ def install(folder, extras):
             print("uv did not get through; going on with pip.", flush=True)
             by_uv = None
         if not by_uv:
-            call(python, "-m", "pip", "install", "--disable-pip-version-check", *step)
+            call(python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *step)
     new = folder / (MARK + ".new")
     new.write_text(json.dumps({"of": fingerprint(), "extras": extras}), encoding="utf-8")
     os.replace(str(new), str(folder / MARK))

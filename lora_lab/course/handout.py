@@ -240,7 +240,7 @@ def _start(root: Path, lesson: str | None, options: list[str], whole: bool) -> N
     It shows the learner's folder; the course's own where `whole` or the path asks for it.
     """
     if missing := [name for name in _JUPYTER if util.find_spec(name) is None]:
-        raise LabError(f"Only the tools are installed here: {', '.join(missing)} is missing, which lessons need. "
+        raise LabError(f"Only the tools are installed here; lessons need {', '.join(missing)} too. "
                        'Install the course with `pip install "lora-lab[lab]"` (uv: `uv pip install "lora-lab[lab]"`) '
                        "and run this again.")
     for line in sync(root):

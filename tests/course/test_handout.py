@@ -293,7 +293,7 @@ def test_a_lesson_that_is_not_there_is_named(root, given):
 
 def test_with_the_tools_alone_it_is_said_what_to_install(root, monkeypatch):
     monkeypatch.setattr(handout, "_JUPYTER", ("json", "not_installed_here"))
-    with pytest.raises(SystemExit, match=r"not_installed_here is missing.*pip install \"lora-lab\[lab\]\""):
+    with pytest.raises(SystemExit, match=r"lessons need not_installed_here too.*pip install \"lora-lab\[lab\]\""):
         handout.main(["open"])
     assert not (root / "my-lessons").exists()
 
