@@ -433,6 +433,9 @@ def test_the_pins_install_on_every_system_and_python_that_the_readme_names():
         found |= zip(others, pool.map(lambda one: resolve(*one, again=True), others))
     for one, said in found.items():
         assert f"torch=={PINS['torch']}" in said, (one, said)
+        needed = set(re.findall(r"(?m)^([\w.-]+)==", said)) - {"torch", "triton"}
+        hashed = set(re.findall(r"(?m)^([\w.-]+)==", set_up.hashed([one[2]])))
+        assert {name for name in needed - hashed if not name.startswith(("nvidia-", "cuda-"))} == set(), one
     toolkit = re.search(r"cuda-toolkit==(\d+)\.(\d+)", found[SYSTEMS[0], "3.12.0", "lab"])
     assert set_up.CUDA == "cu" + "".join(toolkit.groups()), "PyTorch's index for Windows, and what Linux gets"
 
