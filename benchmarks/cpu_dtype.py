@@ -8,7 +8,9 @@ turns, so that a machine that slows down slows all of them.
 """
 
 import argparse
+import os
 import statistics
+import tempfile
 import time
 
 import recipe
@@ -94,7 +96,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    results = {"steps": steps(), "lessons": []}
+    with tempfile.TemporaryDirectory() as compiled:  # what an interrupted run left half written would be loaded
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
+        results = {"steps": steps(), "lessons": []}
     for seed in options.seeds:
         for precision in PRECISIONS:
             results["lessons"].append(lesson(precision, seed))

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
+from lora_lab.course import live_figures
 from sphinx.transforms import SphinxContentsFilter
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
@@ -47,6 +48,7 @@ html_static_path = ["static", str(_mathjax / mathjax_path)]
 
 html_theme = "sphinx_book_theme"
 html_css_files = ["lessons.css", "questions.css"]
+html_js_files = ["figures.js"]
 html_theme_options = {
     "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2,
     "navbar_persistent": [],  # the search stands in the side bar
@@ -75,7 +77,15 @@ def add_questions(app, page, template, context, doctree):
         app.add_js_file(None, body=script, type="module")
 
 
+def write_figures(app):
+    """Put the script that moves the lessons' figures beside the theme's: the modules are the notebooks' own."""
+    folder = Path(app.outdir, "_static")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "figures.js").write_text(live_figures.page_script(), encoding="utf-8")
+
+
 def setup(app):
+    app.connect("builder-inited", write_figures)
     app.connect("html-page-context", add_questions)
     app.connect("source-read", show_texts)
     app.set_html_assets_policy("always")  # MathJax on every page: one may have its only formula in a question

@@ -176,7 +176,7 @@ compare("first/forgetting", perplexity["after"] / perplexity["before"])
 
 # %%
 layer = model.base_model.model.model.layers[0].self_attn.q_proj
-explorers.mechanism(layer.in_features, layer.out_features, r=8, alpha=16)
+explorers.mechanism(layer, "the query projection of layer 0")
 
 # %%
 print("A and B hold as many numbers as W from rank", layer.weight.numel() // sum(layer.weight.shape))

@@ -139,7 +139,7 @@ base, tokenizer = load_base(precision="float32", quiet=True)  # small difference
 quiz("math/thin_weight")
 
 # %% [markdown]
-# Move the slider and watch the three titles. You see one corner of the matrix; error and counts are of the whole.
+# Move the rank and watch what is missing. You see one corner of the matrix; error and counts are of the whole.
 
 # %%
 W = base.model.layers[5].self_attn.q_proj.weight.detach().cpu()
@@ -148,14 +148,7 @@ U, S, Vh = torch.linalg.svd(W)
 def without(r):
     return W - (U[:, :r] * S[:r]) @ Vh[:r]  # what the r strongest pairs leave
 
-def look(r):
-    error = without(r).norm() / W.norm()
-    count = r * (W.shape[0] + W.shape[1])
-    corner = slice(0, 64), slice(0, 64)  # all of it would be too fine to see
-    return plots.matrices({f"W: {W.numel():,} numbers": W[corner], f"rank {r}: {count:,} numbers":
-                           (W - without(r))[corner], f"what is missing: error {error:.0%}": without(r)[corner]})
-
-explorers.slide(look, "rank", 1, 450, start=8)
+explorers.ranks({"the weight": W})
 
 # %%
 needed = next(r for r in range(1, 577) if without(r).norm() < 0.1 * W.norm())
@@ -256,6 +249,12 @@ counts = {kind: half(matrix) for kind, matrix in kinds.items()}
 print("directions that hold half of the energy:", ", ".join(f"{kind} {count}" for kind, count in counts.items()))
 print("The update is", "concentrated: it needs less than half as many directions as the weight."
       if counts["the update"] < counts["the weight"] / 2 else "not much more concentrated than the weight.")
+
+# %% [markdown]
+# See it in their entries. Which of the two turns into itself sooner, as the rank goes up?
+
+# %%
+explorers.ranks({"the weight": path.weights[0], "the update": update})
 
 # %% [markdown]
 # (Noise, too, has stronger and weaker directions, by chance. And the energy kept is 1 − error²: half of it is a
@@ -388,7 +387,7 @@ compare("math/rank_one", cut[1].exact)
 # and the two thin matrices side by side, to scale; here for a value projection, which has 192 outputs:
 
 # %%
-explorers.mechanism(576, 192, r=8, alpha=16)
+explorers.mechanism(base.model.layers[5].self_attn.v_proj, "the value projection of layer 5")
 
 # %% [markdown]
 # $A$ (r × d_in) reads $r$ numbers, $B$ (d_out × r) pushes along $r$ directions. That is all there is to write:

@@ -112,7 +112,7 @@ plots.memory({name: planned.parts() for name, planned in rows.items()}, GPU_GB,
 # Turn the controls and try to get below the line. Which of them move the bar, and which do nothing that you can see?
 
 # %%
-explorers.plan_memory(llama, gpu_gb=GPU_GB, precision="bfloat16", seq_len=2048)
+explorers.plan_memory(GPU_GB, model="Llama-2-7B", precision="bfloat16", seq_len=2048)
 
 # %% [markdown]
 # ## Count a step yourself

@@ -155,18 +155,15 @@ print("By these two marks", "prose breaks first: who watches the score alone is 
 # addition in check. If prose broke first, that is why. If it did not, this adapter leaves prose alone, or its first
 # choices never had a lead.
 #
-# Move it yourself. The figures are those of the curves; the button asks the model at that setting.
+# Move it yourself, and read what the model answers at each of these factors. At which does it still speak JSON, but say
+# something else?
 
 # %%
-def figures_at(factor):
-    return table([{"factor": factor, "score": str(dial[factor]), "perplexity": f"{prose[factor]:,.0f}"}])
-
-def answers_at(factor):
+said = {}
+for factor in FACTORS:
     with adapters.turned(trained, factor):
-        answers = scoring.generate(trained, tokenizer, [c.prompt for c in commands[:3]])
-    return table([{"command": c.text, "answer": answer} for c, answer in zip(commands, answers)])
-
-explorers.dial(figures_at, FACTORS, answers_at)
+        said[factor] = scoring.generate(trained, tokenizer, [c.prompt for c in commands[:3]])
+explorers.dial(dial, prose, commands[:3], said)
 
 # %% [markdown]
 # ## A model for many trainings
@@ -613,8 +610,11 @@ quiz("alpha/new_rate", times)
 sgd = many("SGD", {"optimizer": ["SGD"], "alpha": [1, 4, 16, 64, 256], "low": [-10], "high": [4]})
 optima(sgd)
 
+# %% [markdown]
+# Every training of both grids is in this figure. Walk along a row, past its circle: what do the losses do there?
+
 # %%
-draw("SGD", ridge(sgd, "alpha"))
+explorers.ridge({"AdamW": adam, "SGD": sgd}, {"AdamW": ridge(adam, "alpha"), "SGD": ridge(sgd, "alpha")}, LAWS)
 
 # %%
 bend("SGD", ridge(sgd, "alpha"))

@@ -26,7 +26,7 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb); [Lesson 2](02_config_and_targets.ipynb) for target modules and tied
 # embeddings, [Lesson 3](03_train_in_8bit.ipynb) for what int8 and nf4 are.
 #
-# **It takes** about three minutes of computing on two CPU cores
+# **It takes** about two minutes of computing on two CPU cores
 # (on a GPU: not recorded).
 #
 # ## Why this matters
@@ -380,9 +380,9 @@ print(f"Of the update {change.sum().item():.2%} arrives. The largest weight of e
 # And this is how the models answer. Compare each row with its control, and nf4 merged in place with no adapter at all:
 
 # %%
-plots.dots({", ".join(filter(None, row)): kl for row, (kl, _) in judged.items()},
-           "KL to the trained model, nats a token (drawn from 1e-9 on)", "How far is each from what you trained?",
-           "{:.1e}", each="command", middle="median", xscale="log")
+from lora_lab.course import explorers
+
+explorers.merges(judged, reached)
 
 # %%
 for (name, way), (kl, kept) in judged.items():

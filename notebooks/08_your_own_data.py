@@ -49,6 +49,7 @@ import functools
 import json
 import random
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -369,13 +370,15 @@ quiz("own/told")
 
 # %%
 ANSWER = min(WINDOW // 4, max(row["answer_length"] for row in encoded))  # tokens; longer answers are cut off
-examples = list({row.answer: row for row in train}.values())[:max(1, min(5, int(TOKENS / 12 / length)))]
+often = Counter(row.answer for row in train)
+by_count = sorted(train, key=lambda row: -often[row.answer])
+examples = list({row.answer: row for row in by_count}.values())[:max(1, min(5, int(TOKENS / 12 / length)))]
 shown = [turn for row in examples for turn in answered(row)[1:]]
 asked = {"with examples": [pair(row, shown)[0] for row in test], "adapter": [pair(row)[0] for row in test]}
 read_by = {way: statistics.mean(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
            for way, texts in asked.items()}
 asked = {way: texts[:max(20, int(TOKENS / (read_by[way] + ANSWER)))] for way, texts in asked.items()}
-print(f"{len(examples)} examples, of different answers. A request has {read_by['with examples']:.0f} tokens with them, "
+print(f"{len(examples)} examples, of the commonest answers. A request has {read_by['with examples']:.0f} tokens with them, "
       f"{read_by['adapter']:.0f} without.\nUp to {ANSWER} tokens are written. Test rows asked, for time:",
       f"{len(asked['with examples'])} of {len(test)}.")
 
@@ -385,13 +388,17 @@ answers = {"with examples": scoring.generate(base, tokenizer, asked["with exampl
 wanted = [pair(row) for row in test]
 told = scoring.score(wanted[:len(answers["with examples"])], answers["with examples"])
 print(told)
+((common, _),) = often.most_common(1)
+blind = sum(row.answer == common for row in test) / len(test)
+print(f"Who always says {common[:40]!r}, and reads no row, is right in {blind:.0%} of your test rows.")
 compare("own/told", told.exact)
 table([{"asked": row.prompt[:80], "right answer": row.answer, "with examples": answer[:120]}
        for row, answer in zip(test[:6], answers["with examples"])])
 
 # %% [markdown]
 # Exact match is strict: for a sentence it asks for every word. It will be as strict to the adapter. Look at the answers
-# before you believe the score: is it the form that fails, or the content?
+# before you believe the score: is it the form that fails, or the content? And compare it with the last line: where one
+# answer is common, a model that reads nothing scores well.
 #
 # ## The recipe: which rate?
 #

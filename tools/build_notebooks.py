@@ -24,6 +24,7 @@ from PIL import Image
 FOLDER = Path(__file__).parents[1] / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PNG, HTML = "image/png", "text/html"
+INSIDE = re.compile(r"(?<=data:image/png;base64,)[\w+/=]+")  # a picture in a page
 CARD_STYLE = re.compile(r"<style>[^<]*\.lora-lab-quiz[^<]*</style>")
 
 
@@ -55,6 +56,9 @@ def compact(notebook):
             output.metadata = {**output.metadata, PNG: {"alt": html.unescape(re.search(r'alt="([^"]*)"', page)[1])}}
             del output.data[HTML]
         output.data[PNG] = fewer_colours(output.data[PNG])
+    for output in with_data(notebook, HTML):  # the still of a figure that moves
+        if "lora-lab-still" in output.data[HTML]:
+            output.data[HTML] = INSIDE.sub(lambda found: fewer_colours(found[0]), output.data[HTML])
     cards = [output for output in with_data(notebook, HTML) if "lora-lab-quiz" in output.data[HTML]]
     styles = [style for card in cards for style in CARD_STYLE.findall(card.data[HTML])]
     for place, card in enumerate(cards):

@@ -1,11 +1,14 @@
-"""Things to move and click: a slider over any picture, the explorer of target modules, the memory planner.
+"""Things to move and click: the values and the still of each live figure, and a slider over any picture.
 
-Only the controls are widgets. What they change is an ordinary output, which stays in the saved
-notebook and reads on the web without a kernel.
+A live figure needs no kernel (`live_figures`). A slider does: what it changes is an ordinary output, which stays in the
+saved notebook.
 """
 
-import html
+import base64
+import math
+import statistics
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets
 import torch
@@ -13,11 +16,20 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from peft import LoraConfig
+from transformers import GemmaConfig, GPT2Config, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config
 
 from .. import memory, plots, targets
 from ..display import table
+from ..errors import LabError
+from ..memory.planner import RESERVE
+from ..meta_model import build
 from ..plots.figures import FROZEN, INK, PAPER, SOFT, A, B, Picture
+from ..scoring import Row, Score
+from ..sweep.runs import Runs
+from . import live_figures
 from .controls import guard, show
+
+STOPS = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 288, 320, 384, 450)  # of 576: half of them costs as much as the matrix
 
 
 def slide(draw: Callable, label: str, low: int, high: int, start: int) -> None:
@@ -28,105 +40,179 @@ def slide(draw: Callable, label: str, low: int, high: int, start: int) -> None:
     control.observe(lambda change: shown.update(draw(change["new"])), "value")
 
 
-def dial(draw: Callable, factors: tuple[float, ...], generate: Callable | None = None) -> None:
-    """Show a slider over `factors` above `draw(factor)`; a button shows `generate(factor)`, for what takes longer."""
-    start = min(factors, key=lambda factor: abs(factor - 1))
-    options = [(f"{factor:g}", factor) for factor in factors]
-    control = ipywidgets.SelectionSlider(options=options, value=start, description="factor")
-    button = ipywidgets.Button(description="Ask the model")
-    show(guard([control, button] if generate else [control], "dial of the adapter"))
-    shown = display(draw(start), display_id=True)
-    control.observe(lambda change: shown.update(draw(change["new"])), "value")
-    if generate:
-        answers = display(HTML(""), display_id=True)
-        control.observe(lambda change: answers.update(HTML("")), "value")  # they belong to another factor
+def dial(scores: dict[float, Score], perplexities: dict[float, float], asked: list[Row],
+         answers: dict[float, list[str]]) -> None:
+    """Show what an adapter does at each factor on its scaling that was measured: score, perplexity, and what it says.
 
-        def ask(_):
-            button.disabled = True
-            try:
-                answers.update(generate(control.value))
-            finally:
-                button.disabled = False
-
-        button.on_click(ask)
+    `answers` are the model's own to the rows `asked`, in their order. Raises LabError where a factor lacks a part.
+    """
+    factors = sorted(scores)
+    for name, part in (("perplexities", perplexities), ("answers", answers)):
+        if lacking := [factor for factor in factors if factor not in part]:
+            raise LabError(f"{name} has no factor {lacking[0]:g}. Give one for each factor of `scores`.")
+    points = [{"factor": factor, "exact": scores[factor].exact, "n": scores[factor].n,
+               "perplexity": _finite(perplexities[factor]), "answers": answers[factor]} for factor in factors]
+    rows = [{"factor": f"{factor:g}", "exactly right": f"{scores[factor].exact:.0%} of {scores[factor].n}",
+             "perplexity": f"{perplexities[factor]:,.0f}", f"says to: {asked[0][0].strip()}": answers[factor][0]}
+            for factor in factors]
+    live_figures.display_figure("dial", {"points": points, "asked": [
+        {"prompt": getattr(row, "text", row[0].strip()), "answer": row[1]} for row in asked]}, table(rows))
 
 
-def mechanism(d_in: int, d_out: int, r: int = 8, alpha: float = 16) -> None:
-    """Show the drawing of a linear layer with LoRA, with sliders for its rank and alpha."""
-    largest = min(d_in, d_out) // 2
-    controls = [ipywidgets.IntSlider(value=r, min=1, max=largest, description="rank"),
-                ipywidgets.IntSlider(value=int(alpha), min=1, max=128, description="alpha")]
-    show(guard(controls, "rank and alpha"))
-    _show_live(lambda: [plots.lora(d_in, d_out, controls[0].value, controls[1].value)], controls)
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
-def explore(model: torch.nn.Module, ticked: tuple[str, ...] = ("q_proj", "v_proj"), r: int = 8) -> None:
-    """Show the target explorer: tick the layers to adapt, and see what a LoraConfig with them trains.
+def mechanism(layer: torch.nn.Module, name: str = "this layer", r: int = 8, alpha: float = 16) -> None:
+    """Show the drawing of a linear layer with LoRA, with its own entries: sliders for rank and alpha change the shapes.
+
+    `layer` is a linear layer, or PEFT's around one: then A and B have the entries of its adapter, too.
+    """
+    base = getattr(layer, "base_layer", layer)
+    d_out, d_in = base.weight.shape
+    entries = {"W": _entries(base.weight)}
+    if base is not layer:
+        (adapter,) = layer.active_adapters
+        entries |= {"A": _entries(layer.lora_A[adapter].weight), "B": _entries(layer.lora_B[adapter].weight)}
+    live_figures.display_figure("drawing", {
+        "name": name, "d_in": d_in, "d_out": d_out, "r": r, "alpha": alpha, "entries": entries},
+        plots.lora(d_in, d_out, r, alpha))
+
+
+def _entries(weight: torch.Tensor, most: int = 64) -> dict:
+    """At most `most` rows and columns of a matrix, evenly apart, as bytes (127: the largest), and its first three."""
+    weight = weight.detach().float().cpu()
+    rows, columns = (torch.linspace(0, size - 1, min(size, most)).round().long() for size in weight.shape)
+    part = weight[rows][:, columns]
+    return {"rows": len(rows), "columns": len(columns), "first": weight.flatten()[:3].tolist(),
+            "bytes": _bytes(part, part.abs().max())}
+
+
+def _bytes(part: torch.Tensor, largest: torch.Tensor | float) -> str:
+    small = (127 * part / (float(largest) or 1)).clamp(-127, 127).round().to(torch.int8)
+    return base64.b64encode(small.numpy().tobytes()).decode()
+
+
+def ranks(matrices: dict[str, torch.Tensor], stops: tuple[int, ...] = STOPS, side: int = 16) -> None:
+    """Show what the strongest directions keep of one or two matrices at the ranks `stops`, and what is missing."""
+    least = min(min(matrix.shape) for matrix in matrices.values())
+    found, side = [], min(side, least)
+    rows: list[dict[str, Any]] = [{"rank": stop} for stop in stops if stop <= least]
+    for name, matrix in matrices.items():
+        matrix = matrix.detach().float().cpu()
+        U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+        whole, kept, missing, errors = matrix[:side, :side], [], [], []
+        for row in rows:
+            r = row["rank"]
+            part = (U[:side, :r] * S[:r]) @ Vh[:r, :side]
+            errors.append((S[r:].norm() / S.norm()).item())
+            kept.append(_bytes(part, whole.abs().max()))
+            missing.append(_bytes(whole - part, whole.abs().max()))
+            row[f"missing of {name}"] = f"{errors[-1]:.1%}"
+        found.append({"name": name, "shape": list(matrix.shape), "errors": errors, "kept": kept, "missing": missing,
+                      "whole": _bytes(whole, whole.abs().max())})
+    values = {"ranks": [row["rank"] for row in rows], "side": side, "matrices": found}
+    live_figures.display_figure("rank", values, table(rows))
+
+
+def ridge(runs: dict[str, Runs], best: dict[str, dict[float, list[float]]], laws: dict[str, dict[str, float]]) -> None:
+    """Show the loss of every alpha and rate that was trained with, by optimizer, the best rates, and two laws as lines.
+
+    `best` has for each alpha the best rate of each seed, NaN at the grid's edge; `laws` slopes by name: the first is
+    drawn through the best rate of the smallest alpha, the second through that of the largest.
+    """
+    found, rows, seeds = {}, [], 0
+    for optimizer, grid in runs.items():
+        alphas, rates = grid.values("alpha"), grid.values("lr")
+        losses = [[_mean(grid.where(alpha=alpha, lr=rate).figures("loss")) for rate in rates] for alpha in alphas]
+        middle = [_mean([math.log(rate) for rate in best[optimizer][alpha] if math.isfinite(rate)]) for alpha in alphas]
+        rates_at = [None if log is None else math.exp(log) for log in middle]
+        drawn = [{"name": name, "slope": slope, "at": place} for (name, slope), place in
+                 zip(laws[optimizer].items(), (0, len(alphas) - 1))]
+        found[optimizer] = {"alphas": alphas, "rates": rates, "losses": losses, "best": rates_at, "laws": drawn}
+        rows += [{"optimizer": optimizer, "alpha": f"{alpha:g}", "best rate": "edge" if at is None else f"{at:.2g}"}
+                 for alpha, at in zip(alphas, rates_at)]
+        seeds = max(seeds, len(grid.values("seed")))
+    live_figures.display_figure("ridge", {"found": found, "seeds": seeds}, table(rows))
+
+
+def _mean(values: list[float]) -> float | None:
+    """The mean, or None where there is none, or a value that is none."""
+    return sum(values) / len(values) if values and all(map(math.isfinite, values)) else None
+
+
+def merges(judged: dict[tuple[str, str], tuple[list[float], int]], reached: dict[str, dict[str, float]]) -> None:
+    """Show what merging lost: of each (precision, way) the distance of every answer and how many are kept.
+
+    `reached` has, by precision, the parts of an update that arrive, and of the weights that move, when merged in place.
+    """
+    rows: list[dict[str, Any]] = [{"base": base, "way": way, "kl": kl, "kept": kept}
+                                  for (base, way), (kl, kept) in judged.items()]
+    shares = {base: {"arrives": found["update that arrives"], "moves": found["weights that move"]}
+              for base, found in reached.items()}
+    live_figures.display_figure("merge", {"rows": rows, "reached": shares}, table([
+        {"weights": row["base"], "way": row["way"], "answers kept": f"{row['kept']} of {len(row['kl'])}",
+         "KL, median": f"{statistics.median(row['kl']):.2g}"} for row in rows]))
+
+
+FAMILIES = {  # as their makers published them; where there is nothing else, the sizes are transformers' defaults
+    "Llama-3.1-8B": LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+                                num_key_value_heads=8, vocab_size=128256),
+    "Qwen2.5-7B": Qwen2Config(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+                              num_key_value_heads=4, vocab_size=152064),
+    "Mistral-7B": MistralConfig(), "Gemma-7B": GemmaConfig(), "Phi-3-mini": Phi3Config(), "GPT-2": GPT2Config()}
+
+
+def explore(model: torch.nn.Module, name: str = "this model", ticked: tuple[str, ...] = ("q_proj", "v_proj"),
+            r: int = 8) -> None:
+    """Show the target explorer: tick layers of `model`, or of six others, and see what a LoraConfig with them trains.
 
     `ticked` are the names ticked at first, where the model has them.
     """
-    groups = targets.groups(model)
-    names = list(dict.fromkeys(group.name for group in groups if group.kind != "Parameter"))
-    boxes = [ipywidgets.Checkbox(name in ticked, description=name, indent=False) for name in names]
-    rank = ipywidgets.IntSlider(value=r, min=1, max=64, description="rank")
-    layout = ipywidgets.Layout(grid_template_columns="repeat(4, 10em)")
-    show(guard([ipywidgets.GridBox(boxes, layout=layout), rank], "target modules and rank"))
-
-    def outputs():
-        chosen = [box.description for box in boxes if box.value]
-        if not chosen:
-            return block(groups, {}, rank.value), HTML("Tick a layer.")
-        report = targets.inspect(model, LoraConfig(r=rank.value, target_modules=chosen))
-        words = f"LoraConfig(r={rank.value}, target_modules={chosen})\n{report}"
-        return block(groups, report.per_path, rank.value), _preformatted(words)
-
-    _show_live(outputs, [*boxes, rank])
+    models = {name: _layers(model)} | {family: _layers(build(config)) for family, config in FAMILIES.items()}
+    names = {group["name"] for group in models[name]["groups"]}
+    report = targets.inspect(model, LoraConfig(r=r, target_modules=[layer for layer in ticked if layer in names]))
+    live_figures.display_figure("targets", {"models": models, "ticked": ticked, "r": r},
+                                block(targets.groups(model), report.per_path, r))
 
 
-def plan_memory(model: torch.nn.Module, gpu_gb: float, **start) -> None:
-    """Show the memory planner: controls for what `memory.plan` takes, and its parts as a bar against `gpu_gb` GB.
+def _layers(model: torch.nn.Module) -> dict:
+    """What the explorer shows of a model; experts held as one parameter are no layers to name."""
+    groups = [{"name": group.name, "where": group.where, "layers": len(group.paths), "in": group.shape[1],
+               "out": group.shape[0]} for group in targets.groups(model) if group.kind != "Parameter"]
+    return {"parameters": sum(p.numel() for p in model.parameters()), "groups": groups}
 
-    `start` are values of the controls: rank, targets, precision, batch_size, seq_len, checkpointing.
+
+def llama(d: int, g: int, p: int, m: int, V: int, layers: int, tied: bool = False, positions: int = 1 << 20,
+          **_) -> LlamaConfig:
+    """Return the config of a Llama: `g` key and value heads of `d` numbers, `p` query heads for each, an MLP of `m`."""
+    return LlamaConfig(hidden_size=d * g * p, num_attention_heads=g * p, num_key_value_heads=g, intermediate_size=m,
+                       vocab_size=V, num_hidden_layers=layers, tie_word_embeddings=tied, dtype="bfloat16",
+                       max_position_embeddings=positions)
+
+
+def plan_memory(gpu_gb: float = 16, **start: Any) -> None:
+    """Show the memory planner of the ladder's models: `memory.plan`'s numbers, by part, against a GPU of `gpu_gb` GB.
+
+    `start` are what its controls show at first: model, rank, targets, precision, batch_size, seq_len, checkpointing.
+    Marks are peaks in the tables of `benchmarks`. Raises LabError for a model that it does not have.
     """
-    start = dict(rank=8, targets="q_proj v_proj", precision="bfloat16", batch_size=1, seq_len=512,
-                 checkpointing="off") | start
-    choices = {"rank": (1, 4, 8, 16, 64, 256), "targets": ("q_proj v_proj", "all-linear"),
-               "precision": ("float32", "bfloat16", "int8", "nf4"), "batch_size": (1, 2, 4, 8, 16),
-               "seq_len": (128, 512, 1024, 2048, 4096), "checkpointing": ("off", "on", "reentrant")}
-    look = dict(layout=ipywidgets.Layout(width="17em"), style={"description_width": "7.5em"})
-    controls = {name: ipywidgets.Dropdown(options=values, value=start[name], description=name.replace("_", " "), **look)
-                for name, values in choices.items()}
-    layout = ipywidgets.Layout(grid_template_columns="repeat(3, 18em)")
-    show(guard([ipywidgets.GridBox(list(controls.values()), layout=layout)], "memory planner"))
-
-    def outputs():
-        chosen = {name: control.value for name, control in controls.items()}
-        rank, names, checkpointing = (chosen.pop(name) for name in ("rank", "targets", "checkpointing"))
-        lora = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM",
-                          target_modules=names if names == "all-linear" else names.split())
-        planned = memory.plan(model, lora, **chosen, checkpointing={"off": False, "on": True}.get(
-            checkpointing, checkpointing))
-        fits = "fits" if planned.fits(gpu_gb) else "does not fit"
-        return plots.memory({f"r = {rank}": planned.parts()}, gpu_gb), _preformatted(
-            f"{planned}\n{fits} {gpu_gb:g} GB, of which {planned.reserve:.0%} are kept free")
-
-    _show_live(outputs, controls.values())
-
-
-def _show_live(outputs, controls) -> None:
-    """Show what `outputs()` gives, and again whenever one of `controls` changes."""
-    shown = [display(output, display_id=True) for output in outputs()]
-
-    def redraw(_):
-        for handle, output in zip(shown, outputs()):
-            handle.update(output)
-
-    for control in controls:
-        control.observe(redraw, "value")
-
-
-def _preformatted(text: str) -> HTML:
-    return HTML(f"<pre>{html.escape(text)}</pre>")
+    known = live_figures.read_json("models")["models"]
+    start = {"model": "Llama-2-7B", "rank": 8, "targets": "q_proj v_proj", "precision": "bfloat16", "batch_size": 1,
+             "seq_len": 512, "checkpointing": "off", **start}
+    if start["model"] not in known:
+        raise LabError(f"The planner has no {start['model']!r}. Use one of: {', '.join(known)}; or `memory.plan`.")
+    names = start["targets"] if start["targets"] == "all-linear" else start["targets"].split()
+    lora = LoraConfig(r=start["rank"], target_modules=names, task_type="CAUSAL_LM")
+    checkpointing = {"off": False, "on": True}.get(start["checkpointing"], start["checkpointing"])
+    planned = memory.plan(llama(**known[start["model"]]), lora, start["precision"], start["batch_size"],
+                          start["seq_len"], checkpointing=checkpointing)
+    shown = {"model": "model", "rank": "r", "batch_size": "B", "seq_len": "S"}
+    live_figures.display_figure("planner", live_figures.read_json("planner") | {
+        "models": known, "reserve": RESERVE,
+        "start": {shown.get(name, name): value for name, value in start.items()} | {"gpu": gpu_gb}},
+        plots.memory({start["model"]: planned.parts()}, gpu_gb))
 
 
 def group_table(model: torch.nn.Module, report: targets.Report | None = None) -> HTML:

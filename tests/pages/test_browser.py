@@ -1,10 +1,10 @@
 """The lessons in a real browser, against a real JupyterLab on loopback."""
 
 import re
-import time
 
 import pytest
 from browser import REPOSITORY, RUN_ALL, cells_and_active, in_one_theme, open_notebook
+from lora_lab.course import live_figures
 from playwright.sync_api import expect
 
 expect.set_options(timeout=30_000)
@@ -32,30 +32,29 @@ from lora_lab.course import explorers
 W = torch.randn(8, 6)
 explorers.slide(lambda r: plots.matrices({f"rank {r}": W, "W": W}), "rank", 1, 6, start=2)"""
 
-EXPLORER = """\
+BELOW = "'the cell below'"
+# What they show is tested on a page without a kernel (test_live_figures); here, that JupyterLab shows them.
+FIGURES = """\
+import torch
 from lora_lab.course import explorers
+from lora_lab.scoring import Score
+from lora_lab.sweep.runs import Runs
 from transformers import LlamaConfig, LlamaForCausalLM
 model = LlamaForCausalLM(LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                                      num_attention_heads=4, num_key_value_heads=2))
-explorers.explore(model)"""
+factors, asked = (0, 0.5, 1, 2), [("lamp on", '{"lamp":"on"}')]
+explorers.dial({f: Score(0.5 - f / 5, None, 42) for f in factors}, {f: 40 + f for f in factors}, asked,
+               {f: [f'{{"lamp":"at {f:g}"}}'] for f in factors})
+explorers.plan_memory(4, model="SmolLM2-135M")
+explorers.mechanism(model.model.layers[0].mlp.up_proj)
+explorers.ranks({"a weight": model.model.layers[0].mlp.up_proj.weight})
+explorers.explore(model)
+grid = Runs([{"alpha": alpha, "lr": rate, "seed": 0, "status": "ok", "loss": 1.0}
+             for alpha in (1, 4) for rate in (0.1, 0.2)])
+explorers.ridge({"SGD": grid}, {"SGD": {1: [0.1], 4: [0.2]}}, {"SGD": {"law": -1}})
+explorers.merges({("nf4", "merged in place"): ([0.1, 0.2], 1)}, {})"""
 
-BELOW = "'the cell below'"
-PLANNER = """\
-from lora_lab.course import explorers
-from transformers import LlamaConfig
-config = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4)
-explorers.plan_memory(config, gpu_gb=1, precision="bfloat16")"""
-
-DIAL = """\
-from lora_lab import plots
-from lora_lab.display import table
-from lora_lab.course import explorers
-def show(words):
-    return lambda factor: table([{"factor": f"{words} at {factor:g}"}])
-explorers.dial(show("score"), (0, 0.5, 1, 1.5, 2, 4), show("answers"))"""
-
-NOTEBOOKS = {"live": [LIVE_CURVE, BELOW], "slider": [SLIDER, BELOW], "explorer": [EXPLORER, BELOW],
-             "planner": [PLANNER, BELOW], "dial": [DIAL, BELOW]}
+NOTEBOOKS = {"live": [LIVE_CURVE, BELOW], "slider": [SLIDER, BELOW], "figures": [FIGURES, BELOW]}
 
 
 @in_one_theme
@@ -90,70 +89,31 @@ def test_slider_moves_by_keyboard_alone(page, jupyterlab):
 
 
 @in_one_theme
-def test_explorer_answers_to_ticks_and_rank(page, jupyterlab, tmp_path):
-    open_notebook(page, jupyterlab, "explorer.ipynb", keep_kernel=True)
+def test_figures_move_by_keyboard_alone(page, jupyterlab, tmp_path):
+    open_notebook(page, jupyterlab, "figures.ipynb", keep_kernel=True)
     assert page.evaluate(RUN_ALL) == []
-    picture, words = page.locator(".jp-OutputArea-output img"), page.locator(".jp-OutputArea-output pre")
-    words.get_by_text("['q_proj', 'v_proj']").wait_for()
-    expect(picture).to_have_attribute("alt", re.compile(r"q_proj adapted, [\d,]+ parameters, k_proj frozen"))
-    page.get_by_label("k_proj").focus()
-    before = cells_and_active(page)
-    page.keyboard.type("ddx")
-    assert cells_and_active(page) == before
-    page.keyboard.press("Space")
-    words.get_by_text("LoraConfig(r=8, target_modules=['q_proj', 'k_proj', 'v_proj'])").wait_for()
-    expect(picture).to_have_attribute("alt", re.compile("k_proj adapted"))
-    page.get_by_role("slider").focus()
-    page.keyboard.press("ArrowRight")
-    words.get_by_text("LoraConfig(r=9").wait_for()
-    for name in ("q_proj", "k_proj", "v_proj"):
-        page.get_by_label(name).uncheck()
-    page.get_by_text("Tick a layer.").wait_for()
-    expect(picture).to_have_count(1)
-    page.screenshot(path=tmp_path / "explorer.png")
-
-
-@in_one_theme
-def test_dial_answers_at_once_and_asks_on_demand(page, jupyterlab, tmp_path):
-    open_notebook(page, jupyterlab, "dial.ipynb", keep_kernel=True)
-    assert page.evaluate(RUN_ALL) == []
-    handle, shown = page.get_by_role("slider", name="factor"), page.locator(".jp-OutputArea-output table")
-    shown.get_by_text("score at 1", exact=True).wait_for()
+    for name in live_figures.names():
+        page.locator(f'[data-lora-lab="{name}"]').wait_for(state="attached")
+    shown = page.locator(".ll-live")
+    expect(shown).to_have_count(len(live_figures.names()))
+    for still in page.locator(".lora-lab-still").all():
+        expect(still, "the still gives way to the figure").to_be_hidden()
+    handle = page.get_by_role("slider", name="factor")
     handle.focus()
     before = cells_and_active(page)
-    seconds = []
-    for key, factor in (("ArrowRight", "1.5"), ("End", "4"), ("Home", "0"), ("ArrowRight", "0.5")):
+    page.keyboard.type("ddx")  # command keys of the notebook, which delete cells
+    for key, factor in (("ArrowRight", "2"), ("Home", "0"), ("ArrowRight", "0.5")):
         page.keyboard.press(key)
-        started = time.monotonic()
-        shown.get_by_text(f"score at {factor}", exact=True).wait_for()
-        seconds.append(time.monotonic() - started)
-    assert max(seconds) < 2  # half a second is the aim; this machine may be busy
-    page.get_by_role("button", name="Ask the model").click()
-    shown.get_by_text("answers at 0.5").wait_for()
-    page.get_by_role("slider", name="factor").focus()
-    page.keyboard.press("Home")
-    shown.get_by_text("answers at 0.5").wait_for(state="detached")
+        shown.get_by_text(f'{{"lamp":"at {factor}"}}').wait_for()
+        expect(handle).to_have_attribute("aria-valuetext", factor)
+    page.get_by_role("checkbox", name="v_proj").focus()
+    page.keyboard.press("Space")
+    shown.get_by_text("target_modules=[\"q_proj\"]").wait_for()
+    page.get_by_role("combobox", name="precision").focus()
+    page.keyboard.type("nf4x")
+    expect(page.get_by_role("combobox", name="precision")).to_have_value("nf4")
     assert cells_and_active(page) == before
-    page.screenshot(path=tmp_path / "dial.png")
-
-
-@in_one_theme
-def test_planner_answers_to_its_menus(page, jupyterlab, tmp_path):
-    open_notebook(page, jupyterlab, "planner.ipynb", keep_kernel=True)
-    assert page.evaluate(RUN_ALL) == []
-    picture, words = page.locator(".jp-OutputArea-output img"), page.locator(".jp-OutputArea-output pre")
-    words.get_by_text("\nfits 1 GB").wait_for()
-    page.get_by_label("precision").focus()
-    before = cells_and_active(page)
-    page.keyboard.press("ArrowDown")  # the keyboard alone: from bfloat16 to int8
-    words.get_by_text("quantization").wait_for()
-    assert cells_and_active(page) == before
-    page.get_by_label("batch size").select_option("16")
-    page.get_by_label("seq len").select_option("4096")
-    words.get_by_text("does not fit 1 GB").wait_for()
-    expect(picture).to_have_count(1)
-    expect(picture).to_have_attribute("alt", re.compile(r"A line marks 1 GB\.$"))
-    page.screenshot(path=tmp_path / "planner.png")
+    page.screenshot(path=tmp_path / "figures.png")
 
 
 LESSONS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"), reverse=True)

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
+from unittest import mock
 
+import nbformat
 import pytest
+import torch
 import yaml
 from check_links import check
+from lora_lab.course import explorers, live_figures
 
 REPOSITORY = Path(__file__).parents[2]
 CONTENTS = yaml.safe_load((REPOSITORY / "docs/_toc.yml").read_text())
@@ -31,7 +35,12 @@ def test_pictures_of_the_lessons_have_their_texts_on_the_site(tmp_path):
     """The site's own configuration, on the page with the fewest outputs."""
     pytest.importorskip("myst_nb")
     (tmp_path / "notebooks").mkdir()
-    shutil.copy(REPOSITORY / "notebooks/07_past_one_gpu.ipynb", tmp_path / "notebooks")
+    notebook, shown = nbformat.read(REPOSITORY / "notebooks/07_past_one_gpu.ipynb", 4), []
+    with mock.patch.object(live_figures, "display", shown.append), mock.patch.object(live_figures, "show"):
+        explorers.ranks({"a </script> matrix": torch.eye(4)})
+    figure = nbformat.v4.new_output("display_data", {"text/html": shown[0].data, "text/plain": shown[0].text})
+    notebook.cells[-1:] = [nbformat.v4.new_code_cell("show()", outputs=[figure]), notebook.cells[-1]]
+    nbformat.write(notebook, tmp_path / "notebooks/07_past_one_gpu.ipynb")
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
     (tmp_path / "docs/_toc.yml").write_text("root: notebooks/07_past_one_gpu\n")
     command = [sys.executable, "-m", "sphinx", "-E", "--quiet", "-b", "html", "-c", REPOSITORY / "docs", tmp_path,
@@ -41,6 +50,9 @@ def test_pictures_of_the_lessons_have_their_texts_on_the_site(tmp_path):
     page = (tmp_path / "built/notebooks/07_past_one_gpu.html").read_text()
     pictures = re.findall(r'<img[^>]*src="data:image/png[^>]*>', page)
     assert len(pictures) >= 3 and all(re.search(r'alt="\w[^"]{20,}"', picture) for picture in pictures)
+    assert shown[0].data in page, "a figure's still and its values, as they were saved"
+    assert re.search(r'<script src="\.\./_static/figures\.js', page)
+    assert (tmp_path / "built/_static/figures.js").read_text() == live_figures.page_script()
     assert page.count(".lora-lab-quiz {border") == 1 and page.count('class="lora-lab-quiz') > 5
 
 

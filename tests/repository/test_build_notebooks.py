@@ -54,6 +54,13 @@ def test_a_picture_is_stored_once_with_its_text(notebook):
     assert [cell.source for cell in written.cells] == sources
 
 
+def test_the_still_of_a_figure_stays_a_page_with_a_smaller_picture(notebook):
+    page, png = '<div class="lora-lab-still"><img alt="a" src="data:image/png;base64,{}"></div>', picture()[PNG]
+    notebook.cells[3].outputs[0].data[HTML] = page.format(png)
+    written = build_notebooks.compact(notebook).cells[3].outputs[0].data[HTML]
+    assert written == page.format(build_notebooks.fewer_colours(png)) and len(written) < len(png) / 2
+
+
 def test_the_cards_share_one_style_sheet_and_widgets_go(notebook):
     written = build_notebooks.compact(notebook)
     first, second = (written.cells[place].outputs[0].data[HTML] for place in (1, 2))

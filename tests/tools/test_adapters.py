@@ -122,7 +122,7 @@ def _cut(left):
     (_edited(peft_type="LORE"), "'LORE' for peft_type"),
     (_edited(peft_type="IA3"), "says IA3, and the weights beside it are LoRA's"),
     (_edited(r=4), "says r=4, and .* has rank 8"),
-], ids=str)
+], ids=lambda value: None if callable(value) else str(value))
 def test_a_file_that_is_damaged_or_does_not_fit_its_config_is_refused(small, tmp_path, spoil, words):
     adapted(small).save_pretrained(tmp_path)
     spoil(tmp_path)
