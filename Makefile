@@ -40,6 +40,7 @@ release:
 	@$(SET_UP) lab tools/release.py
 
 wheel:
+	@rm -rf build  # what an earlier build left would come along
 	@$(SET_UP) test -m uv build --wheel --quiet --out-dir dist
 
 lock:
