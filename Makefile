@@ -57,7 +57,7 @@ audit:
 # Three processes for two cores: those of pages and of lessons often wait.
 test:
 	@$(SET_UP) test tools/get_browser.py
-	@$(SET_UP) test -m pytest -n 3 --dist loadgroup $(ARGS)
+	@$(SET_UP) test -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lesson:
 	@$(SET_UP) test -m pytest -q -n 0 tests/lessons/test_notebooks.py -k "$(LESSON) and notebook_runs"

@@ -25,7 +25,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first: pages, lessons, slow files. Tests of a file are run by one process, and so are all pages."""
+    """The longest first: pages, lessons, slow files."""
     def turn(item):
         if "chromium" in item.fixturenames:
             return 0, 0
@@ -38,17 +38,23 @@ def pytest_collection_modifyitems(items):
         if item.path.stem in SLOW or "chromium" in item.fixturenames or getattr(item, "originalname", None) == LESSON:
             item.add_marker(pytest.mark.slow)
     items.sort(key=turn)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
-def group(item):
-    if "chromium" in item.fixturenames:
-        return "pages"
-    if getattr(item, "originalname", None) != LESSON:
-        return item.path.stem
-    stem = item.callspec.params["path"].stem
-    return "lessons that go on" if stem in lesson_runs.TOGETHER else stem
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        """Gives the tests of a file to one process, all pages to one, and each lesson to any."""
+
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            if file.startswith("tests/pages/"):
+                return "pages"
+            if not test.startswith(LESSON):
+                return file
+            return "go on" if any(name in test for name in lesson_runs.TOGETHER) else nodeid
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")
