@@ -24,8 +24,8 @@ project = "lora-lab"
 release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
 html_title = "lora-lab"
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc", "sphinx.ext.githubpages"]
-include_patterns = ["index.md", "README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/*.ipynb", "docs/*.md",
-                    "benchmarks/*.md"]
+include_patterns = ["index.md", "README.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md",
+                    "notebooks/*.ipynb", "docs/*.md", "benchmarks/*.md"]
 exclude_patterns = ["_build", "**/.*"]
 external_toc_path = "docs/_toc.yml"
 suppress_warnings = ["etoc.glob"]  # docs/ need not have a page
@@ -59,7 +59,7 @@ html_theme_options = {
     "navbar_persistent": [],  # the search stands in the side bar
     "primary_sidebar_end": [],  # advertisements of a host
     "footer_content_items": ["extra-footer.html"],
-    "extra_footer": f"lora-lab {release}, Apache-2.0. This page loads nothing from elsewhere.",
+    "extra_footer": f"lora-lab {release}: code Apache-2.0, texts CC-BY-4.0. This page loads nothing from elsewhere.",
 }
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is, until switched
 html_favicon = "static/icon.svg"
