@@ -14,7 +14,7 @@
 # # 8 · Your own data, your own model
 #
 # *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb) ·
-# [9 · Does the new variant win?](09_variants.ipynb) →
+# [9 · Does the new variant win? Put a claim to the test](09_variants.ipynb) →
 #
 # So far the data was this course's. At work you have a table, an export of chats, a folder of tickets. Here you take
 # such a file from its first line to an adapter that is shipped, or to the advice not to ship one. On the way every
@@ -831,4 +831,4 @@ progress()
 # Rates and Proportions* (1981), chapter 3.
 #
 # *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb) ·
-# [9 · Does the new variant win?](09_variants.ipynb) →
+# [9 · Does the new variant win? Put a claim to the test](09_variants.ipynb) →

@@ -13,7 +13,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("bench", "lab", "site", "test")
-PUBLIC = "https://pypi.org/simple"
 BY_VERSION = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 HEAD = """\
 # Written by `make lock` from pyproject.toml and constraints.txt: do not edit.
@@ -26,7 +25,7 @@ def closure(extra: str) -> dict[str, str]:
     lowest = re.search(r">=(3\.\d+)", project["requires-python"])
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--extra", extra, "--universal",
                "--python-version", lowest[1], "-c", "constraints.txt", "--generate-hashes", "--no-header",
-               "--no-annotate", "--no-config", "--quiet", "--default-index", PUBLIC]
+               "--no-annotate", "--no-config", "--quiet"]
     own = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PIP_"))}
     said = subprocess.run(command, cwd=ROOT, env=own, check=True, capture_output=True, text=True).stdout
     blocks = [block for block in re.split(r"(?m)^(?=\S)", said) if block.strip()]
