@@ -13,6 +13,7 @@ from sphinx.transforms import SphinxContentsFilter
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import build_notebooks  # noqa: E402
+import claims  # noqa: E402
 import publish  # noqa: E402
 import site_front  # noqa: E402
 import site_math  # noqa: E402
@@ -23,8 +24,8 @@ project = "lora-lab"
 release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
 html_title = "lora-lab"
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc", "sphinx.ext.githubpages"]
-include_patterns = ["index.md", "README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/*.ipynb", "docs/*.md",
-                    "benchmarks/*.md"]
+include_patterns = ["index.md", "README.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md",
+                    "notebooks/*.ipynb", "docs/*.md", "benchmarks/*.md"]
 exclude_patterns = ["_build", "**/.*"]
 external_toc_path = "docs/_toc.yml"
 suppress_warnings = ["etoc.glob"]  # docs/ need not have a page
@@ -58,7 +59,7 @@ html_theme_options = {
     "navbar_persistent": [],  # the search stands in the side bar
     "primary_sidebar_end": [],  # advertisements of a host
     "footer_content_items": ["extra-footer.html"],
-    "extra_footer": f"lora-lab {release}, Apache-2.0. This page loads nothing from elsewhere.",
+    "extra_footer": f"lora-lab {release}: code Apache-2.0, texts CC-BY-4.0. This page loads nothing from elsewhere.",
 }
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is, until switched
 html_favicon = "static/icon.svg"
@@ -68,14 +69,27 @@ html_show_copyright = False
 
 
 def show_texts(app, page, source):
-    """Give the pictures of a notebook their texts, its questions their replies, and fold the cells that it folds."""
+    """Give the pictures of a notebook their texts, its questions their replies, its cells a place each that a link can
+    name, and fold the cells that it folds."""
     if app.env.doc2path(page).suffix == ".ipynb":
         notebook = site_questions.answering(build_notebooks.with_texts(nbformat.reads(source[0], 4)))
         site_pictures.as_files(notebook, Path(app.outdir), "../" * page.count("/"))
+        placed = []
         for cell in notebook.cells:
             if cell.metadata.get("jupyter", {}).get("source_hidden"):
                 cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
+            if cell.cell_type == "code":
+                place = f'<div class="cell-place" id="cell-{cell.id}"></div>'
+                placed.append(nbformat.v4.new_markdown_cell(place, id=f"before-{cell.id}"))
+            placed.append(cell)
+        notebook.cells = placed
         source[0] = nbformat.writes(notebook)
+
+
+def show_claims(app, page, source):
+    """Write the claims board into its page, with the figures of the executed lessons."""
+    if page == "docs/claims":
+        source[0] = source[0].replace(claims.HERE, claims.page())
 
 
 def fill_front_page(app, page, source):
@@ -134,6 +148,7 @@ def setup(app):
     app.connect("html-page-context", add_scripts)
     app.connect("html-page-context", describe, priority=600)  # after the theme
     app.connect("source-read", show_texts)
+    app.connect("source-read", show_claims)
     app.connect("source-read", fill_front_page)
     app.connect("build-finished", write_downloads)
     app.add_html_math_renderer("mathml", (site_math.draw, None), (site_math.draw, None))

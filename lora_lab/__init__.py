@@ -26,5 +26,11 @@ __all__ = ["LabError", *_HOMES]
 def __getattr__(name: str):
     # On demand, so that `import lora_lab` is instant and needs neither torch nor transformers.
     if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        try:
+            return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            if not _HOMES[name].startswith("course."):
+                raise
+            raise LabError(f"{name} is of the course, and {error.name} is missing, which comes with it. Install "
+                           'it with `pip install "lora-lab[lab]"`, and restart the kernel.') from None
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

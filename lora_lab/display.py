@@ -2,22 +2,30 @@
 
 import contextlib
 import html
+import sys
 import time
 from collections.abc import Iterator
-
-from IPython import get_ipython
-from IPython.display import HTML, display
+from typing import Any
 
 
-class Page(HTML):
+class Page:
     """HTML with a text for places that show none, such as a plain Python program."""
 
-    def __init__(self, data: str, text: str):
-        super().__init__(data)
-        self.text = text
+    def __init__(self, data: str, text: str = ""):
+        self.data, self.text = data, text
+
+    def _repr_html_(self) -> str:
+        return self.data
 
     def __repr__(self) -> str:
         return self.text
+
+
+def display(shown: Any, **options: Any) -> Any:
+    """Show something below the running cell; returns the handle that `display_id=True` asks for."""
+    from IPython.display import display  # a notebook has it, an engineer's program need not
+
+    return display(shown, **options)
 
 
 def table(rows: list[dict]) -> Page:
@@ -48,7 +56,8 @@ def tokens(pieces: list[str], counted: list[bool]) -> Page:
 
 def in_notebook() -> bool:
     """Return whether a notebook's kernel runs this."""
-    return getattr(get_ipython(), "kernel", None) is not None
+    ipython = sys.modules.get("IPython")  # where a kernel runs this, it was imported
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 class Progress:
@@ -71,20 +80,19 @@ class Progress:
 
     def __exit__(self, *_):
         if self.handle:
-            self.handle.update(HTML(""))
+            self.handle.update(Page(""))
 
-    def _bar(self) -> HTML:
+    def _bar(self) -> Page:
         elapsed = time.monotonic() - self.started
         left = f", {elapsed / self.done * (self.total - self.done):.0f} s left" if self.done else ""
         return bar(self.label or "", self.done, self.total, f"{self.done} of {self.total}{left}")
 
 
-def bar(label: str, done: int, total: int, text: str) -> HTML:
+def bar(label: str, done: int, total: int, text: str) -> Page:
     """Return the browser's own progress element, with its text beside it."""
-    label, text = html.escape(label), html.escape(text)
     style = "width:20em;vertical-align:middle"
-    element = f'<progress aria-label="{label}" style="{style}" value="{done}" max="{total}"></progress>'
-    return HTML(f"{element} {label}: {text}")
+    element = f'<progress aria-label="{html.escape(label)}" style="{style}" value="{done}" max="{total}"></progress>'
+    return Page(f"{element} {html.escape(label)}: {html.escape(text)}", f"{label}: {text}")
 
 
 @contextlib.contextmanager

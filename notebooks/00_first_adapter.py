@@ -449,7 +449,8 @@ progress()
 # - Measure on held-out data, with an interval, and measure what was forgotten.
 #
 # Next: **Lesson 1** shows why a low rank is enough, **2** which layers to name, **3** the same training in 8 bits,
-# **4** where the memory goes, **5** what alpha does, **6** how to merge and ship, **7** how to train past one GPU.
+# **4** where the memory goes, **5** what alpha does, **6** how to merge and ship, **7** how to train past one GPU,
+# **8** what to do with data of your own, and **9** whether a new variant wins.
 #
 # LoRA was introduced in Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models* (2021), section 4.1.
 #

@@ -13,7 +13,8 @@
 # %% [markdown]
 # # 8 · Your own data, your own model
 #
-# *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb)
+# *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb) ·
+# [9 · Does the new variant win? Put a claim to the test](09_variants.ipynb) →
 #
 # So far the data was this course's. At work you have a table, an export of chats, a folder of tickets. Here you take
 # such a file from its first line to an adapter that is shipped, or to the advice not to ship one. On the way every
@@ -71,7 +72,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 # %%
 MODEL = "SmolLM2-135M-Instruct"  # or a hub id, or a folder
-FILE, TASK = data.example("support"), "Name the team that this message is for."
+FILE, TASK = data.example("support"), "Name its team: account, billing, delivery, returns or technical."
 # FILE, TASK = data.example("orders"), "Write this order as JSON."
 # FILE, TASK = data.example("style"), "Say this politely."
 # FILE, TASK = "my_rows.csv", "What the model is to do."
@@ -175,7 +176,8 @@ print(f"{len(DIRT.keys() & kinds)} of {len(DIRT)} kinds of dirt were found; not 
 quiz("own/leak")
 
 # %% [markdown]
-# Now your own rows. What is named is left out here, so that the lesson goes on. At work you would mend it in the file.
+# Now your own rows. What is named is left out here, so that the lesson goes on. At work you would mend it in the file,
+# and run from the top: all places of a finding are in its `places`.
 
 # %%
 found = data.check(drawn, tokenizer, max_length=WINDOW)
@@ -188,6 +190,16 @@ print(f"training, held out, test: {before} rows before, {(len(train), len(held_o
 if len(train) < 20 or len(held_out) < 4 or len(test) < 10:
     raise LabError("Too few rows are left. Mend in the file what was found. If rows are too long, raise WINDOW; if "
                    "they are leaks, your file has few forms, and needs rows of others.")
+
+# %% [markdown]
+# Do answers repeat? Then look at each with its count. A rare one may be another's misspelling, or another's name: no
+# check can know that, and you can.
+
+# %%
+counts = Counter(row.answer for row in [*train, *held_out, *test])
+print(f"{len(counts)} different answers.", *(f"{n} × {text[:60]!r}" for text, n in counts.most_common(12)), sep="\n")
+rare = [answer for answer, n in counts.items() if n < 3] if len(counts) < len(train) / 4 else []
+print("Of fewer than three rows each:", ", ".join(map(repr, rare)) or "none that stand out")
 
 # %% [markdown]
 # A row of the same *kind* is no leak, and a test row says how good the model is at rows of the same kind. If one form
@@ -363,6 +375,7 @@ print(f"Kept apart by a mask, no loss is further from its own alone than {off:.2
 # ## Would a prompt do?
 #
 # Before any training, the fair trial of Lesson 0: the base gets the task and a few solved examples in every request.
+# It is fair if the prompt is as good as you can make it: where all answers are one of a few, name them in your `TASK`.
 # **Predict** its score on your test rows.
 
 # %%
@@ -372,14 +385,14 @@ quiz("own/told")
 ANSWER = min(WINDOW // 4, max(row["answer_length"] for row in encoded))  # tokens; longer answers are cut off
 often = Counter(row.answer for row in train)
 by_count = sorted(train, key=lambda row: -often[row.answer])
-examples = list({row.answer: row for row in by_count}.values())[:max(1, min(5, int(TOKENS / 12 / length)))]
+examples = list({row.answer: row for row in by_count}.values())[:max(1, min(8, int(TOKENS / 12 / length)))]
 shown = [turn for row in examples for turn in answered(row)[1:]]
 asked = {"with examples": [pair(row, shown)[0] for row in test], "adapter": [pair(row)[0] for row in test]}
 read_by = {way: statistics.mean(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
            for way, texts in asked.items()}
 asked = {way: texts[:max(20, int(TOKENS / (read_by[way] + ANSWER)))] for way, texts in asked.items()}
-print(f"{len(examples)} examples, of the commonest answers. A request has {read_by['with examples']:.0f} tokens with them, "
-      f"{read_by['adapter']:.0f} without.\nUp to {ANSWER} tokens are written. Test rows asked, for time:",
+print(f"{len(examples)} examples, of the commonest answers. A request has {read_by['with examples']:.0f} tokens with "
+      f"them, {read_by['adapter']:.0f} without.\nUp to {ANSWER} tokens are written. Test rows asked, for time:",
       f"{len(asked['with examples'])} of {len(test)}.")
 
 # %%
@@ -508,10 +521,11 @@ def diagnosis(name):
         return told + f"It learns its rows by heart: stop at step {steps[checks.index(low)]}, or bring more rows."
     if end > 0.9 * checks[0]:
         return told + "It has hardly begun: a higher rate, or more steps."
+    if end == low:
+        return told + ("Hardly anything is left to learn." if low < 0.02 else "It is at its lowest: more may help.")
     if learned < 0.5 * end and end - learned > 0.05:
         return told + "Its own rows are far ahead of the others: more steps will not help those."
-    rest = "It is at its lowest: more steps may help." if low > 0.02 else "Hardly anything is left to learn."
-    return told + (rest if end == low else "It has stopped falling: enough.")
+    return told + "It has stopped falling: enough."
 
 print(diagnosis("too little"), diagnosis("too much"), sep="\n")
 
@@ -822,9 +836,12 @@ progress()
 # **The exercise worth doing.** The one above. And if somebody brings you a sick adapter, say your diagnosis before you
 # ask the doctor.
 #
+# Next: **Lesson 9** puts the claims of LoRA's variants to the test.
+#
 # Sources: Hu et al., *LoRA* (2021); Kaufman et al., *Leakage in Data Mining* (2012); Prechelt, *Early Stopping: But
 # When?* (1998); Krell et al., *Efficient Sequence Packing without Cross-contamination* (2021); Newcombe, *Interval
 # estimation for the difference between independent proportions* (1998), method 10; Fleiss, *Statistical Methods for
 # Rates and Proportions* (1981), chapter 3.
 #
-# *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb)
+# *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb) ·
+# [9 · Does the new variant win? Put a claim to the test](09_variants.ipynb) →

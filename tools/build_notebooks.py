@@ -72,6 +72,17 @@ def with_data(notebook, kind: str) -> list:
     return [output for output in outputs if kind in output.get("data", {})]
 
 
+def words(output) -> str:
+    """Return an output as text: what was printed, a picture's text, a table's lines, or a page without its tags."""
+    if output.output_type == "stream":
+        return output.text
+    data = output.get("data", {})
+    plain = data.get("text/plain", "")
+    if plain.startswith("<IPython"):  # an HTML page without a text of its own
+        plain = html.unescape(re.sub(r"(?s)<style.*?</style>|<[^>]+>", " ", data.get(HTML, ""))).strip()
+    return plain
+
+
 def fewer_colours(png: str) -> str:
     """Return a PNG with a palette of 256 colours, as base64: a third of the bytes. One that has a palette stays."""
     picture = Image.open(io.BytesIO(base64.b64decode(png)))

@@ -41,7 +41,7 @@ def pins(file: Path) -> dict[str, str]:
 
 def requirements() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [Requirement(line) for line in project["dependencies"]]
+    return [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["course"]]
 
 
 def constraints(name: str, free_torch: bool) -> dict[str, str]:
@@ -68,11 +68,11 @@ def make_environment(folder: Path, keep_to: dict[str, str]) -> Path:
     file.write_text("".join(f"{package}=={version}\n" for package, version in keep_to.items()), encoding="utf-8")
     course = folder / "course"  # a copy: setuptools would leave a build folder in the checkout, and use it again
     course.mkdir()
-    for name in ("lora_lab", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("lora_lab", "pyproject.toml", "README.md", "LICENSE", "LICENSES", "NOTICE"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, course / name)
     # torch first: with it there, pip looks at no other build of it.
     torch = [f"torch=={keep_to['torch']}"] if "torch" in keep_to else []
-    for wanted in filter(None, (torch, [str(course), "ipykernel"])):
+    for wanted in filter(None, (torch, [f"{course}[course]", "ipykernel"])):
         pip = subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", file,
                               *wanted], capture_output=True, text=True)
         if pip.returncode:

@@ -144,19 +144,15 @@ def reading_copy(notebook, questions: dict) -> str:
 
 def told(output, questions: dict) -> str:
     """Return an output as text: what was printed, a picture's alt text, a table, or a question with its replies."""
-    if output.output_type == "stream":
-        return f"```\n{output.text.rstrip()}\n```" if output.text.strip() else ""
     if output.output_type == "error":
         return f"**This cell failed.** {output.ename}: {output.evalue}"
     data = output.get("data", {})
-    plain, page = data.get("text/plain", ""), data.get("text/html", "")
-    if asked := re.search(r'data-question="([^"]+)"', page):
+    if asked := re.search(r'data-question="([^"]+)"', data.get("text/html", "")):
         return question(html.unescape(asked[1]), questions)
+    text = build_notebooks.words(output).rstrip()
     if "image/png" in data:
-        return f"[Picture: {plain}]"
-    if plain.startswith("<IPython"):  # an HTML page without a text of its own
-        plain = html.unescape(re.sub(r"(?s)<style.*?</style>|<[^>]+>", " ", page))
-    return f"```\n{plain.strip()}\n```" if plain.strip() else ""
+        return f"[Picture: {text}]"
+    return f"```\n{text}\n```" if text.strip() else ""
 
 
 def question(name: str, questions: dict) -> str:

@@ -2,10 +2,12 @@
 
 Makes a virtual environment, installs into it what learners need (`lab`) or more (`test`, `bench`, `site`; `test,bench`
 for several), and fetches the model. What is there is not done again. `python tools/set_up.py clean` removes it.
+uv does it where it is there, else pip; both take the files whose SHA-256 is in locked.txt, and torch by its version.
 
 Any Python 3.6 or newer can read this file, to be told what is missing; nothing but its standard library is used.
 """
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -26,6 +28,7 @@ FOLDERS = (".venv", ".venv-lora-lab")  # the second where the first is somebody 
 MARK = ".lora-lab"  # in a folder of ours: empty until all is installed, then what it was installed from
 EXTRAS = ("lab", "test", "bench", "site")
 PYTORCH = "https://download.pytorch.org/whl/"
+HASHED = ("--no-deps", "--require-hashes", "-r")  # of pip and uv: these very files, or none
 CUDA = "cu130"  # of the same CUDA as the wheels of torch for Linux; a test compares
 WINDOWS = sys.platform == "win32"
 
@@ -60,7 +63,7 @@ def _numbers(version):
 def fingerprint():
     """Of what the packages are installed from. The published address in pyproject.toml is none of it."""
     project = re.sub(r"(?m)^repository = .*\n", "", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pins = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("constraints.txt", "locked.txt"))
     return hashlib.sha256(f"{ROOT}\n{project}{pins}".encode()).hexdigest()[:16]
 
 
@@ -144,6 +147,29 @@ else:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def find_uv():
+    return shutil.which("uv")
+
+
+def places():
+    """Where pip looks for packages by the user's own settings, as options for uv, which does not read them."""
+    pip = subprocess.run([sys.executable, "-m", "pip", "config", "list"], stdout=subprocess.PIPE,
+                         stderr=subprocess.DEVNULL)
+    words = []
+    for line in pip.stdout.decode("utf-8", "replace").splitlines():
+        option, _, value = line.partition(".")[2].partition("=")
+        if option in ("index-url", "extra-index-url", "find-links"):
+            words += [word for place in ast.literal_eval(value).split() for word in ("--" + option, place)]
+    return words
+
+
+def hashed(extras):
+    """The part of locked.txt that these extras need: pinned files with their SHA-256, for every system."""
+    blocks = (ROOT / "locked.txt").read_text(encoding="utf-8").split("# for ")[1:]
+    parts = (block.partition("\n") for block in blocks)
+    return "".join(lines for names, _, lines in parts if set(names.split()) & set(extras))
+
+
 def has_gpu():
     """Whether there is an NVIDIA GPU with a driver that answers. Asked before torch is there."""
     if Path("/proc/driver/nvidia/gpus").is_dir():
@@ -155,12 +181,17 @@ def has_gpu():
         return False
 
 
+def build_wanted():
+    """The build of torch for this machine at PyTorch's index; empty where the usual wheel is the right one."""
+    gpu = has_gpu()
+    return "" if sys.platform == "darwin" or gpu and not WINDOWS else CUDA if gpu else "cpu"
+
+
 def torch_index():
     """PyTorch's index with the build of torch for this machine; empty where the user's own pip settings have it."""
-    gpu = has_gpu()
-    if sys.platform == "darwin" or gpu and not WINDOWS:  # there, the usual wheel is the right one
+    build = build_wanted()
+    if not build:
         return ""
-    build = CUDA if gpu else "cpu"
     pin = re.search(r"(?m)^torch==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8")).group(1)
     if has_build(f"{PYTORCH}{build}/torch/", pin, build):
         return PYTORCH + build
@@ -194,9 +225,9 @@ def call(*command):
 
 def install(folder, extras):
     """Make the environment, or bring it up to date. The mark comes last: an update that fails keeps the old one."""
-    before = installed(folder)
+    before, uv = installed(folder), find_uv()
     if not before:
-        if find_spec("ensurepip") is None:
+        if find_spec("ensurepip") is None and not uv:
             sys.exit(f"{sys.executable} cannot make environments: its module ensurepip is missing. On Debian and "
                      f"Ubuntu: apt install python3.{sys.version_info[1]}-venv. Then run again.")
         if ours(folder):
@@ -208,13 +239,26 @@ def install(folder, extras):
         (folder / MARK).write_text("", encoding="utf-8")
         print(f"Setting up {folder.name}: torch, transformers, JupyterLab and the rest (a few minutes, once).",
               flush=True)
-        call(sys.executable, "-m", "venv", folder)
-    pip = (python_of(folder), "-m", "pip", "install", "--disable-pip-version-check", "-c", "constraints.txt")
-    index = torch_index()
-    if index:  # 2.13.0+cpu counts as newer than the 2.13.0 of other indexes. Alone: the rest is the other indexes' own
-        call(*pip, "torch", "--extra-index-url", index)
+        if not uv or subprocess.call([uv, "venv", "--quiet", "--seed", "--allow-existing", "--python", sys.executable,
+                                      str(folder)], close_fds=False):
+            call(sys.executable, "-m", "venv", folder)
     extras = sorted({*extras, *before.get("extras", ())})
-    call(*pip, "-e", f".[{','.join(extras)}]")
+    (folder / "locked.txt").write_text(hashed(extras), encoding="utf-8")
+    index = torch_index()
+    # 2.13.0+cpu counts as newer than the 2.13.0 of other indexes. By itself: the rest is from the other indexes alone.
+    steps = ((*HASHED, folder / "locked.txt"),
+             ("-c", "constraints.txt", "torch", *(("--extra-index-url", index) if index else ())),
+             ("--no-deps", "--no-build-isolation", "-e", f".[{','.join(extras)}]"))
+    python = str(python_of(folder))
+    by_uv = uv and [uv, "pip", "install", "--python", python, "--index-strategy", "unsafe-best-match", *places()]
+    kept = ["--offline", *(["--extra-index-url", PYTORCH + build_wanted()] if build_wanted() else [])]
+    for step in steps:
+        if by_uv and all(subprocess.call([*by_uv, *offline, *map(str, step)], cwd=str(ROOT), close_fds=False)
+                         for offline in ([], kept)):  # without a network, from what uv keeps of earlier times
+            print("uv did not get through; going on with pip.", flush=True)
+            by_uv = None
+        if not by_uv:
+            call(python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *step)
     new = folder / (MARK + ".new")
     new.write_text(json.dumps({"of": fingerprint(), "extras": extras}), encoding="utf-8")
     os.replace(str(new), str(folder / MARK))

@@ -1,6 +1,6 @@
 """A class's progress as one table, from the files that learners exported with `lora_lab.export_progress`.
 
-`python -m lora_lab.course.classroom handed-in/*.json --out class.csv` prints it and writes it as CSV.
+`lora-lab class handed-in/*.json --out class.csv` prints it and writes it as CSV.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def _visible(name: str | Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lora_lab.course.classroom",
+    parser = argparse.ArgumentParser(prog="lora-lab class",
                                      description="A class's progress as a table.")
     parser.add_argument("files", nargs="*", help="exported files; quoted patterns such as 'handed-in/*.json' work too")
     parser.add_argument("--out", default="class.csv", help="the CSV file to write (class.csv)")
@@ -123,7 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
     named = [found for name in given.files for found in ([name] if Path(name).exists() else []) + glob.glob(name)
              or [name]]
     if not named:
-        sys.exit("No files were named. Name those that learners handed in: make class FILES='handed-in/*.json'")
+        sys.exit("No files were named. Name those that learners handed in: lora-lab class 'handed-in/*.json', or with "
+                 "make FILES='handed-in/*.json'")
     summary, out = collect(named), Path(given.out)
     if not summary.rows:
         sys.exit("\n".join([*summary.notes, "No file has a learner's progress, and nothing was written. "
@@ -134,7 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
             shutil.copy2(out, kept := files.free(out, "before"))
         files.write(out, new)
     except OSError as error:
-        sys.exit(f"{out} cannot be written: {error}. Name another file: OUT=elsewhere.csv")
+        sys.exit(f"{out} cannot be written: {error}. Name another file: --out elsewhere.csv, or with make "
+                 "OUT=elsewhere.csv")
     print(as_text(summary))
     print(f"\n{len(summary.rows)} learners, written to {out}." + (f" What was there is in {kept}." if kept else ""))
 

@@ -74,8 +74,9 @@ def requirements() -> list[tuple[Requirement, str | None]]:
     found: list[tuple[Requirement, str | None]] = []
     for line in metadata.requires("lora-lab") or ():
         needed = Requirement(line)
-        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+        if needed.marker and not needed.marker.evaluate({"extra": "course"}):  # JupyterLab is not: Colab has another
             continue
+        needed.marker = None  # it holds here; pip, which knows of no extra, would leave the package out
         try:
             found.append((needed, metadata.version(needed.name)))
         except metadata.PackageNotFoundError:

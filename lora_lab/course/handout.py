@@ -2,44 +2,53 @@
 
 A copy is replaced only while it is, byte for byte, what was handed out: the course's lesson without the outputs of its
 cells, which would answer the questions above them. JupyterLab shows this folder alone, so the course's files that a
-lesson links to are copied into its `course/`. What is solved is in `progress_file`.
-`python -m lora_lab.course.handout --help` lists what it does from a command line.
+lesson links to are copied into its `course/`. What is solved is in `progress_file`. Without a checkout the lessons come
+out of the installed package, and `my-lessons/` is made where one stands. `lora-lab` calls this from a command line.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import re
 import sys
+from importlib import util
 from pathlib import Path
 
-from .. import files
+from .. import cache, files
 from ..display import Page
 from ..errors import LabError, reason
-from . import index, progress_file, question_files
+from . import index, lesson_files, progress_file, question_files
 from .index import Entry
 
 WORK = "my-lessons"
 _COURSE = "course"  # in it, copies of what lessons link to
-_LINK = re.compile(r"\]\(\.\./([^)#\s]+)")  # of a cell in Markdown, out of the lessons' folder
 _KEPT = ".handed-out.json"  # for each file the SHA-256 that it was handed out with
 _INDEX = "index.ipynb"
 _NOTEBOOK = 50_000_000  # bytes of one with its pictures
 _EMPTY = hashlib.sha256(b"").hexdigest()  # of a file of 0 bytes, as a full disk leaves it
 _ENDS = (".ipynb", ".new.ipynb")  # of a lesson's copy, and of a newer version beside an edited one
+_JUPYTER = ("jupyterlab", "ipywidgets", "anywidget", "markdown_it", "mdit_py_plugins")  # what `lab` adds to the tools
 _LIVE = "from lora_lab.course import handout\n\nhandout.show()"
 
 
 def course(root: Path | None = None) -> Path:
-    """Return `root`, or the course's folder: this one, the one above, or where this package lies. Raises LabError."""
+    """Return `root`, or the folder that has the course, or with an installed package is to have the learner's copies.
+
+    That is this one, the one above, or where this package lies. Raises LabError.
+    """
     if root is not None:
         return files.place(root, "the course's folder")
-    first = f"notebooks/{question_files.lessons()[0].notebook}.ipynb"
-    for folder in (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parents[2]):
-        if (folder / first).is_file():
+    here = Path.cwd()
+    for folder in (here, here.parent, Path(__file__).resolve().parents[2]):
+        if (folder / _first()).is_file():
             return folder
-    raise LabError(f"There is no {first} in {Path.cwd()}. Go to the course's folder and run this again.")
+    if (lesson_files.PACKED / _first()).is_file():
+        return here.parent if here.name == WORK and (here / _KEPT).is_file() else here
+    raise LabError(f"No {_first()} is in {here}, and this package was built without the lessons. Go to the course.")
+
+
+def _first() -> str:
+    return f"notebooks/{question_files.lessons()[0].notebook}.ipynb"
 
 
 def overview(root: Path | None = None) -> list[Entry]:
@@ -76,8 +85,8 @@ def sync(root: Path | None = None) -> list[str]:
             for source in _lessons(root):
                 try:
                     lines += _hand_out(work / source.name, _as_handed_out(source), known)
-                    for name in _linked(source):
-                        _hand_out_file(work, root / name, f"{_COURSE}/{name}", known)
+                    for name in lesson_files.linked(files.read_json(source, dict, _NOTEBOOK), source.parents[1]):
+                        _hand_out_file(work, source.parents[1] / name, f"{_COURSE}/{name}", known)
                 except ValueError as error:
                     lines.append(f"{source} is damaged ({error}), so your copy stays. Get the course's file again.")
                 _note(work, known)
@@ -121,31 +130,30 @@ def show() -> Page:
 
 
 def _lessons(root: Path) -> list[Path]:
-    return sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+    source = root if (root / _first()).is_file() or not lesson_files.PACKED.is_dir() else lesson_files.PACKED
+    return sorted((source / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def _named(given: str, root: Path) -> str:
+    """The lesson that is meant by its name, or by a beginning that no other has; else what was given."""
+    given = given.removesuffix(".ipynb")
+    found = [file.stem for file in _lessons(root) if file.stem.startswith(given)]
+    return found[0] if len(found) == 1 else given
 
 
 def _as_handed_out(source: Path) -> bytes:
     """The course's lesson as learners get it: no outputs, links within their folder. Raises ValueError."""
-    content = files.read_json(source, dict, _NOTEBOOK)
     try:
-        linked = _linked(source)
+        content = lesson_files.bare(files.read_json(source, dict, _NOTEBOOK))
+        linked = lesson_files.linked(content, source.parents[1])
         for cell in content["cells"]:
-            if cell["cell_type"] == "code":
-                cell |= {"outputs": [], "execution_count": None}
-            elif cell["cell_type"] == "markdown":
-                cell["source"] = _LINK.sub(lambda link: f"]({_COURSE}/{link[1]}" if link[1] in linked else link[0],
-                                           "".join(cell["source"])).splitlines(keepends=True)
+            if cell["cell_type"] == "markdown":
+                cell["source"] = lesson_files.LINK.sub(
+                    lambda link: f"]({_COURSE}/{link[1]}" if link[1] in linked else link[0],
+                    "".join(cell["source"])).splitlines(keepends=True)
     except (LookupError, TypeError, AttributeError):
         raise ValueError("it is no notebook") from None
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _linked(source: Path) -> list[str]:
-    """The course's files that a lesson links to, from the course's folder on."""
-    cells, root = files.read_json(source, dict, _NOTEBOOK)["cells"], source.parents[1].resolve()
-    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    names = sorted({name for text in texts for name in _LINK.findall(text)})
-    return [name for name in names if (root / name).is_file() and (root / name).resolve().is_relative_to(root)]
+    return lesson_files.written(content)
 
 
 def _title(file: Path) -> str:
@@ -214,7 +222,7 @@ def _write_index(work: Path, root: Path, known: dict[str, str]) -> None:
                 return
         except (ValueError, LookupError, TypeError, AttributeError):
             os.rename(file, files.free(file, "mine"))
-    files.write(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    files.write(file, lesson_files.written(content))
     known[_INDEX] = _of(index.sources(content))
 
 
@@ -231,13 +239,18 @@ def _start(root: Path, lesson: str | None, options: list[str], whole: bool) -> N
 
     It shows the learner's folder; the course's own where `whole` or the path asks for it.
     """
+    if missing := [name for name in _JUPYTER if util.find_spec(name) is None]:
+        raise LabError(f"Only the tools are installed here; lessons need {', '.join(missing)} too. "
+                       'Install the course with `pip install "lora-lab[lab]"` (uv: `uv pip install "lora-lab[lab]"`) '
+                       "and run this again.")
     for line in sync(root):
         print(line)
-    where = f"{WORK}/{lesson or next_one(root)}".removesuffix(".ipynb") + ".ipynb"
+    where = f"{WORK}/{_named(lesson, root) if lesson else next_one(root)}.ipynb"
     if lesson and not (root / where).is_file():
         where = lesson
     if not (root / where).is_file():
         raise LabError(f"There is no lesson {lesson!r}. Name one such as {next(iter(_lessons(root))).stem}.")
+    cache.model_folder()  # here, where its progress is seen, not in a kernel
     from jupyterlab.labapp import LabApp
 
     shown = root / WORK if where.startswith(f"{WORK}/") and not whole else root
@@ -254,14 +267,20 @@ def _reset(root: Path, names: list[str], sure: bool) -> None:
     asked, names = names, names or [file.stem for file in _lessons(root)]
     if not sure and not sys.stdin.isatty():
         raise LabError("Nothing was put back: there is no terminal to ask at. Say yes beforehand: "
-                       f"`{' '.join(['python -m lora_lab.course.handout reset', *asked, '--yes'])}`, or with make "
+                       f"`{' '.join(['lora-lab reset', *asked, '--yes'])}`, or with make "
                        "YES=1.")
     which = names[0] if len(names) == 1 else f"all {len(names)} lessons"
     question = f"Put {which} back as handed out? What you edited is kept beside it. [y/N] "
     if not sure and not _agreed(question):
         return print("Nothing was changed.")
     for name in names:
-        print(put_back(name.removesuffix(".ipynb"), root))
+        print(put_back(_named(name, root), root))
+
+
+def _progress(export: str | None) -> None:
+    print(*[show(), *progress_file.notices], sep="\n")
+    if export:
+        print(f"\nCopied to {progress_file.export(export)}.")
 
 
 def _agreed(question: str) -> bool:
@@ -273,22 +292,30 @@ def _agreed(question: str) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lora_lab.course.handout",
-                                     description="Your copies of the lessons.")
+    parser = argparse.ArgumentParser(prog="lora-lab", description="Your copies of the lessons.")
     parts = parser.add_subparsers(dest="do", required=True)
+    done = parts.add_parser("progress", help="what is solved and what is left")
+    done.add_argument("--export", metavar="FILE", help="copy your progress there, to keep or to hand in")
     parts.add_parser("sync", help=f"copy missing and updated lessons to {WORK}/; never over your work")
-    start = parts.add_parser("open", help="sync, then JupyterLab on the first unfinished lesson; takes its options")
-    start.add_argument("--lesson", help="open this one instead; a path such as notebooks/... shows the whole course")
+    start = parts.add_parser("open", usage="lora-lab open [LESSON] [--whole] [options of JupyterLab]",
+                             help="sync, then JupyterLab on the first unfinished lesson; takes its options")
+    start.add_argument("--lesson", help="open this one instead: its name, or how it begins, such as 02; a path such as "
+                       "notebooks/... shows the whole course")
     start.add_argument("--whole", action="store_true", help="show the whole course's folder, for teachers")
     back = parts.add_parser("reset", help="put lessons back as handed out; keeps what you edited")
     back.add_argument("lesson", nargs="*", help="such as 01_low_rank_math; none means all")
     back.add_argument("--yes", action="store_true", help="without asking")
-    given, options = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["open"] and words[1:] and not words[1].startswith("-"):
+        words.insert(1, "--lesson")  # by its place: further on, it could be the value of an option of JupyterLab
+    given, options = parser.parse_known_args(words)
     if options and given.do != "open":
         parser.error(f"unknown: {' '.join(options)}")
     try:
         root = course()
-        if given.do == "sync":
+        if given.do == "progress":
+            _progress(given.export)
+        elif given.do == "sync":
             print("\n".join(sync(root)) or f"{WORK}/ is up to date.")
         elif given.do == "open":
             _start(root, given.lesson, options, given.whole)

@@ -171,6 +171,9 @@ def _messages(value: dict) -> list | None:
 
 def _columns(value: dict, asks: list[str], answer: str | None, place: str) -> tuple[list[str], str]:
     names = [str(name) for name in value]
+    if place.startswith("line") and len(names) == 2 and names[0].strip() and not names[1].strip():  # the rest is empty
+        raise LabError(f"The first line, {_short(names[0])!r}, looks like a title. Delete what is above the line that "
+                       "names the columns.")
     for wanted, what in (*((name, "prompt") for name in asks), (answer, "answer")):
         if wanted is not None and wanted not in names:
             near = nearest(wanted, names)

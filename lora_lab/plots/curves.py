@@ -7,11 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from ..display import bar, in_notebook
+from ..display import Page, bar, display, in_notebook
 from .figures import (
     AFTER,
     BEFORE,
@@ -112,7 +111,7 @@ class LiveLoss(TrainerCallback):
         left = f", {elapsed / done * (total - done):.0f} s left" if 0 < done < total else ""
         return f"step {done} of {total}, {elapsed:.0f} s{left}{loss}"
 
-    def _progress(self, state) -> HTML:
+    def _progress(self, state) -> Page:
         return bar("training", state.global_step, state.max_steps, self._line(state))
 
 

@@ -18,6 +18,12 @@ def test_this_environment_fits_and_one_line_says_what_runs_where(capsys):
     assert said.startswith("Ready: Python") and "torch" in said and said.count("\n") == 1
 
 
+def test_what_lessons_need_is_asked_of_pip_without_the_extra_that_it_is_of(monkeypatch):
+    lines = ["torch>=2", 'anywidget>=0.9; extra == "course"', 'jupyterlab>=4; extra == "lab"']
+    monkeypatch.setattr(environment.metadata, "requires", lambda name: lines)
+    assert [str(needed) for needed, _ in environment.requirements()] == ["torch>=2", "anywidget>=0.9"]
+
+
 def test_a_package_too_old_and_one_missing_are_named(monkeypatch):
     monkeypatch.setattr(environment, "requirements", lambda: [
         (Requirement("peft>=0.19.1"), "0.18.0"), (Requirement("gguf>=0.17"), None), (Requirement("torch>=2"), "2.11")])

@@ -11,9 +11,10 @@ import torch
 import transformers
 from lora_lab import adapters, doctor, merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
-from lora_lab.course.exercises import alpha, eight, first, fleet, math, merge, own
+from lora_lab.course.exercises import alpha, eight, first, fleet, math, merge, own, variants
 from lora_lab.course.exercises import memory as memory_check
 from lora_lab.course.exercises import targets as targets_check
+from lora_lab.sweep import interval
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
@@ -59,7 +60,7 @@ def run(source, base):
              "targets": targets, "smart_home": smart_home, "torch": torch, "nn": nn, "LoraConfig": LoraConfig,
              "get_peft_model": get_peft_model, "prepare_model_for_kbit_training": prepare_model_for_kbit_training,
              "base": base, "fresh_base": base, "merging": merging, "words": pocket.tokenizer(),
-             "transformers": transformers,
+             "transformers": transformers, "interval": interval,
              "PeftModel": PeftModel, "fresh": pocket_adapter, "adapters": adapters, "table": lambda rows: None,
              "tests": {"one": smart_home.commands("test combinations", n=28)}}
     exec(source, names)
@@ -404,3 +405,41 @@ def test_the_doctor_names_the_cause_of_every_drill_first(tmp_path):
     assert own.causes(found, tmp_path).solved, examined
     assert "0 of 5" in own.causes(dict.fromkeys("abcde", "?"), tmp_path).text
     assert "'flu' is none" in own.causes(found | {"a": "flu"}, tmp_path).text
+
+
+@pytest.mark.parametrize("answer, words", [
+    (lambda differences, worth: "lower" if sum(differences) < 0 else "higher", "expected"),
+    (lambda differences, worth: _verdict(differences, 0), "expected 'alike'"),
+    (lambda differences, worth: _verdict([-value for value in differences], worth), "expected '"),
+    (lambda differences, worth: None, "found 'None'"),
+])
+def test_likely_mistakes_in_a_verdict_are_told_apart(answer, words):
+    assert variants.four_verdicts(_verdict).solved
+    found = {variants.four_verdicts(answer).text for _ in range(9)}
+    assert any(words in text for text in found) and not any("Right" in text for text in found)
+
+
+def _verdict(differences, worth):
+    mean, half = interval(differences)
+    if abs(mean) - half > worth:
+        return "lower" if mean < 0 else "higher"
+    return "alike" if abs(mean) + half <= worth else "open"
+
+
+def ship_by_hand(model, start, folder):
+    """Mark it as plain LoRA and leave A and B: the strongest directions are then there twice."""
+    model.save_pretrained(folder)
+    written = Path(folder, "adapter_config.json")
+    written.write_text(written.read_text().replace('"pissa"', "true"))
+
+
+@pytest.mark.parametrize("ship, words", [
+    (lambda model, start, folder: None, "Nothing is saved"),
+    (lambda model, start, folder: model.save_pretrained(folder), "takes the base apart again"),
+    (ship_by_hand, "Loaded on the plain base, a logit is"),
+    (lambda model, start, folder: model.save_pretrained(folder, path_initial_model_for_weight_conversion="none"),
+     "Your code raised"),
+])
+def test_likely_mistakes_in_shipping_pissa_are_told_apart(ship, words):
+    verdict = exercises.grade(question_files.find("variants/ship_pissa"), (ship,))
+    assert verdict.solved is False and words in verdict.text

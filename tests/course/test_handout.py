@@ -250,17 +250,20 @@ def test_reset_without_a_terminal_needs_a_yes_beforehand(root, monkeypatch):
 @pytest.mark.parametrize("given, shown, opened", [
     ([], "my-lessons", f"{FIRST}.ipynb"), (["--lesson", SECOND], "my-lessons", f"{SECOND}.ipynb"),
     (["--lesson", f"notebooks/{SECOND}.ipynb"], "", f"notebooks/{SECOND}.ipynb"),
-    (["--whole"], "", f"my-lessons/{FIRST}.ipynb"),
+    (["--whole"], "", f"my-lessons/{FIRST}.ipynb"), ([SECOND[:2]], "my-lessons", f"{SECOND}.ipynb"),
+    ([f"{SECOND}.ipynb"], "my-lessons", f"{SECOND}.ipynb"), (["index"], "my-lessons", "index.ipynb"),
 ])
 def test_opening_syncs_and_tells_jupyterlab_what_to_show(root, monkeypatch, given, shown, opened):
     from jupyterlab.labapp import LabApp
 
     calls = []
+    monkeypatch.setattr(handout.cache, "model_folder", lambda: calls.append("the model first"))
     monkeypatch.setattr(LabApp, "launch_instance", calls.append)
     monkeypatch.setenv("JUPYTER_CONFIG_PATH", "mine")
     handout.main(["open", *given, "--no-browser", "--port=8888"])
-    assert f"--LabApp.default_url=/lab/tree/{opened}" in calls[0] and calls[0][-2:] == ["--no-browser", "--port=8888"]
-    assert f"--ServerApp.root_dir={root / shown}" in calls[0]
+    model, asked = calls
+    assert f"--LabApp.default_url=/lab/tree/{opened}" in asked and asked[-2:] == ["--no-browser", "--port=8888"]
+    assert f"--ServerApp.root_dir={root / shown}" in asked and model == "the model first"
     assert mine(root, FIRST).exists()
     kept, ours = os.environ["JUPYTER_CONFIG_PATH"].split(os.pathsep)
     assert kept == "mine" and list(Path(ours).glob("labconfig/default_setting_overrides.json"))
@@ -275,9 +278,24 @@ def test_the_course_is_found_from_its_folders_and_from_elsewhere(root, monkeypat
     assert handout.course() == Path(handout.__file__).resolve().parents[2]
 
 
-def test_a_lesson_that_is_not_there_is_named(root):
-    with pytest.raises(SystemExit, match="no lesson '99_none'"):
-        handout.main(["open", "--lesson", "99_none"])
+def test_progress_is_told_and_copied_to_hand_it_in(root, capsys):
+    solve(asked(0)[0])
+    handout.main(["progress", "--export", "ann.json"])
+    assert f"({FIRST}.ipynb): 1 of {len(asked(0))}" in capsys.readouterr().out
+    assert progress_file.load(root / "ann.json")[0][asked(0)[0]].solved
+
+
+@pytest.mark.parametrize("given", ["99_none", "0"])  # the second could be any of them
+def test_a_lesson_that_is_not_there_is_named(root, given):
+    with pytest.raises(SystemExit, match=f"no lesson '{given}'. Name one such as {FIRST}"):
+        handout.main(["open", "--lesson", given])
+
+
+def test_with_the_tools_alone_it_is_said_what_to_install(root, monkeypatch):
+    monkeypatch.setattr(handout, "_JUPYTER", ("json", "not_installed_here"))
+    with pytest.raises(SystemExit, match=r"lessons need not_installed_here too.*pip install \"lora-lab\[lab\]\""):
+        handout.main(["open"])
+    assert not (root / "my-lessons").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_with_a_remedy(root):

@@ -81,7 +81,7 @@ def cells(stem):
 
 FEW = ("00_first_adapter", "01_low_rank_math", "02_config_and_targets", "03_train_in_8bit", "04_memory",
        "05_alpha_scaling", "06_merge_and_ship", "07_past_one_gpu",
-       "08_your_own_data")  # questions, most of them settled by a cell
+       "08_your_own_data", "09_variants")  # questions, most of them settled by a cell
 
 
 def test_every_lesson_has_its_questions():

@@ -168,6 +168,8 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
     "07_past_one_gpu": [("    trainer.train(), trainer.save_model()\n",
                          "    trainer.train(); model(torch.ones(1, 4, dtype=torch.long))\n")],
     "08_your_own_data": [("first + second[\"input_ids\"], device=base.device", "first + second[\"input_ids\"]")],
+    "09_variants": [("seconds = trainer.train()",
+                     "model(torch.ones(1, 4, dtype=torch.long)); seconds = trainer.train()")],
 }
 
 

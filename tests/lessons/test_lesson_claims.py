@@ -416,3 +416,19 @@ def test_likelier_answers_are_asked_for_where_exact_match_cannot_tell(by, said, 
                  asked={"with examples": ["long"] * 12, "adapter": ["bare"] * 12})
     exec(cell("08_your_own_data", "gain = (0.0"), names)
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("by, said", [
+    ((-0.2, -0.21, -0.19, -0.2, -0.2), "−0.200 (−0.209 to −0.191) nats held-out loss, 5 seeds: the variant ends lower"),
+    ((0.2, 0.21, 0.19, 0.2, 0.2), "+0.200 (+0.191 to +0.209) nats held-out loss, 5 seeds: the variant ends higher"),
+    ((0.1, -0.1, 0.05, -0.05, 0), "cannot be told apart"), ((0, 0, 0, 0, 0), "cannot be told apart"),
+    ((0.1, math.nan, 0, 0, 0), "no verdict, a training diverged"),
+])
+def test_a_variant_is_judged_by_the_interval_of_its_pairs(by, said, capsys):
+    plain = [0.5, 0.7, 0.6, 0.9, 0.8]
+    found = {"at the recipe's rate": {"LoRA": plain, "DoRA": [a + b for a, b in zip(plain, by)]}}
+    names = dict(math=math, interval=interval, found=found, VARIANTS=["DoRA"], compare=lambda *given: print(*given))
+    exec(cell("09_variants", "def signed"), names)
+    line, compared = capsys.readouterr().out.splitlines()
+    assert line.startswith("DoRA against LoRA, at the recipe's rate: ") and line.endswith(said)
+    assert compared == f"variants/borrowed {int('lower' in said)}"

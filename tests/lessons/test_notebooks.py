@@ -109,7 +109,8 @@ def test_committed_runs_are_quick_and_readme_and_lesson_say_how_quick():
 
 # As on Binder: Lesson 1 takes a smaller path there. Its larger one runs in test_devices, with a small model.
 # These have one path only, and need little memory: with all of it they run in the precision that is this machine's own.
-OWN_PRECISION = ("00_first_adapter", "02_config_and_targets", "05_alpha_scaling", "07_past_one_gpu", "08_your_own_data")
+OWN_PRECISION = ("00_first_adapter", "02_config_and_targets", "05_alpha_scaling", "07_past_one_gpu", "08_your_own_data",
+                 "09_variants")
 PATHS = [pytest.param(path, "" if path.stem in OWN_PRECISION else "2", id=path.stem) for path in LESSONS]
 
 

@@ -8,7 +8,8 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "notebooks"
 # Lessons whose every number and comparison is reviewed.
 CHECKED = ["00_first_adapter", "01_low_rank_math", "02_config_and_targets", "03_train_in_8bit", "04_memory",
-           "05_alpha_scaling", "06_merge_and_ship", "07_past_one_gpu", "08_your_own_data"]
+           "05_alpha_scaling", "06_merge_and_ship", "07_past_one_gpu", "08_your_own_data",
+           "09_variants"]
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from pathlib import PurePath
 import nbformat
 import pytest
 from browser import REPOSITORY, serve
+from lora_lab import cache
 from playwright.sync_api import expect
 
-OPEN = ("-m", "lora_lab.course.handout", "open")
+OPEN = ("-m", "lora_lab", "open")
 NEWS = "Would you like to get notified about official Jupyter news?"
 
 
@@ -17,6 +18,7 @@ NEWS = "Would you like to get notified about official Jupyter news?"
 def course(tmp_path, monkeypatch):
     """A copy of the course that no learner has opened, and a home in which nothing is set."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("LORA_LAB_CACHE", str(cache.cache_folder()))
     for folder in ("notebooks", "lora_lab", "tests", "teacher", "benchmarks"):
         left_out = shutil.ignore_patterns("adapters", "runs", "__pycache__", "*.py" if folder == "tests" else "")
         shutil.copytree(REPOSITORY / folder, tmp_path / "course" / folder, ignore=left_out)

@@ -44,6 +44,6 @@ def test_the_build_installs_the_pinned_torch_fetches_the_model_and_shows_the_lea
     pinned = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     assert torch.endswith(f"pytorch-cpu={pinned.removeprefix('torch==')}") and "--name notebook" in torch
     assert "-c constraints.txt" in course and course.endswith(".[lab]")
-    assert model == "python -m lora_lab.cache" and lessons == "python -m lora_lab.course.handout sync"
+    assert model == "python -m lora_lab.cache" and lessons == "python -m lora_lab sync"
     assert (jupyter / "jupyter_server_config.py").read_text() == f"c.ServerApp.root_dir = '{checkout}/my-lessons'\n"
     assert (jupyter / "labconfig/default_setting_overrides.json").is_file()

@@ -64,7 +64,7 @@ def test_few_doors_and_no_large_room():
 def test_no_tool_but_plots_needs_what_draws_and_none_the_course():
     code = """
 import importlib, sys
-for absent in ("matplotlib", "ipywidgets", "lora_lab.course"):
+for absent in ("matplotlib", "IPython", "ipywidgets", "markdown_it", "lora_lab.course"):
     sys.modules[absent] = None
 for name in sys.argv[1:]:
     importlib.import_module(name)

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import hashlib
 import http.server
 import os
 import re
@@ -21,6 +22,8 @@ import set_up
 import small_wheel
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 REPOSITORY = Path(__file__).parents[2]
 PINS = dict(
@@ -28,6 +31,7 @@ PINS = dict(
 )
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PYTHONS = ["3.11.0", "3.12.0", "3.13.0", "3.14.0"]  # the lowest of what the README names, and each after it
+LOWEST = ("--resolution", "lowest-direct")  # of uv: of what is asked for, not of what that asks for
 SYSTEMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "x86_64-pc-windows-msvc", "aarch64-apple-darwin"]
 
 # Stands in for Python: logs its arguments, makes a virtual environment of itself, is slow and fails where told to.
@@ -39,12 +43,21 @@ case "$*" in
   *"pip install"*) sleep ${PIP_SECONDS:-0}; exit ${PIP_EXIT:-0} ;;
 esac
 """
+STUB_UV = """#!/bin/sh
+echo uv "$@" >> "$LOG"
+for last; do :; done
+case "$1" in
+  venv) mkdir -p "$last/bin" && cp "$(dirname "$0")/stub" "$last/bin/python" ;;
+  pip) exit ${UV_EXIT:-0} ;;
+esac
+"""
 DRIVER = """
 import os, sys
 sys.path.insert(0, "tools")
 import set_up
 sys.executable = os.path.abspath("stub")
 set_up.torch_index = lambda: os.environ.get("TORCH_INDEX", "")
+set_up.find_uv = lambda: os.environ.get("STUB_UV")
 set_up.main(sys.argv[1:])
 """
 
@@ -68,10 +81,12 @@ def course(tmp_path):
     if sys.platform == "win32":
         pytest.skip("the stub is a shell script")
     (tmp_path / "tools").mkdir()
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "tools/set_up.py"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "locked.txt", "tools/set_up.py"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
     (tmp_path / "stub").write_text(STUB)
-    (tmp_path / "stub").chmod(0o755)
+    (tmp_path / "uv").write_text(STUB_UV)
+    for name in ("stub", "uv"):
+        (tmp_path / name).chmod(0o755)
     (tmp_path / "driver.py").write_text(DRIVER)
     log = tmp_path / "log"
 
@@ -118,7 +133,7 @@ def test_second_set_up_installs_nothing(make):
 
 def test_learners_get_what_learners_need_and_developers_the_rest_in_the_same_folder(make):
     first = make("lab").calls
-    assert "-e .[lab]\n" in first and "-m lora_lab.course.handout open" in first
+    assert "-e .[lab]\n" in first and "-m lora_lab open" in first
     (make.folder / ".venv/installed-before").touch()
     second = make("test").calls
     assert "-e .[lab,test]\n" in second and "-m venv" not in second
@@ -211,12 +226,12 @@ def test_an_environment_of_somebody_else_is_never_touched(make):
 
 
 def test_two_at_once_install_once_and_both_end_well(course):
-    both = [course.start(sys.executable, "driver.py", "lab", "-m", "lesson", PIP_SECONDS="1") for _ in range(2)]
+    both = [course.start(sys.executable, "driver.py", "lab", "-m", "lesson", PIP_SECONDS="0.4") for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sum("waiting for it" in text for text in said) == 1 and not any("starting it over" in text for text in said)
     calls = course.log.read_text()
-    assert calls.count("-m venv") == calls.count("pip install") == 1 and calls.count("-m lesson") == 2
+    assert calls.count("-m venv") == calls.count("-e .[lab]") == 1 and calls.count("-m lesson") == 2
 
 
 def test_one_that_was_killed_is_started_over_when_its_pip_is_gone(course):
@@ -276,6 +291,56 @@ def test_without_ensurepip_one_line_says_what_to_install(course):
     refused = course("lab")
     assert refused.returncode and "ensurepip is missing" in refused.said and "apt install python3." in refused.said
     assert "Traceback" not in refused.said and not (course.folder / ".venv").exists()
+
+
+def test_uv_installs_where_it_is_there_and_pip_where_it_does_not_get_through(course):
+    uv = {"STUB_UV": str(course.folder / "uv"), "TORCH_INDEX": "https://index"}
+    first = course("lab", **uv).calls
+    assert first.count("uv pip install") == 3 and "-m pip install" not in first and "-m venv" not in first
+    assert first.index("--require-hashes -r") < first.index("torch --extra-index-url https://index") < \
+        first.index("-e .[lab]")
+    assert "pip install" not in course("lab", **uv).calls
+    again = course("test", **uv, UV_EXIT="1")
+    assert again.returncode == 0 and "going on with pip" in again.said
+    assert ["--offline" in line for line in again.calls.splitlines() if line.startswith("uv pip")] == [False, True]
+    assert again.calls.count("-m pip install") == 3 and "-e .[lab,test]\n" in again.calls
+
+
+def test_what_the_file_of_hashes_names_is_what_is_installed(course):
+    course("lab")
+    written = (course.folder / ".venv/locked.txt").read_text()
+    assert written == set_up.hashed(["lab"]) and "jupyterlab==" in written and "pytest==" not in written
+    (course.folder / "locked.txt").write_text(set_up.hashed(["lab"]))
+    assert "pip install" in course("lab").calls, "it changed"
+
+
+@pytest.mark.parametrize("by", ["pip", "uv"])
+def test_a_file_with_another_hash_is_refused(tmp_path, by):
+    wheel = small_wheel.make(tmp_path / "index")
+    install = [sys.executable, "-m", *(["uv"] if by == "uv" else []), "pip", "install", "--quiet"]
+    for digest, code in ((hashlib.sha256(wheel.read_bytes()).hexdigest(), 0), ("0" * 64, 1)):
+        (tmp_path / "locked").write_text(f"small-model==1 \\\n    --hash=sha256:{digest}\n")
+        done = subprocess.run([*install, "--target", tmp_path / digest, *set_up.HASHED, tmp_path / "locked"],
+                              env={**os.environ, **small_wheel.only(wheel.parent)}, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert (tmp_path / digest / "small_model/model.gguf").exists() is (code == 0)
+
+
+def test_every_file_is_named_by_its_hash_in_the_version_that_is_pinned_and_from_nowhere():
+    text = (REPOSITORY / "locked.txt").read_text()
+    assert "://" not in text and "@ " not in text
+    normal = {canonicalize_name(name): version for name, version in PINS.items()}
+    for extra, lines in PROJECT["optional-dependencies"].items():
+        if extra == "course":  # a part of lab
+            continue
+        found = dict(re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", part := set_up.hashed([extra])))
+        for name, version in found.items():
+            assert normal.get(name, version) == version, name
+        assert all("--hash=sha256:" in block for block in re.split(r"(?m)^(?=\w)", part)[1:])
+        for needed in map(Requirement, PROJECT["dependencies"] + lines):
+            name = canonicalize_name(needed.name)
+            assert name in (PROJECT["name"], "torch") or needed.specifier.contains(found[name]), f"make lock: {needed}"
+        assert not {"torch", "triton"} & set(found) and "setuptools" in found  # which builds the course's own part
 
 
 def test_a_gpu_is_found_without_torch(tmp_path, monkeypatch):
@@ -338,26 +403,17 @@ def test_pip_takes_pytorchs_build_beside_the_users_own_indexes(tmp_path):
     assert {file.name.split("-py3")[0] for file in (tmp_path / "got").iterdir()} == {"torch-2.13.0+cpu", "six-1.17.0"}
 
 
-@functools.cache
-def places():
-    """Where pip looks for packages, as options for uv, which does not read pip's settings."""
-    own = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    words = []
-    for line in own.splitlines():
-        option, value = line.split(".", 1)[1].split("=", 1)
-        if option in ("index-url", "extra-index-url", "find-links"):
-            words += [word for place in ast.literal_eval(value).split() for word in (f"--{option}", place)]
-    return words
+places = functools.cache(set_up.places)
 
 
-def resolve(system, python, extra="lab", macos="14.0", again=False):
+def resolve(system, python, extra="lab", macos="14.0", again=False, versions=("-c", "constraints.txt")):
     """What uv says: the versions that would be installed there from wheels alone, or why none can be.
 
     `again` asks the indexes only for what uv has not kept of their answers.
     """
     command = [
         shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv", "pip", "compile", "pyproject.toml",
-        "--extra", extra, "-c", "constraints.txt", "--only-binary", ":all:", "--python-platform", system,
+        "--extra", extra, *versions, "--only-binary", ":all:", "--python-platform", system,
         "--python-version", python, "--no-python-downloads", "--python", sys.executable, "--index-strategy",
         "unsafe-best-match", "--quiet", "--no-header", "--no-annotate", *places(),
     ]
@@ -377,8 +433,27 @@ def test_the_pins_install_on_every_system_and_python_that_the_readme_names():
         found |= zip(others, pool.map(lambda one: resolve(*one, again=True), others))
     for one, said in found.items():
         assert f"torch=={PINS['torch']}" in said, (one, said)
+        needed = set(re.findall(r"(?m)^([\w.-]+)==", said)) - {"torch", "triton"}
+        hashed = set(re.findall(r"(?m)^([\w.-]+)==", set_up.hashed([one[2]])))
+        assert {name for name in needed - hashed if not name.startswith(("nvidia-", "cuda-"))} == set(), one
     toolkit = re.search(r"cuda-toolkit==(\d+)\.(\d+)", found[SYSTEMS[0], "3.12.0", "lab"])
     assert set_up.CUDA == "cu" + "".join(toolkit.groups()), "PyTorch's index for Windows, and what Linux gets"
+
+
+def test_the_oldest_versions_that_are_allowed_install_too():
+    """Where they are old enough to have no wheel for a Python, the next that has one."""
+    asked = [(system, PYTHONS[0]) for system in SYSTEMS if "aarch64-unknown" not in system]
+    asked.append((SYSTEMS[0], PYTHONS[-1]))
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda one: resolve(*one, again=True, versions=LOWEST), asked)
+    needed = {canonicalize_name(one.name): one.specifier for one in map(Requirement, PROJECT["dependencies"])}
+    for one, said in zip(asked, found):
+        versions = dict(re.findall(r"(?m)^([\w.-]+)==(\S+)", said))
+        assert all(name in versions and needed[name].contains(versions[name]) for name in needed), (one, said)
+        if one[1] == PYTHONS[0]:
+            lowest = {name: next(s.version for s in asked if s.operator == ">=") for name, asked in needed.items()}
+            differ = {name for name in lowest if Version(versions[name]) != Version(lowest[name])}
+            assert differ <= {"psutil"}, "5.9.0 to 5.9.3 have no wheel for some system"
 
 
 @pytest.mark.parametrize("system, macos", [("x86_64-apple-darwin", "14.0"), ("aarch64-apple-darwin", "13.0")])

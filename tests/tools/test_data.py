@@ -216,6 +216,7 @@ def test_lines_of_several_encodings(tmp_path):
     ("a.json", "[" * 100_000, "neither JSON|too deeply"), ("a.bin", b"a,b\0\0\1\2", "no text file"),
     ("a.jsonl", lines([{"messages": [{"role": "user", "content": "only asked"}]}]), "without an answer"),
     ("a.json", json.dumps([dict(a=1, b=2, c=3)]), "Which columns"),
+    ("a.csv", "Reports 2026;;\nask;say;n\nlift stops;lift;1\n", "looks like a title"),
     ("a.zip", b"PK\x03\x04....", "a zip archive"),
     ("a.csv.gz", gzip.compress(b"a,b\nc,d", mtime=0)[:-9], "cannot be read"),
     ("a.csv", "prompt,answer\nzażółć gęślą,jaźń\n".encode("iso8859-2"), "neither UTF-8 nor in Windows' Western"),
