@@ -316,11 +316,11 @@ def brute_force(model, deployed, rounded: bool) -> float:
 
 def run(architecture: str, kind: str, deployed: str, seed: int) -> dict:
     """Return the verdict on a case, how far brute force finds the two models apart, and whether the audit is wrong."""
-    with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as start:
-        base, model = adapted(architecture, kind, seed, start if deployed == "converted" else None)
+    with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as begun:
+        base, model = adapted(architecture, kind, seed, begun if deployed == "converted" else None)
         if deployed == "converted":
             with tempfile.TemporaryDirectory() as folder:
-                model.save_pretrained(folder, path_initial_model_for_weight_conversion=start)
+                model.save_pretrained(folder, path_initial_model_for_weight_conversion=begun)
                 served = PeftModel.from_pretrained(base, folder).eval()
         else:
             served = DEPLOYED[deployed](model)

@@ -1,3 +1,4 @@
+import math
 import os
 
 import build_notebooks
@@ -33,7 +34,9 @@ def pytest_collection_modifyitems(items):
         if getattr(item, "originalname", None) != LESSON:
             return 2 if item.path.stem in SLOW else 3, 0
         path = item.callspec.params["path"]
-        return 1, -sum(build_notebooks.seconds(nbformat.read(path, 4))) * (path.stem not in lesson_runs.TOGETHER)
+        if path.stem in lesson_runs.TOGETHER:
+            return 1, -math.inf
+        return 1, -sum(build_notebooks.seconds(nbformat.read(path, 4)))
 
     for item in items:
         if item.path.stem in SLOW or "chromium" in item.fixturenames or getattr(item, "originalname", None) == LESSON:

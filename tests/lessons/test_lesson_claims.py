@@ -356,7 +356,8 @@ def test_rslora_is_judged_by_its_paired_losses(by, said, capsys):
 
 @pytest.mark.parametrize("held_out, training, said", [
     ([2.0, 1.0, 1.6], 0.1, "by heart: stop at step 1,"), ([2.0, 2.0, 1.9], 1.9, "hardly begun"),
-    ([2.0, 1.0, 0.9], 0.1, "far ahead"), ([2.0, 1.0, 0.9], 0.8, "more steps may help"),
+    ([2.0, 0.9, 0.93], 0.1, "far ahead"), ([2.0, 1.0, 0.9], 0.8, "more may help"),
+    ([2.0, 1.0, 0.9], 0.1, "more may help"),
     ([2.0, 0.9, 0.91], 0.8, "stopped falling"), ([2.0, 0.017, 0.021], 0.01, "stopped falling"),
     ([2.0, 0.02, 0.001], 0.001, "Hardly anything"),
 ])

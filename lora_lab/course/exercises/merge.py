@@ -32,7 +32,7 @@ def onto_grid(function) -> Verdict:
     if not torch.allclose(found, grid(found), atol=1e-6):
         return say(False, f"It is not on the grid: rounded again, weights move. Of the update, {share:.0%} is in it.")
     if abs(share - 1) > 0.3:
-        hint = " scaling times B A is the update." if abs(share * scaling - 1) < 0.3 else ""
+        hint = " scaling times B A is the update." if abs(share * scaling - 1) < 0.6 else ""  # noise, times scaling
         return say(False, f"Of an update of a tenth of a step, {share:.0%} arrives.{hint}")
     return say(True, f"On the grid, and of an update of a tenth of a step {share:.0%} arrives.")
 
