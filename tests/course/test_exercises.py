@@ -437,7 +437,7 @@ def ship_by_hand(model, start, folder):
     (lambda model, start, folder: None, "Nothing is saved"),
     (lambda model, start, folder: model.save_pretrained(folder), "takes the base apart again"),
     (ship_by_hand, "Loaded on the plain base, a logit is"),
-    (lambda model, start, folder: model.save_pretrained(folder, path_initial_model_for_weight_conversion="none"),
+    (lambda model, _, folder: model.save_pretrained(folder, path_initial_model_for_weight_conversion=f"{folder}/no"),
      "Your code raised"),
 ])
 def test_likely_mistakes_in_shipping_pissa_are_told_apart(ship, words):
