@@ -155,8 +155,8 @@ print("By these two marks", "prose breaks first: who watches the score alone is 
 # addition in check. If prose broke first, that is why. If it did not, this adapter leaves prose alone, or its first
 # choices never had a lead.
 #
-# Move it yourself, and read what the model answers at each of these factors. At which does it still speak JSON, but say
-# something else?
+# Move it yourself, and read what the model answers at each of these factors. Is there one at which it
+# still speaks JSON, but says something else?
 
 # %%
 said = {}

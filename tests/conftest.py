@@ -44,6 +44,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=turn)
 
 
+@pytest.hookimpl(optionalhook=True)  # with `-p no:xdist` there is no such hook
 def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
