@@ -297,6 +297,7 @@ def main(arguments):
             if not ready(folder, extras):  # another may have finished while this one waited
                 install(folder, extras)
     python = str(python_of(folder))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of many containers: each kernel would compile torch anew, for 15 s
     call(python, "-m", "lora_lab.cache")
     if then and WINDOWS:
         sys.exit(subprocess.call([python, *then]))

@@ -37,7 +37,7 @@ SYSTEMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "x86_64-pc-w
 # Stands in for Python: logs its arguments, makes a virtual environment of itself, is slow and fails where told to.
 STUB = """#!/bin/sh
 [ "$1" = -c ] && exit 0
-echo "$@" >> "$LOG"
+echo "$@${PYTHONDONTWRITEBYTECODE:+, and compiles it again each time}" >> "$LOG"
 case "$*" in
   "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   *"pip install"*) sleep ${PIP_SECONDS:-0}; exit ${PIP_EXIT:-0} ;;
@@ -140,6 +140,11 @@ def test_learners_get_what_learners_need_and_developers_the_rest_in_the_same_fol
     assert (make.folder / ".venv/installed-before").exists()
     assert "pip install" not in make("lab").calls + make("test").calls
     assert "-e .[bench,lab,test]\n" in make("bench").calls
+
+
+def test_what_is_started_may_keep_what_it_compiles(make):
+    started = make("lab", PYTHONDONTWRITEBYTECODE="1").calls
+    assert "-m lora_lab open\n" in started and "-m lora_lab.cache\n" in started
 
 
 def test_changed_constraints_are_installed(make):

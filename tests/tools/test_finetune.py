@@ -73,16 +73,19 @@ import psutil, sys
 from lora_lab import finetune
 from lora_lab.finetune import recipes
 from transformers import TrainerCallback
+def tell(line):
+    sys.stdout.write(line + "\\n")  # in one piece: where output has no buffer, print mixes those of two processes
+    sys.stdout.flush()
 class Watch(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **_):
         held = sum(getattr(p, "_local_tensor", p).nbytes for p in model.parameters())
-        print("held", args.output_dir, args.process_index, held, flush=True)
+        tell(f"held {args.output_dir} {args.process_index} {held}")
     def on_step_begin(self, args, state, control, **_):
         self.before = psutil.Process().io_counters().write_chars
     def on_step_end(self, args, state, control, **_):
         if state.global_step == 2:
             sent = psutil.Process().io_counters().write_chars - self.before
-            print("sent", args.output_dir, args.process_index, sent, flush=True)
+            tell(f"sent {args.output_dir} {args.process_index} {sent}")
 for path in sys.argv[2:]:
     resume = sys.argv[1] == "resume"
     trainer = finetune.train(recipes.read(path, 2, resume), resume, callbacks=(Watch(),))
