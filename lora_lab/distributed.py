@@ -59,9 +59,9 @@ def plan(model: meta_model.Source, lora: LoraConfig, precision: str | None = Non
       counted here as the largest block and all that is in no block. nf4 weights are shared out like others if they are
       stored in a floating-point dtype (`bnb_4bit_quant_storage`); their scales stay whole on every GPU. Parameters are
       gathered for the forward pass and again for the backward pass, (N-1)/N of their bytes each; gradients of what
-      trains are reduced once, (N-1)/N of theirs (ZeRO stage 3, Rajbhandari et al. 2020, section 7.2.2). The frozen base
-      is gathered like everything else. (torch keeps what is in no block between the passes unless told otherwise, so
-      it is gathered once; gloo, between CPUs, reduces at twice these bytes.)
+      trains are reduced once, (N-1)/N of theirs (ZeRO stage 3, Rajbhandari et al. 2020, section 7.2.2, has 1 for each
+      (N-1)/N). The frozen base is gathered like everything else. (torch keeps what is in no block between the passes
+      unless told otherwise, so it is gathered once; gloo, between CPUs, reduces at twice these bytes.)
     - Operations: for a token, 2 with each weight forward, 2 backward for the inputs' gradients, 2 more where the
       weight trains (Kaplan et al. 2020, section 2.1, has 6 for all). With `checkpointing`, the blocks' forward pass is
       computed twice (Chen et al. 2016): 2 more with each of their weights. Attention's scores and experts that are no

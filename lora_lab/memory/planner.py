@@ -21,7 +21,8 @@ from ..targets import layer_names
 from . import rehearsal, stand_ins
 
 # Bytes of optimizer state for each trained parameter of `size` bytes. AdamW: Loshchilov & Hutter 2019, two running
-# means; in 8 bits: Dettmers et al. 2022b, two bytes and two float32 scales for each block of 256.
+# means; in 8 bits: 8-bit Optimizers, Dettmers et al. 2022, two bytes and two float32 scales for each block, which has
+# 256 of them in bitsandbytes (2,048 in the paper).
 OPTIMIZERS = {"adamw": lambda size: 2 * size, "sgd": lambda size: 0, "adamw_8bit": lambda size: 2 + 2 * 4 / 256}
 NAMES = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_bnb_8bit": "adamw_8bit"}  # the Trainer's
 LOSSES = ("full", "chunked", "fused")
@@ -92,7 +93,7 @@ def plan(model_or_config_or_hub_id: meta_model.Source, lora: LoraConfig | None =
     (`prepare_model_for_kbit_training`).
 
     - weights: parameters x bytes each: 4 float32, 2 bfloat16 and float16, 1 int8, 1/2 nf4 (linear layers without
-      the output head). Scales: 4 bytes a row (LLM.int8(), Dettmers et al. 2022, section 2.1), 4 bytes for 64
+      the output head). Scales: 4 bytes a row (LLM.int8(), Dettmers et al. 2022, section 3.1), 4 bytes for 64
       weights (QLoRA, Dettmers et al. 2023, section 3); with `double_quant` 1 byte, and 4 bytes for 256 scales.
     - adapter: r x (in + out) parameters for each adapted layer (LoRA, Hu et al. 2021, section 4.1), in float32
       as PEFT makes them. Gradients: as many bytes again, counted as present all the time, as they are with
