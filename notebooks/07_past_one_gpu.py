@@ -1030,7 +1030,7 @@ progress()
 #
 # Next: **Lesson 8** takes a file of your own to a verdict.
 #
-# Sources: Li et al., *PyTorch Distributed* (2020), section 3; Patarasuk and Yuan, *Bandwidth optimal all-reduce
+# Sources: Li et al., *PyTorch Distributed* (2020); Patarasuk and Yuan, *Bandwidth optimal all-reduce
 # algorithms* (2009); Rajbhandari et al., *ZeRO* (2020), section 7; Zhao et al., *PyTorch FSDP* (2023); Chen et al.,
 # *Training Deep Nets with Sublinear Memory Cost* (2016); bitsandbytes, *FSDP-QLoRA*; NVIDIA, *H100 data sheet* (NVLink:
 # 900 GB a second in both directions together).

@@ -841,7 +841,7 @@ progress()
 # Sources: Hu et al., *LoRA* (2021); Kaufman et al., *Leakage in Data Mining* (2012); Prechelt, *Early Stopping: But
 # When?* (1998); Krell et al., *Efficient Sequence Packing without Cross-contamination* (2021); Newcombe, *Interval
 # estimation for the difference between independent proportions* (1998), method 10; Fleiss, *Statistical Methods for
-# Rates and Proportions* (1981), chapter 3.
+# Rates and Proportions* (1981).
 #
 # *Lessons:* ← [7 · Past one GPU](07_past_one_gpu.ipynb) ·
 # [9 · Does the new variant win? Put a claim to the test](09_variants.ipynb) →

@@ -112,8 +112,8 @@ def _groups(rows: list[Row]) -> list[list[Row]]:
 def rows_needed(before: float, after: float, sure: float = 0.95, power: float = 0.8) -> int:
     """Return how many test rows tell two shares of right answers apart, `power` of the times at level `sure`.
 
-    Two independent samples, normal approximation (Fleiss, Statistical Methods for Rates and Proportions, 1981,
-    chapter 3). The same rows for both usually need fewer. Raises LabError.
+    Two independent samples, normal approximation (Fleiss, Statistical Methods for Rates and Proportions, 1981).
+    The same rows for both usually need fewer. Raises LabError.
     """
     for name, value in dict(before=before, after=after, sure=sure, power=power).items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
