@@ -142,6 +142,12 @@ def test_learners_get_what_learners_need_and_developers_the_rest_in_the_same_fol
     assert "-e .[bench,lab,test]\n" in make("bench").calls
 
 
+def test_the_model_is_fetched_while_torch_is_installed(course):
+    calls = course("lab", PIP_SECONDS="0.5").calls
+    assert calls.index("--require-hashes") < calls.index("-m lora_lab.cache") < calls.index("-e .[lab]")
+    assert calls.rstrip().endswith("-m lora_lab.cache"), "and waited for"
+
+
 def test_changed_constraints_are_installed(make):
     make("setup")
     make("test")
