@@ -116,8 +116,8 @@ def model_folder(path: Path, scratch: Path, env: dict) -> Path:
         return path.resolve()
     gguf = scratch / (parts[0].name.partition(".")[0] + ".gguf")
     gguf.write_bytes(b"".join(part.read_bytes() for part in parts))
-    convert = "import sys, pathlib, lora_lab.cache as c; c.convert(*map(pathlib.Path, sys.argv[1:]))"
-    subprocess.run([sys.executable, "-c", convert, gguf, gguf.with_suffix("")], env=env, check=True)
+    convert = Path(__file__).with_name("from_gguf.py")
+    subprocess.run([sys.executable, convert, gguf, gguf.with_suffix("")], env=env, check=True)
     return gguf.with_suffix("")
 
 

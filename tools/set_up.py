@@ -8,6 +8,7 @@ Any Python 3.6 or newer can read this file, to be told what is missing; nothing 
 """
 
 import ast
+import atexit
 import contextlib
 import hashlib
 import json
@@ -252,6 +253,7 @@ def install(folder, extras):
     python = str(python_of(folder))
     by_uv = uv and [uv, "pip", "install", "--python", python, "--index-strategy", "unsafe-best-match", *places()]
     kept = ["--offline", *(["--extra-index-url", PYTORCH + build_wanted()] if build_wanted() else [])]
+    beside = None
     for step in steps:
         if by_uv and all(subprocess.call([*by_uv, *offline, *map(str, step)], cwd=str(ROOT), close_fds=False)
                          for offline in ([], kept)):  # without a network, from what uv keeps of earlier times
@@ -259,9 +261,18 @@ def install(folder, extras):
             by_uv = None
         if not by_uv:
             call(python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *step)
+        beside = beside or fetch_beside(python)
     new = folder / (MARK + ".new")
     new.write_text(json.dumps({"of": fingerprint(), "extras": extras}), encoding="utf-8")
     os.replace(str(new), str(folder / MARK))
+
+
+def fetch_beside(python):
+    """Start to fetch the model while torch, which it does not need, is installed. `main` waits, or says what failed."""
+    process = subprocess.Popen([python, "-m", "lora_lab.cache"], cwd=str(ROOT), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    atexit.register(process.kill)
+    return process
 
 
 def empty(folder):
@@ -290,6 +301,7 @@ def main(arguments):
     reason = unfit()
     if reason:
         sys.exit(reason)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of many containers: each kernel would compile torch anew, for 15 s
     folder = place()
     if not ready(folder, extras):
         with locked():
@@ -297,7 +309,6 @@ def main(arguments):
             if not ready(folder, extras):  # another may have finished while this one waited
                 install(folder, extras)
     python = str(python_of(folder))
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of many containers: each kernel would compile torch anew, for 15 s
     call(python, "-m", "lora_lab.cache")
     if then and WINDOWS:
         sys.exit(subprocess.call([python, *then]))

