@@ -3,7 +3,7 @@ PYTHON ?= python3
 # Sets up what its first argument names (see tools/set_up.py), then runs the rest with the environment's Python.
 SET_UP  = $(PYTHON) tools/set_up.py
 
-.PHONY: help lab reset class release wheel lock sbom audit test lesson check setup notebooks picture perturb publish site bench drift clean
+.PHONY: help lab reset class exports release wheel lock sbom audit test lesson check setup notebooks picture perturb publish site bench drift clean
 
 help:
 	@echo "make lab        set up, then open JupyterLab on your first unfinished lesson  (LESSON=01_low_rank_math, ARGS=--no-browser)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench      measure the lesson's recipe: scores by seed, and speed beside trl's SFTTrainer"
 	@echo "make drift      which lessons break under newer, older and Colab's packages  (ARGS='00 01 --in newest')"
 	@echo "make class      learners' exported progress as one table  (FILES='handed-in/*.json' OUT=class.csv)"
+	@echo "make exports    each lesson as nbgrader and otter-grader take it, solutions in it, in dist/classroom"
 	@echo "make release    a zip for learners and one for teachers, in dist/"
 	@echo "make wheel      what pip and uv install, the lessons in it, in dist/"
 	@echo "make lock       the hashes of every package that an extra installs, into locked.txt"
@@ -36,6 +37,9 @@ reset:
 
 class:
 	@$(SET_UP) lab -m lora_lab class $(FILES) $(if $(OUT),--out '$(OUT)')
+
+exports:
+	@$(SET_UP) test tools/class_exports.py
 
 release:
 	@$(SET_UP) lab tools/release.py
