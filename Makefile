@@ -3,7 +3,7 @@ PYTHON ?= python3
 # Sets up what its first argument names (see tools/set_up.py), then runs the rest with the environment's Python.
 SET_UP  = $(PYTHON) tools/set_up.py
 
-.PHONY: help lab reset class release wheel lock sbom audit test lesson check setup notebooks perturb publish site bench drift clean
+.PHONY: help lab reset class exports release wheel lock sbom audit test lesson check setup notebooks picture perturb publish site bench drift clean
 
 help:
 	@echo "make lab        set up, then open JupyterLab on your first unfinished lesson  (LESSON=01_low_rank_math, ARGS=--no-browser)"
@@ -13,11 +13,13 @@ help:
 	@echo "make lesson     set up, then run one lesson from its first cell to its last  (LESSON=00_first_adapter)"
 	@echo "make setup      only set up what learners need: virtual environment, packages, model"
 	@echo "make notebooks  write the lessons from their text twins and run them  (ARGS=01_low_rank_math: only that one)"
+	@echo "make picture    README's moving picture, drawn from Lesson 0 as it was executed; nothing is trained"
 	@echo "make perturb    run lessons with another seed, precision and half the steps, to read  (ARGS='00 --only seed')"
 	@echo "make publish    write where the course is published into notebooks and README  (REPO=owner/name, or REPO= for nowhere)"
 	@echo "make bench      measure the lesson's recipe: scores by seed, and speed beside trl's SFTTrainer"
 	@echo "make drift      which lessons break under newer, older and Colab's packages  (ARGS='00 01 --in newest')"
 	@echo "make class      learners' exported progress as one table  (FILES='handed-in/*.json' OUT=class.csv)"
+	@echo "make exports    each lesson as nbgrader and otter-grader take it, solutions in it, in dist/classroom"
 	@echo "make release    a zip for learners and one for teachers, in dist/"
 	@echo "make wheel      what pip and uv install, the lessons in it, in dist/"
 	@echo "make lock       the hashes of every package that an extra installs, into locked.txt"
@@ -35,6 +37,9 @@ reset:
 
 class:
 	@$(SET_UP) lab -m lora_lab class $(FILES) $(if $(OUT),--out '$(OUT)')
+
+exports:
+	@$(SET_UP) test tools/class_exports.py
 
 release:
 	@$(SET_UP) lab tools/release.py
@@ -74,6 +79,12 @@ setup:
 # Writes each notebook from its text twin, keeping cell ids, and runs it; commit both.
 notebooks:
 	@$(SET_UP) test tools/build_notebooks.py $(ARGS)
+	@$(SET_UP) test tools/readme_picture.py
+
+# Where it shows Lesson 0 as it stands, nothing is drawn.
+picture:
+	@$(SET_UP) test tools/get_browser.py
+	@$(SET_UP) test tools/readme_picture.py
 
 # Executed copies on other terms, and the same as text, in _build/perturb.
 perturb:
