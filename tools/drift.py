@@ -16,6 +16,7 @@ torch stays the pinned one, because another build of it may be several GB; --tor
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def attempt(python: Path, lesson: Path, folder: Path, short: bool) -> dict:
         ran = [place for place, cell in enumerate(code, 1) if cell.execution_count or cell.outputs]
         result |= {"cell": max(ran, default=1), "why": why}
     elif said := [output.text.strip() for cell in code for output in cell.outputs if output.get("name") == "stderr"]:
-        result["warns"] = said[0].splitlines()[0]
+        result["warns"] = re.sub(r"\S*[\\/]site-packages[\\/]", "", said[0].splitlines()[0])  # of this machine
     return result
 
 
