@@ -9,21 +9,27 @@ colab    Colab's versions of what the course shares with it, from tools/colab.tx
 oldest   the oldest releases that pyproject.toml allows
 
 torch stays the pinned one, because another build of it may be several GB; --torch lets it follow the set.
+--short halves the steps of the trainings, but for Lesson 0's: with its adapter Lesson 5 goes on.
+--save writes each lesson when it has run, beside those that ran before with the same versions, and prints all of them.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import nbformat
+import perturb
+import set_up
 from lone_run import execute
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from packaging.requirements import Requirement
@@ -57,39 +63,47 @@ def constraints(name: str, free_torch: bool) -> dict[str, str]:
 
 
 class DoesNotInstall(Exception):
-    """What pip said, in its last line of error."""
+    """What uv said."""
 
 
 def make_environment(folder: Path, keep_to: dict[str, str]) -> Path:
     """A virtual environment with the course in it; returns its Python. Raises DoesNotInstall."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    uv = [sys.executable, "-m", "uv"]  # of the extra `test`
+    subprocess.run([*uv, "venv", "--quiet", "--seed", "--python", sys.executable, folder], check=True)
+    python = set_up.python_of(folder)
     file = folder / "keep_to.txt"
     file.write_text("".join(f"{package}=={version}\n" for package, version in keep_to.items()), encoding="utf-8")
     course = folder / "course"  # a copy: setuptools would leave a build folder in the checkout, and use it again
     course.mkdir()
-    for name in ("lora_lab", "pyproject.toml", "README.md", "LICENSE", "LICENSES", "NOTICE"):
+    for name in ("lora_lab", "notebooks", "setup.py", "pyproject.toml", "README.md", "LICENSE", "LICENSES", "NOTICE"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, course / name)
-    # torch first: with it there, pip looks at no other build of it.
-    torch = [f"torch=={keep_to['torch']}"] if "torch" in keep_to else []
-    for wanted in filter(None, (torch, [f"{course}[course]", "ipykernel"])):
-        pip = subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", file,
-                              *wanted], capture_output=True, text=True)
-        if pip.returncode:
-            errors = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")]
-            raise DoesNotInstall((errors or [pip.stderr.strip() or "pip failed without a word"])[0])
+    install = [*uv, "pip", "install", "--quiet", "--python", python, "--index-strategy", "unsafe-best-match",
+               *set_up.places()]
+    steps = [[f"{course}[course]", "ipykernel"]]
+    if "torch" in keep_to:  # first, in the build for this machine: with it there, no other is looked at
+        index = set_up.torch_index()
+        steps.insert(0, ["torch", *(("--extra-index-url", index) if index else ())])
+    for step in steps:
+        done = subprocess.run([*install, "-c", file, *step], capture_output=True, text=True)
+        if done.returncode:
+            raise DoesNotInstall(" ".join(done.stderr.split()) or "uv failed without a word")
     return python
 
 
 def installed(python: Path) -> dict[str, str]:
     ask = "from importlib import metadata; import json; print(json.dumps({d.name: d.version for d in " \
-          "reversed(list(metadata.distributions()))}))"
+          "reversed(list(metadata.distributions()))}, sort_keys=True))"
     return json.loads(subprocess.run([python, "-I", "-c", ask], check=True, capture_output=True, text=True).stdout)
 
 
-def attempt(python: Path, lesson: Path, folder: Path) -> dict:
+def attempt(python: Path, lesson: Path, folder: Path, short: bool) -> dict:
     """Runs one lesson; returns `minutes` and, where it broke, `cell` (counting code cells from 1) and `why`."""
     notebook = nbformat.read(lesson, 4)
+    if short:
+        perturb.shorten(notebook, lesson.stem)
+    trained = folder.parent / perturb.FIRST / perturb.TRAINED
+    if lesson.stem in perturb.GO_ON and trained.is_dir():
+        shutil.copytree(trained, folder / perturb.TRAINED)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -108,7 +122,7 @@ def attempt(python: Path, lesson: Path, folder: Path) -> dict:
         ran = [place for place, cell in enumerate(code, 1) if cell.execution_count or cell.outputs]
         result |= {"cell": max(ran, default=1), "why": why}
     elif said := [output.text.strip() for cell in code for output in cell.outputs if output.get("name") == "stderr"]:
-        result["warns"] = said[0].splitlines()[0]
+        result["warns"] = re.sub(r"\S*[\\/]site-packages[\\/]", "", said[0].splitlines()[0])  # of this machine
     return result
 
 
@@ -127,6 +141,7 @@ def table(columns: dict) -> str:
     rows = [["lesson", *columns], ["---"] * (len(columns) + 1)]
     for lesson in lessons:
         rows.append([lesson, *(shown(column["lessons"].get(lesson)) for column in columns.values())])
+    rows.append(["trainings", *(column["trainings"] for column in columns.values())])
     for package in SHOWN:
         rows.append([package, *(column["versions"].get(package, "") for column in columns.values())])
     return "\n".join("| " + " | ".join(place.replace("|", "\\|") for place in row) + " |" for row in rows)
@@ -138,6 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--in", dest="names", nargs="+", choices=("pinned", "newest", "colab", "oldest"),
                         default=["pinned", "newest", "colab", "oldest"])
     parser.add_argument("--torch", action="store_true", help="torch too follows the set of versions")
+    parser.add_argument("--short", action="store_true", help="half the steps of the trainings, but for Lesson 0's")
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
     asked = parser.parse_args(argv)
     every = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -148,37 +164,48 @@ def main(argv: list[str] | None = None) -> int:
     columns = {}
     for name in asked.names:
         with tempfile.TemporaryDirectory(prefix="lora-lab-drift-") as folder:
-            columns[name] = column(Path(folder), name, lessons, asked.torch)
-            columns[name] |= {"date": date.today().isoformat(), "python": sys.version.split()[0]}
-        if asked.save:
-            save(columns)
-    print(table(columns))
+            for found in column(Path(folder), name, lessons, asked):
+                columns[name] = found
+                if asked.save:
+                    save(name, found)
+    print(table(saved() if asked.save else columns))
     return 1 if any("why" in place for one in columns.values() for place in one["lessons"].values()) else 0
 
 
-def save(columns: dict) -> None:
-    """Into RESULT, beside the columns of other runs."""
-    kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+def saved() -> dict:
+    return json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+
+
+def save(name: str, found: dict) -> None:
+    """Into RESULT, beside the other columns, and beside other lessons that ran with the same versions."""
+    columns = saved()
+    before = columns.get(name, {})
+    if all(before.get(key) == found[key] for key in ("python", "trainings", "versions")):
+        found = found | {"lessons": dict(sorted((before["lessons"] | found["lessons"]).items()))}
     temporary = RESULT.with_suffix(".tmp")
-    temporary.write_text(json.dumps(kept | columns, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(columns | {name: found}, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, RESULT)
 
 
-def column(folder: Path, name: str, lessons: list[Path], free_torch: bool) -> dict:
-    """One environment: its versions, and what became of each lesson in it."""
+def column(folder: Path, name: str, lessons: list[Path], asked: argparse.Namespace) -> Iterator[dict]:
+    """One environment, after each lesson: its versions, and what became of the lessons so far."""
     print(f"{name}: installing ...", file=sys.stderr, flush=True)
+    found = {"date": date.today().isoformat(), "python": sys.version.split()[0], "versions": {}, "lessons": {},
+             "trainings": "half the steps" if asked.short else "all steps"}
     try:
-        python = make_environment(folder / "env", constraints(name, free_torch))
+        python = make_environment(folder / "env", constraints(name, asked.torch))
     except DoesNotInstall as error:
-        return {"versions": {}, "lessons": {lesson.stem: {"why": f"does not install: {error}"} for lesson in lessons}}
-    found = {"versions": installed(python), "lessons": {}}
+        yield found | {"lessons": {lesson.stem: {"why": f"does not install: {error}"} for lesson in lessons}}
+        return
+    found["versions"] = installed(python)
     for lesson in lessons:
         print(f"{name}: {lesson.stem} ...", file=sys.stderr, flush=True)
-        # pip has put the course in the environment: the notebook is alone, as a learner's copy is.
-        found["lessons"][lesson.stem] = attempt(python, lesson, folder / lesson.stem)
+        # The environment has the course: the notebook is alone, as a learner's copy is.
+        found["lessons"][lesson.stem] = attempt(python, lesson, folder / lesson.stem, asked.short)
         print(f"{name}: {lesson.stem} {shown(found['lessons'][lesson.stem])}", file=sys.stderr, flush=True)
-        shutil.rmtree(folder / lesson.stem, ignore_errors=True)
-    return found
+        if lesson.stem != perturb.FIRST:
+            shutil.rmtree(folder / lesson.stem, ignore_errors=True)
+        yield found
 
 
 if __name__ == "__main__":

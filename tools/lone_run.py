@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 def execute(python, notebook, folder: Path, variables: dict | None = None, timeout: int = 600) -> list[float]:
     """The seconds of each cell; what the cells said is in `notebook` afterwards.
 
-    `folder` is made and must not exist. Raises nbclient's CellExecutionError at the first cell that fails.
+    `folder` is made where it is missing. Raises nbclient's CellExecutionError at the first cell that fails.
     """
     folder = Path(folder)
     kernels = folder.parent / f"{folder.name}-kernel" / "kernels" / "lone"
@@ -20,7 +20,7 @@ def execute(python, notebook, folder: Path, variables: dict | None = None, timeo
     (kernels / "kernel.json").write_text(json.dumps({
         "argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "lone",
         "language": "python", "env": variables or {}}))
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     seconds = []
     with environment(JUPYTER_PATH=str(kernels.parents[1])):
         client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(folder)}})

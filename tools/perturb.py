@@ -33,6 +33,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 ROOT = Path(__file__).parents[1]
 WAYS = ("seed", "precision", "steps")
+FIRST, TRAINED = "00_first_adapter", Path("adapters/first")
+GO_ON = ("05_alpha_scaling",)  # goes on with what FIRST trained and, where that is missing, trains it itself
 NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS"}
 OWN_PRECISION = re.compile(r"""precision=["']|torch\.(?:float32|float16|bfloat16)\b""")
 LAST = """\
@@ -55,6 +57,13 @@ def change(source: str, way: str) -> tuple[str, list[str]]:
             lines[node.lineno - 1] = (line[:node.col_offset] + str(new).encode() + line[node.end_col_offset:]).decode()
             changes.append(f"{name} {node.value} to {new}")
     return "".join(lines), changes[::-1]
+
+
+def shorten(notebook, name: str) -> None:
+    """Halve the steps of the trainings in the lesson `name`; FIRST stays as it is, since another goes on with it."""
+    for cell in notebook.cells if name != FIRST else ():
+        if cell.cell_type == "code":
+            cell.source = change(cell.source, "steps")[0]
 
 
 def given(tree: ast.AST) -> list[tuple[str, ast.Constant]]:

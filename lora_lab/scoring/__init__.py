@@ -14,6 +14,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
@@ -23,6 +25,7 @@ from ..errors import LabError, expect, whole
 
 Row = tuple[str, str]  # a prompt and its right answer
 _NO_JSON = object()
+_CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"  # its name in generate
 _WORTH_SHARING = 32  # tokens that all prompts begin with: from here on the model reads them once
 
 # Written for this course: ordinary prose, far from smart homes, to see what training forgets.
@@ -122,7 +125,7 @@ def generate(
                                  for at in chosen]).to(ids)
             output = model.generate(
                 input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, use_cache=True,
-                pad_token_id=padding, past_key_values=past)
+                pad_token_id=padding, **{_CACHE: past})
             new_tokens = output[:, width:]
             for i, text in zip(chosen, tokenizer.batch_decode(new_tokens, skip_special_tokens=True)):
                 continuations[i] = text
@@ -146,7 +149,7 @@ def _read_once(model, rows: list[list[int]]) -> tuple[list[int], DynamicCache | 
         return [], None
     ids = torch.tensor([shared], device=model.device)
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=1,
-                   pad_token_id=shared[0], past_key_values=read)
+                   pad_token_id=shared[0], **{_CACHE: read})
     return shared, read
 
 

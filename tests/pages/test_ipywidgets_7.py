@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lesson_runs
 import nbformat
 import pytest
 from lora_lab.course import question_files
@@ -47,18 +48,15 @@ def environment(tmp_path_factory):
     return {**os.environ, "PYTHONPATH": str(site)}
 
 
-def run(environment, *arguments):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
-    assert done.returncode == 0, done.stdout[-4000:]
-    return int(re.search(r"(\d+) passed", done.stdout)[1])
-
-
 def test_the_quiz_without_a_browser(environment):
-    assert run(environment, TESTS / "course/test_quizzes.py", TESTS / "course/test_explorers.py") > 30
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "course/test_quizzes.py",
+               "course/test_explorers.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 30
 
 
-def test_every_question_under_nbval(environment, tmp_path):
+def test_every_question_in_a_notebook(environment, tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS.split("---\n")])
-    nbformat.write(notebook, tmp_path / "questions.ipynb")
-    assert run(environment, tmp_path / "questions.ipynb", "--nbval-lax", "--nbval-current-env") == len(notebook.cells)
+    run = lesson_runs.run_cells(notebook, tmp_path, environment)
+    assert run.returncode == 0 and run.passed == len(notebook.cells), run.said[-4000:]

@@ -61,6 +61,44 @@ def test_only_the_lessons_that_were_asked_for(course, monkeypatch, capsys):
     assert "there are 00_runs, 01_breaks" in capsys.readouterr().err
 
 
+def test_a_run_keeps_the_lessons_of_earlier_ones_with_the_same_versions(course, monkeypatch, capsys):
+    monkeypatch.setattr(drift, "make_environment", lambda folder, keep_to: sys.executable)
+    drift.main(["00", "--in", "pinned", "--save"])
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        whole = drift.attempt
+        patch.setattr(drift, "attempt", lambda python, lesson, *rest: whole(python, lesson, *rest)
+                      if lesson.stem == "01_breaks" else interrupted())
+        drift.main(["01", "02", "--in", "pinned", "--save"])
+    assert list(json.loads(drift.RESULT.read_text())["pinned"]["lessons"]) == ["00_runs", "01_breaks"]
+    capsys.readouterr()
+    drift.main(["02", "--in", "pinned", "--save"])
+    assert "| 00_runs | runs" in capsys.readouterr().out, "what is saved is printed, not this run alone"
+    monkeypatch.setattr(drift, "installed", lambda python: {"torch": "0"})
+    drift.main(["02", "--in", "pinned", "--save"])
+    assert list(json.loads(drift.RESULT.read_text())["pinned"]["lessons"]) == ["02_warns"], "rows of other versions go"
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def test_short_trainings_have_half_the_steps_and_lesson_0_leaves_its_adapter(course, monkeypatch, capsys):
+    steps = "STEPS = 60\nassert STEPS == {0}, STEPS\n"
+    leaves = "from pathlib import Path\nPath('adapters/first').mkdir(parents=True)\n"
+    finds = "from pathlib import Path\nassert Path('adapters/first').is_dir()\n"
+    for name, source in {"00_first_adapter": steps.format(60) + leaves, "05_alpha_scaling": steps.format(30) + finds,
+                         "06_other": steps.format(30) + finds.replace("assert", "assert not")}.items():
+        nbformat.write(new_notebook(cells=[new_code_cell(source)]), course / "notebooks" / f"{name}.ipynb")
+    monkeypatch.setattr(drift, "make_environment", lambda folder, keep_to: sys.executable)
+    assert drift.main(["00_first", "05", "06", "--in", "pinned", "--short"]) == 0
+    assert "| trainings | half the steps |" in capsys.readouterr().out
+
+
+def test_the_committed_table_is_what_is_saved():
+    saved = drift.table(drift.saved())
+    assert saved in (drift.ROOT / "benchmarks" / "README.md").read_text(), f"benchmarks/README.md has another:\n{saved}"
+
+
 def test_the_sets_of_versions():
     needed = {requirement.name: requirement for requirement in drift.requirements()}
     oldest = drift.constraints("oldest", free_torch=True)
@@ -73,6 +111,6 @@ def test_the_sets_of_versions():
                for name, version in drift.constraints("colab", free_torch=True).items() if name in needed)
 
 
-def test_what_cannot_be_installed_is_said_in_pips_words(tmp_path):
+def test_what_cannot_be_installed_is_said_in_uvs_words(tmp_path):
     with pytest.raises(drift.DoesNotInstall, match="torch==0.0.0"):
         drift.make_environment(tmp_path / "env", {"torch": "0.0.0"})
