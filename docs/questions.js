@@ -240,7 +240,11 @@ const tally = stills.length && made('p', {});
 
 function tell() {
   const solved = stills.filter(still => read(still.dataset.question).solved).length;
-  tally.textContent = `${solved} of ${stills.length} questions of this page are solved. ` + (box.passing
+  const guesses = stills.map(still => [JSON.parse(atob(still.dataset.card)), read(still.dataset.question).answer])
+    .filter(([data, answer]) => 'measured' in data && answer !== null);
+  const right = guesses.filter(([data, answer]) => judge.predict(data, answer)[0]).length;
+  tally.textContent = `${solved} of ${stills.length} questions of this page are solved. ` +
+    (guesses.length ? `Of your predictions, ${right} of ${guesses.length} came true. ` : '') + (box.passing
     ? 'Your browser keeps nothing for this page: the answers are gone when you leave it.'
     : 'Your answers stay in this browser and are sent nowhere.');
 }

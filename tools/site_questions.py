@@ -47,6 +47,8 @@ def answering(notebook):
                 content = json.dumps(_drawn(page_data(question, measured.get(question.id)))).encode()
                 mark = f'{card[0]} data-card="{base64.b64encode(content).decode()}"'
                 one["text/html"] = one["text/html"].replace(card[0], mark)
+            else:
+                one["text/html"] = one["text/html"].replace(">Change the code above", ">In the notebook, change the code above")
             one["text/html"] = site_math.in_html(one["text/html"])
         elif match := MEASURED.match(one.get("text/plain", "")):
             question = question_files.find(match[1])

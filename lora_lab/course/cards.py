@@ -14,7 +14,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from ..display import table
 from . import progress_file
 from .controls import control, guard
-from .question_kinds import Code, Predict, Question, Verdict, escape
+from .question_kinds import Code, Order, Predict, Question, Verdict, escape
 
 _STYLE = f"<style>{Path(__file__).with_name('cards.css').read_text(encoding='utf-8')}</style>"
 
@@ -182,7 +182,8 @@ def answer_text(question: Question) -> str:
     proof = question.proof
     where = (f"<p>See it in {html.escape(proof.lesson or 'this lesson')}: section "
              f"<b>{html.escape(proof.section)}</b>, the cell with <code>{html.escape(proof.cell)}</code>.</p>")
-    return f"<b>Answer.</b> {markdown(question.answer)}{where}"
+    order = [f"{n}. {item.text}" for n, item in enumerate(question.item, 1)] if isinstance(question, Order) else []
+    return f"<b>Answer.</b> {markdown(chr(10).join(order))}{markdown(question.answer)}{where}"
 
 
 def says(verdict: Verdict, announce: bool = False, attempt: int = 0, word: str = "") -> str:

@@ -21,7 +21,7 @@ function render({ model, el }) {
         stroke: `var(${['--b', '--gold'][i]})`, 'stroke-width': 2.5, 'stroke-dasharray': ['6 3', '2 3'][i] });
     });
     return svg('svg', { viewBox: `0 0 ${width} ${floor + 46}`, role: 'img', 'aria-label': `Loss by alpha and learning rate under ` +
-        `${chosen.name}, darker is better, with the best rate of each alpha and ${laws.length} laws as lines.` },
+        `${chosen.name}, stronger colour is better, with the best rate of each alpha and ${laws.length} laws as lines.` },
       svg('defs', {}, svg('clipPath', { id }, svg('rect', { x: left, y: top, width: right - left, height: floor - top }))),
       svg('text', { x: 0, y: 12, class: 'soft' }, 'alpha'),
       losses.map((list, i) => list.map((loss, j) => svg('rect', { x: left + j * cell, y: y(alphas[i]) - row / 2, width: cell - 1,
@@ -57,9 +57,9 @@ function render({ model, el }) {
   const key = h('p', { class: 'll-soft' });
   const live = figure(el, 'Where is the best rate of each alpha?', {
     controls: [names.length > 1 ? menu('optimizer', names, 0, start) : null].filter(Boolean), draw: width => {
-      key.textContent = 'Circles: best rates, between the points of the grid. Lines: ' +
-        found[chosen.name].laws.map(({ name }, i) => `${name} (${['dashes', 'dots'][i]})`).join(', ') +
-        ', each through one measured end; compare slopes. Grey: diverged.';
+      key.textContent = 'The stronger the colour, the lower the loss; grey diverged. Circles: the best rate of each alpha, ' +
+        'between the points of the grid. Lines: where it would go by a law, from one measured end: ' +
+        found[chosen.name].laws.map(({ name }, i) => `${name} (${['dashes', 'dots'][i]})`).join(', ') + '.';
       return draw(width);
     }, below: [across, key], note: `Every cell is a training that was measured, ${seeds} seeds each; the sliders stop at these.` });
   start(0);

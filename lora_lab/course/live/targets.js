@@ -49,7 +49,7 @@ function render({ model, el }) {
     const on = listed().filter(name => chosen.ticked.has(name)), { parameters } = models[chosen.model];
     const layers = groups().filter(trains).reduce((sum, group) => sum + group.layers, 0);
     const total = groups().reduce((sum, group) => sum + group.layers * trains(group), 0);
-    config.textContent = `LoraConfig(r=${chosen.r}, lora_alpha=${2 * chosen.r}, target_modules=[` +
+    config.textContent = `LoraConfig(r=${chosen.r}, lora_alpha=16, target_modules=[` +
       on.map(name => `"${name}"`).join(', ') + '], task_type="CAUSAL_LM")';
     copied.textContent = '';
     live.update(on.length ? `${count(total)} parameters train, in ${layers} layers: ${(100 * total / (parameters + total)).toFixed(2)} % of ` +
