@@ -301,7 +301,7 @@ def main(arguments):
     reason = unfit()
     if reason:
         sys.exit(reason)
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of many containers: each kernel would compile torch anew, for 15 s
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # set in containers: each kernel would compile torch anew
     folder = place()
     if not ready(folder, extras):
         with locked():

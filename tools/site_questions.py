@@ -48,7 +48,7 @@ def answering(notebook):
                 mark = f'{card[0]} data-card="{base64.b64encode(content).decode()}"'
                 one["text/html"] = one["text/html"].replace(card[0], mark)
             else:
-                one["text/html"] = one["text/html"].replace(">Change the code above", ">In the notebook, change the code above")
+                one["text/html"] = one["text/html"].replace(">Change the code", ">In the notebook, change the code")
             one["text/html"] = site_math.in_html(one["text/html"])
         elif match := MEASURED.match(one.get("text/plain", "")):
             question = question_files.find(match[1])
