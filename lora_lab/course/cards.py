@@ -182,8 +182,10 @@ def answer_text(question: Question) -> str:
     proof = question.proof
     where = (f"<p>See it in {html.escape(proof.lesson or 'this lesson')}: section "
              f"<b>{html.escape(proof.section)}</b>, the cell with <code>{html.escape(proof.cell)}</code>.</p>")
-    order = [f"{n}. {item.text}" for n, item in enumerate(question.item, 1)] if isinstance(question, Order) else []
-    return f"<b>Answer.</b> {markdown(chr(10).join(order))}{markdown(question.answer)}{where}"
+    items = question.item if isinstance(question, Order) else ()
+    order = "".join(f"{place}. {escape(item.text)}\n" for place, item in enumerate(items, 1))
+    text = f"{order}\n{question.answer}"
+    return f"<b>Answer.</b> {markdown(text)}{where}"
 
 
 def says(verdict: Verdict, announce: bool = False, attempt: int = 0, word: str = "") -> str:

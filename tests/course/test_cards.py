@@ -30,6 +30,15 @@ def test_a_page_without_a_kernel_shows_question_and_lines(name):
     assert all(line in repr(static) for line in EVERY[name].lines) and "Not yet. **Not** this." in repr(static)
 
 
+def test_the_answer_of_an_order_begins_with_the_order():
+    right = [cards.escape(item.text) for item in EVERY["order"].item]
+    assert right != sorted(right), "another order than the shown one"
+    shown = cards.answer_text(EVERY["order"])
+    assert shown.startswith("<b>Answer.</b> <ol>") and cards.markdown(EVERY["order"].answer).strip() in shown
+    assert [shown.index(f"<li>{cards.markdown(text)[3:-5]}") for text in right] == sorted(
+        shown.index(f"<li>{cards.markdown(text)[3:-5]}") for text in right)
+
+
 def test_a_verdict_is_read_out_only_when_it_appears():
     assert 'role="alert"' in cards.says(Verdict(True, ""), announce=True)
     assert "role" not in cards.says(Verdict(True, "")) and "(attempt 3)" in cards.says(Verdict(False, ""), attempt=3)

@@ -106,7 +106,8 @@ def test_every_kind_replies(visit, tmp_path, way, width, theme):
     assert card(page, "predict").get_by_role("radio").first.is_disabled(), "a prediction is final"
     below = page.locator(card(page, "predict").get_by_role("link", name="stands below").get_attribute("href"))
     below.get_by_text("As you predicted").wait_for()
-    assert "6 of 6 questions" in page.get_by_role("group", name="Your answers").inner_text()
+    told = page.get_by_role("group", name="Your answers").inner_text()
+    assert "6 of 6 questions" in told and "1 of 1 came true" in told
     assert page.evaluate("window.hacked") is None
     assert page.locator(".lora-lab-quiz math").count() == 4, "all formulas"
     page.set_viewport_size({"width": 360, "height": 900})
@@ -143,6 +144,7 @@ def test_answers_stay_and_leave_as_the_notebooks_keep_them(visit, tmp_path):
     assert card(page, "number").get_by_role("textbox").input_value() == "2,048"
     assert card(page, "predict").get_by_role("radio").first.is_disabled()
     page.locator(".lora-lab-measured").get_by_text("Too low.").wait_for()
+    page.get_by_text("Of your predictions, 0 of 1 came true.").wait_for()
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as a file").click()
     download.value.save_as(tmp_path / download.value.suggested_filename)
@@ -158,6 +160,7 @@ def test_answers_stay_and_leave_as_the_notebooks_keep_them(visit, tmp_path):
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Forget them").click()
     page.get_by_text("0 of 6 questions").wait_for()
+    assert not page.get_by_text("Of your predictions").count()
     assert not page.locator("input:checked").count()
     assert not [key for key in page.evaluate("Object.keys(localStorage)") if "every" in key]
     # and what somebody edited there breaks nothing
@@ -188,6 +191,7 @@ def test_without_script_the_page_stays_as_it_was(visit):
     assert page.get_by_text("Run this cell to answer.").count() == 6
     assert page.locator(".lora-lab-static li", has_text="second & last").is_visible()
     assert page.get_by_text("nothing: no prediction was committed").is_visible()
+    assert page.get_by_text("In the notebook, change the code above").is_visible()
     assert not page.locator(".lora-lab-quiz :is(input, button)").count()
 
 
