@@ -116,8 +116,9 @@ def model_folder(path: Path, scratch: Path, env: dict) -> Path:
         return path.resolve()
     gguf = scratch / (parts[0].name.partition(".")[0] + ".gguf")
     gguf.write_bytes(b"".join(part.read_bytes() for part in parts))
-    convert = Path(__file__).with_name("from_gguf.py")
-    subprocess.run([sys.executable, convert, gguf, gguf.with_suffix("")], env=env, check=True)
+    # By the course's own code: transformers 5.17 reads a wrong end of text from the same file.
+    convert = "import sys, pathlib; from lora_lab import _gguf; _gguf.convert(*map(pathlib.Path, sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", convert, gguf, gguf.with_suffix("")], env=env, check=True)
     return gguf.with_suffix("")
 
 

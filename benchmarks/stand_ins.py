@@ -11,6 +11,7 @@ PACKAGES = {
     "matplotlib": ("axes", "colors", "figure", "patches", "ticker"), "markdown_it": (),
     "mdit_py_plugins": ("dollarmath",), "platformdirs": (),
 }
+OWN = {"IPython": "version_info = (8, 24)\n"}  # matplotlib asks, and leaves one from 8.24 on alone
 
 
 class _Anything(type):
@@ -58,7 +59,7 @@ def write(folder: Path, installed: Path) -> list[str]:
         for module in ("__init__", *PACKAGES[name]):
             file = folder / name / f"{module}.py"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("from stand_ins import __getattr__  # noqa: F401\n")
+            file.write_text(f"from stand_ins import __getattr__  # noqa: F401\n{OWN.get(name, '')}")
     return missing
 
 

@@ -23,7 +23,7 @@
 # **You need** Python and PyTorch. You have never fine-tuned a model? Good.
 #
 # **It takes** about two minutes of computing on two CPU cores, most of it one training
-# (on a GPU: not recorded).
+# (on a GPU: 75 s, NVIDIA H200, peak 2.1 GB, 2 cells not shown there).
 # No account, no model hub. Run a cell with Shift+Enter; any cell may be run again. Puzzles and exercises take extra
 # time, and are what you will remember.
 

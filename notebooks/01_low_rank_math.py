@@ -26,7 +26,7 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb) and matrix multiplication.
 #
 # **It takes** about three minutes of computing on two CPU cores
-# (on a GPU: not recorded).
+# (on a GPU: 50 s, NVIDIA H200, peak 4.6 GB, 9 cells not shown there).
 # One part trains whole matrices and takes 2.8 GB of memory. With less than 4 GB, as on Binder, it trains five blocks
 # of the model instead of thirty, and 1.7 GB are enough: the lesson finds out by itself and says so.
 #

@@ -26,7 +26,7 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb) and [Lesson 1](01_low_rank_math.ipynb).
 #
 # **It takes** about four minutes of computing on two CPU cores
-# (on a GPU: not recorded).
+# (on a GPU: 2 min, NVIDIA H200, peak 2.6 GB, 6 cells not shown there).
 
 # %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.

@@ -27,7 +27,7 @@
 # [2](02_config_and_targets.ipynb) help.
 #
 # **It takes** about three minutes of computing on two CPU cores
-# (on a GPU: not recorded).
+# (on a GPU: 80 s, NVIDIA H200, peak 2.0 GB, 9 cells not shown there).
 
 # %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.

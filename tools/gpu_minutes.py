@@ -22,14 +22,15 @@ def recorded(root: Path = ROOT) -> dict:
 
 
 def words(name: str, results: dict) -> str:
-    """Of one lesson: "2 min, NVIDIA H100, peak 3.1 GB", and the cells that failed."""
+    """Of one lesson: "2 min, NVIDIA H100, peak 3.1 GB", how many cells failed, and how many a stand-in let down."""
     if name not in results.get("lessons", ()):
         return "not recorded"
     lesson = results["lessons"][name]
     seconds, peak = lesson["seconds"], lesson["peak_gpu_bytes"] or 0
     time = f"{seconds:.0f} s" if seconds < 90 else f"{round(seconds / 30) / 2:g} min"
-    failed = [str(found["cell"]) for found in lesson["failed"]]
-    fails = f", failed in cell {' and '.join(failed)}" if failed else ""
+    told = [("'Nothing'" in found["error"]) for found in lesson["failed"]]
+    fails = "".join(f", {count} cell{'s' * (count > 1)} {what}" for count, what in
+                    ((told.count(False), "failed"), (told.count(True), "not shown there")) if count)
     return f"{time}, {results['hardware']['gpu']}, peak {peak / 1e9:.1f} GB{fails}"
 
 

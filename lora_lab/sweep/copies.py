@@ -15,15 +15,14 @@ def copies(work: Callable, processes: int) -> Iterator[Callable]:
     """Have copies of this process do `work(bar)` during the block, `processes` of them with this one.
 
     Yields what ends the copies. They are forked, so there are none but on Linux, nor once CUDA is in use. Each process
-    has its share of torch's threads.
+    has its share of torch's threads, this one where it is alone as well: what is too small for two of them waits for
+    sixteen.
     """
     torch = sys.modules.get("torch")
-    if processes == 1 or sys.platform != "linux" or (torch and torch.cuda.is_initialized()):
-        yield lambda: None
-        return
     threads = torch.get_num_threads() if torch else 1
+    alone = sys.platform != "linux" or (torch and torch.cuda.is_initialized())
     copies = [multiprocessing.get_context("fork").Process(target=_in_silence, args=(work,), daemon=True)
-              for _ in range(processes - 1)]
+              for _ in range(0 if alone else processes - 1)]
 
     def end():
         for copy in copies:

@@ -120,6 +120,15 @@ def test_lesson_0_runs_without_jupyter(results, course):
     assert {"exact", "valid_json", "n", "loss"} == scores[0].keys() and {score["n"] for score in scores} >= {20, 100}
 
 
+def test_matplotlib_draws_beside_a_stand_in_for_ipython(course, tmp_path, monkeypatch):
+    monkeypatch.setattr(course.stand_ins, "_found", lambda name: name != "IPython")
+    assert course.stand_ins.write(tmp_path, tmp_path) == ["IPython"]
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY / 'benchmarks'}", "MPLBACKEND": "agg"}
+    draw = "import IPython.display; import matplotlib.pyplot as plt; plt.subplots(); print(IPython.__file__)"
+    done = subprocess.run([sys.executable, "-c", draw], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / "IPython/__init__.py"), done.stderr[-1000:]
+
+
 def test_says_where_it_ran(results):
     assert results["hardware"]["gpu"] is None and results["quick"]
     assert {"python", "torch", "transformers", "peft", "accelerate"} <= results["versions"].keys()
@@ -239,7 +248,7 @@ def test_readme_and_lessons_follow_the_recorded_run(patch, copy):
     lessons = {twin.stem: {"seconds": 118.0, "peak_gpu_bytes": 3.14e9, "failed": []} for twin in TWINS[1:]}
     lessons[TWINS[2].stem]["failed"] = [{"cell": 12, "error": "x"}]
     run = {"quick": False, "hardware": {"gpu": "NVIDIA H100"}, "lessons": lessons}
-    told = ["not recorded", "2 min, NVIDIA H100, peak 3.1 GB", "2 min, NVIDIA H100, peak 3.1 GB, failed in cell 12",
+    told = ["not recorded", "2 min, NVIDIA H100, peak 3.1 GB", "2 min, NVIDIA H100, peak 3.1 GB, 1 cell failed",
             *["2 min, NVIDIA H100, peak 3.1 GB"] * (len(TWINS) - 3)]
     for quick, expected in ((False, told), (True, ["not recorded"] * len(TWINS))):
         (copy / gpu_minutes.RESULT).write_text(json.dumps(run | {"quick": quick}))

@@ -289,6 +289,18 @@ def test_a_copy_that_hangs_is_ended_and_its_run_made_here():
     assert len(sweep(hangs_in_a_copy, {"x": range(4)}, [0], progress=None, processes=2)) == 4
 
 
+def test_where_no_copy_can_be_forked_this_process_keeps_to_its_share_of_the_threads(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        runs = sweep(lambda x, seed: {"threads": torch.get_num_threads()}, {"x": range(3)}, [0], None, None,
+                     processes=3)
+        assert runs.figures("threads") == [1, 1, 1] and torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("processes", [0, 1.5, True, "2"])
 def test_a_number_of_processes_that_is_none_is_refused(processes):
     with pytest.raises(LabError, match="processes is .*whole number"):
@@ -398,8 +410,10 @@ print(sweep(run, {"x": [1, 2]}, [0], "store", None).mean("loss"), len(log))
 """)
 
     def runs(hash_seed):
-        return subprocess.run([sys.executable, "job.py"], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": hash_seed},
-                              capture_output=True, text=True, check=True, timeout=60).stdout.split()
+        # Bytecode of a file is kept by its size and second, both of which an edit here may leave as they were.
+        env = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.run([sys.executable, "job.py"], cwd=tmp_path, env=env, capture_output=True, text=True,
+                              check=True, timeout=60).stdout.split()
 
     assert [runs("1"), runs("2")] == [["9.5", "2"], ["9.5", "0"]]
     (tmp_path / "ours/__init__.py").write_text("def helper(): return 2\n")
