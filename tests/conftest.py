@@ -6,6 +6,7 @@ import lesson_runs
 import nbformat
 import pytest
 from browser import chromium, jupyterlab, new_page, page, served  # noqa: F401
+from hypothesis import settings
 from small_site import built  # noqa: F401
 
 LESSON = "test_notebook_runs"
@@ -21,6 +22,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    settings.register_profile("shared", deadline=None)  # how long an example takes is the machine's affair
+    settings.load_profile("shared")
     config.addinivalue_line("markers", "slow: left out by make check")
     if hasattr(config, "workerinput"):  # one of several processes, none of which has the cores for itself
         os.environ["OMP_NUM_THREADS"] = lesson_runs.THREADS

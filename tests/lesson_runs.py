@@ -1,6 +1,6 @@
 """Runs notebooks as tests, lessons on half of the cores and behind the other tests.
 
-All but Lesson 0 with half the steps of their trainings, as `make perturb` makes them; `--whole-lessons` as they are.
+All but Lesson 0 shortened (perturb.SHORT): an eighth of the steps, a quarter of what is tried; `--whole-lessons` as they are.
 RUNNER says what runs them: nbval, which has seen no release since 2024, or pytest-notebook, which does the same here.
 """
 

@@ -35,7 +35,10 @@ ROOT = Path(__file__).parents[1]
 WAYS = ("seed", "precision", "steps")
 FIRST, TRAINED = "00_first_adapter", Path("adapters/first")
 GO_ON = ("05_alpha_scaling",)  # goes on with what FIRST trained and, where that is missing, trains it itself
-NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS"}
+NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS", "tried": "tried"}
+CHANGED = {"seed": lambda seed: seed + 1, "steps": lambda steps: steps // 2}
+# For tests of a lesson: whether its cells run is seen with fewer steps, and fewer commands that a model is tried on.
+SHORT = {"steps": lambda steps: max(steps // 8, min(steps, 2)), "tried": lambda rows: max(rows // 4, min(rows, 14))}
 OWN_PRECISION = re.compile(r"""precision=["']|torch\.(?:float32|float16|bfloat16)\b""")
 LAST = """\
 import dataclasses, json
@@ -43,16 +46,15 @@ from lora_lab.course import quizzes
 print(json.dumps({name: dataclasses.asdict(card.question) for name, card in quizzes._cards.items()}, default=str))"""
 
 
-def change(source: str, way: str) -> tuple[str, list[str]]:
-    """Return a cell's `source` with other seeds or steps, and what was changed, such as "SEED 0 to 1"."""
+def change(source: str, way: str, by=None) -> tuple[str, list[str]]:
+    """Return a cell's `source` with other numbers, and what was changed, such as "SEED 0 to 1"."""
     try:
         tree = ast.parse(source)
     except SyntaxError:  # one with magics
         return source, []
     lines, changes = source.splitlines(keepends=True), []
     for name, node in sorted(given(tree), key=lambda pair: (pair[1].lineno, pair[1].col_offset), reverse=True):
-        new = node.value + 1 if way == "seed" else node.value // 2
-        if re.fullmatch(NAMED[way], name) and new:
+        if re.fullmatch(NAMED[way], name) and (new := (by or CHANGED[way])(node.value)) not in (0, node.value):
             line = lines[node.lineno - 1].encode()  # columns count bytes
             lines[node.lineno - 1] = (line[:node.col_offset] + str(new).encode() + line[node.end_col_offset:]).decode()
             changes.append(f"{name} {node.value} to {new}")
@@ -60,16 +62,23 @@ def change(source: str, way: str) -> tuple[str, list[str]]:
 
 
 def shorten(notebook, name: str) -> None:
-    """Halve the steps of the trainings in the lesson `name`; FIRST stays as it is, since another goes on with it."""
+    """Leave an eighth of the steps of the trainings, at least two, and a quarter of the commands that are tried, 14 or
+    more, in the lesson `name`; FIRST stays as it is, since another goes on with it."""
     for cell in notebook.cells if name != FIRST else ():
-        if cell.cell_type == "code":
-            cell.source = change(cell.source, "steps")[0]
+        for way, by in SHORT.items() if cell.cell_type == "code" else ():
+            cell.source = change(cell.source, way, by)[0]
 
 
 def given(tree: ast.AST) -> list[tuple[str, ast.Constant]]:
-    """Return each whole number that code gives to a name: by assignment, as an argument or as a default."""
+    """Return each whole number that code gives to a name: by assignment, as an argument or as a default.
+
+    "tried" is the number of commands that `commands()` gives of any split but the training's.
+    """
     pairs: list[tuple] = []
     for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "commands":
+            split, *rows = [*node.args, *(word.value for word in node.keywords if word.arg == "n")]
+            pairs += [("tried", number) for number in rows[:1] if getattr(split, "value", "") != "train"]
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 both = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)

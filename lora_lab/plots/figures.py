@@ -95,7 +95,7 @@ def label_ends(figure: Figure, axes: Axes, ends: Iterable[tuple[float, float, st
                      for x, y, text, colour in ends), key=lambda end: end[0][1])
     gap = 13 / (axes.get_window_extent().height * 72 / figure.dpi)
     heights = spread([float(at[1]) for at, *_ in placed], gap)
-    right = max(float(at[0]) for at, *_ in placed)
+    right = max((float(at[0]) for at, *_ in placed), default=0.0)  # of none, where no curve has a finite point
     for (at, text, colour), height in zip(placed, heights):
         axes.annotate(text, (at[0], at[1]), (right + 0.03, height), "axes fraction", "axes fraction", color=colour,
                       fontsize=9, va="center", annotation_clip=False,

@@ -98,7 +98,7 @@ def test_the_same_answers_twice_and_the_same_name_twice_are_noted(hand_in, tmp_p
     assert "same answers as Ann" in summary.notes[0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=30))
 def test_no_name_is_a_formula_in_a_spreadsheet(name):
     summary = classroom.Summary(["learner"], [[classroom._visible(name)]], [], [])

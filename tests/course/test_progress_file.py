@@ -93,7 +93,7 @@ def test_a_second_damage_does_not_overwrite_the_first(file):
     assert {path.read_bytes() for path in file.parent.glob("progress.damaged-*")} == {b"first", b"second"}
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
 def test_no_bytes_break_a_notebook(file, content):
     file.parent.mkdir(exist_ok=True)
@@ -277,7 +277,7 @@ def striking(patch, fault, at, error):
         patch.setattr(os, "unlink", lambda *_: None)  # the dead clear nothing away
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(operation, max_size=14))
 def test_whatever_fails_in_whatever_kernel_nothing_is_lost_but_by_a_reset(file, operations):
     """After each operation the file holds what the list of all operations says, to the attempt."""

@@ -60,6 +60,20 @@ def test_seeds_and_steps_are_changed_and_nothing_else(source, way, changed):
     assert new == changed and bool(said) == (changed != source)
 
 
+@pytest.mark.parametrize("source, shortened", [
+    ("STEPS = 40", "STEPS = 5"), ("fit(steps=9)", "fit(steps=2)"), ("fit(max_steps=1)", "fit(max_steps=1)"),
+    ('home.commands("test combinations", n=100, seed=SEED)', 'home.commands("test combinations", n=25, seed=SEED)'),
+    ('home.commands(f"test {kind}", 40, 3)', 'home.commands(f"test {kind}", 14, 3)'),
+    ('home.commands("test", n=8)', 'home.commands("test", n=8)'),
+    ('home.commands("train", n=1500, seed=0)', 'home.commands("train", n=1500, seed=0)'),
+])
+def test_shortened_for_tests_is_what_trains_and_what_is_tried_but_in_the_first_lesson(source, shortened):
+    for name, expected in (("06_other", shortened), (perturb.FIRST, source)):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        perturb.shorten(notebook, name)
+        assert notebook.cells[0].source == expected
+
+
 def test_what_a_lesson_fixes_itself_is_said(folder):
     twin = folder / "notebooks" / "00_tiny.py"
     _, variables, said = perturb.perturbed(twin, "precision")

@@ -240,7 +240,7 @@ def test_a_folder_needs_the_library_or_is_refused(tmp_path):
         data.read(tmp_path / "none.csv")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200) | st.text(alphabet='{}[]",:\n\t;ab1\\', max_size=80).map(str.encode),
        name=st.sampled_from(["a.csv", "a.json", "a.jsonl", "a"]))
 def test_any_bytes_end_in_rows_or_a_reason(content, name, tmp_path):

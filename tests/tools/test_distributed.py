@@ -102,7 +102,7 @@ def test_speeds_say_what_a_step_waits_for():
 
 
 @given(st.integers(1, 16), st.sampled_from(distributed.MODES), st.sampled_from([1, 2, 4]))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_more_gpus_never_need_more_memory_each(r, mode, rows):
     lora = LoraConfig(r=r, target_modules="all-linear")
     totals = [share.memory.total_bytes

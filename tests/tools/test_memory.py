@@ -353,7 +353,7 @@ def test_measure_sees_the_resident_peak():
     assert used.peak_tensor_bytes is None
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.sampled_from([1, 4]), st.integers(1, 4), st.integers(2, 96),
        st.sampled_from(["float32", "bfloat16", "int8", "nf4"]), st.sampled_from([False, True, "reentrant"]))
 def test_more_tokens_never_take_less(layers, batch_size, seq_len, precision, checkpointing):

@@ -45,6 +45,11 @@ def test_curves_say_where_they_begin_and_end():
     assert "<A> from 0.5 at 1 to 0.25 at 2" in image.alt and "<A>" not in image._repr_mimebundle_()["text/html"]
 
 
+def test_curves_without_a_finite_point_are_drawn_and_said():
+    image = plots.lines({"LoRA": ([math.nan] * 2, [math.nan] * 2)}, "steps", "old answers")
+    assert image.png.startswith(b"\x89PNG") and "LoRA" in image.alt
+
+
 def test_seeds_are_dots_in_the_colour_of_their_curve(monkeypatch):
     drawn = []
     monkeypatch.setattr(Axes, "plot", lambda self, *args, **options: drawn.append((args, options)))

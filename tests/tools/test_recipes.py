@@ -391,13 +391,13 @@ def survives(text):
 
 
 @given(values | nearly_good())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_yaml_ends_in_another_error(recipe):
     survives(yaml.safe_dump(recipe))
 
 
 @given(st.text(alphabet="{}[]:,-&*!|>#%@ \n\tab0.~'\"", max_size=40) | st.text(max_size=30))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_text_ends_in_another_error(text):
     survives(text)
 

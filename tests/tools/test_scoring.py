@@ -166,7 +166,7 @@ def test_a_verdict_has_newcombes_interval():
     assert scoring.verdict(Score(0.3, 1, 10), Score(0.9, 1, 10)).endswith("by 17 to 81 points (95 % interval).")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 200), st.integers(0, 200))
 def test_a_verdict_does_not_depend_on_the_order(a, b):
     first, second = Score(a / 200, 1, 200), Score(b / 200, 1, 200)

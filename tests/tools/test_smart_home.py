@@ -31,7 +31,7 @@ def cores(split, seeds=range(3)):
 
 
 @given(seed=st.integers(), split=st.sampled_from(smart_home.SPLITS), n=st.integers(1, 60))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_draw_is_repeatable_distinct_and_valid(seed, split, n):
     commands = smart_home.commands(split, n, seed)
     assert commands == smart_home.commands(split, n, seed)
