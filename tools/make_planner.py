@@ -159,7 +159,7 @@ def write_forms() -> None:
 
 
 def marks() -> list[dict]:
-    """The peaks in benchmarks/ of models that the page has: published ones, and those recorded on a CPU."""
+    """The peaks in benchmarks/ of models that the page has: published ones, and those recorded on a CPU and a GPU."""
     folder = ROOT / "benchmarks"
     table = tomllib.loads((folder / "published_peaks.toml").read_text())
     rows = json.loads((folder / "results/published_peaks.json").read_text())["rows"]
@@ -184,6 +184,16 @@ def marks() -> list[dict]:
                           precision=run["base"], what="A real step on a CPU, its tensors counted",
                           said=f"{run['base']}, {targets}, {rows} x {length:,} tokens, checkpointing {checkpointing}",
                           planned=round(parts["total_bytes"] / 1e9, 3)))
+    recorded = folder / "results/gpu_8bit.json"
+    runs = json.loads(recorded.read_text()) if recorded.exists() else {"configurations": {}}
+    for run in runs["configurations"].values():
+        if run["status"] == "ok" and "Llama-2-7B" in run["model"] and not run["prepared"]:  # the page prepares none
+            checkpointing = {False: "off", True: "on"}.get(run["checkpointing"], run["checkpointing"])
+            found.append(dict(model="Llama-2-7B", tokens=run["batch"] * run["seq"], precision=run["precision"],
+                              gb=round(run["steps"]["peak_allocated_bytes"] / 1e9, 2),
+                              what=f"Recorded on an {runs['hardware']['gpu']}, with random weights",
+                              said=f"{run['precision']}, rank 8, {run['batch']} x {run['seq']:,} tokens, checkpointing "
+                                   f"{checkpointing}", planned=round(run["planned"]["total_bytes"] / 1e9, 2)))
     return found
 
 
