@@ -9,7 +9,7 @@ colab    Colab's versions of what the course shares with it, from tools/colab.tx
 oldest   the oldest releases that pyproject.toml allows
 
 torch stays the pinned one, because another build of it may be several GB; --torch lets it follow the set.
---short takes an eighth of the steps and a quarter of the commands, but for Lesson 0: Lesson 5 goes on with its adapter.
+--short runs lessons as the tests do, most of them with an eighth of the steps and a quarter of the commands.
 --save writes each lesson when it has run, beside those that ran before with the same versions, and prints all of them.
 """
 
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--in", dest="names", nargs="+", choices=("pinned", "newest", "colab", "oldest"),
                         default=["pinned", "newest", "colab", "oldest"])
     parser.add_argument("--torch", action="store_true", help="torch too follows the set of versions")
-    parser.add_argument("--short", action="store_true", help="an eighth of the steps, but for Lesson 0")
+    parser.add_argument("--short", action="store_true", help="an eighth of the steps, as in the tests")
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
     asked = parser.parse_args(argv)
     every = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))

@@ -35,9 +35,10 @@ ROOT = Path(__file__).parents[1]
 WAYS = ("seed", "precision", "steps")
 FIRST, TRAINED = "00_first_adapter", Path("adapters/first")
 GO_ON = ("05_alpha_scaling",)  # goes on with what FIRST trained and, where that is missing, trains it itself
-NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS", "tried": "tried"}
+NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS|TOKENS", "tried": "tried"}
 CHANGED = {"seed": lambda seed: seed + 1, "steps": lambda steps: steps // 2}
 # For tests of a lesson: whether its cells run is seen with fewer steps, and fewer commands that a model is tried on.
+WHOLE = (FIRST, "07_past_one_gpu")  # another goes on with the first; the steps of the second cost least of what it does
 SHORT = {"steps": lambda steps: max(steps // 8, min(steps, 4)), "tried": lambda rows: max(rows // 4, min(rows, 14))}
 OWN_PRECISION = re.compile(r"""precision=["']|torch\.(?:float32|float16|bfloat16)\b""")
 LAST = """\
@@ -63,8 +64,8 @@ def change(source: str, way: str, by=None) -> tuple[str, list[str]]:
 
 def shorten(notebook, name: str) -> None:
     """Leave an eighth of the steps of the trainings, at least four, and a quarter of the commands that are tried, 14 or
-    more, in the lesson `name`; FIRST stays as it is, since another goes on with it."""
-    for cell in notebook.cells if name != FIRST else ():
+    more, in the lesson `name`, unless it is one of WHOLE."""
+    for cell in notebook.cells if name not in WHOLE else ():
         for way, by in SHORT.items() if cell.cell_type == "code" else ():
             cell.source = change(cell.source, way, by)[0]
 
