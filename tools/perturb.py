@@ -83,7 +83,8 @@ def given(tree: ast.AST) -> list[tuple[str, ast.Constant]]:
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 both = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
-                pairs += zip(target.elts, node.value.elts) if both else [(target, node.value)]
+                either = [node.value.body, node.value.orelse] if isinstance(node.value, ast.IfExp) else [node.value]
+                pairs += zip(target.elts, node.value.elts) if both else [(target, value) for value in either]
         elif isinstance(node, ast.keyword):
             pairs.append((node.arg, node.value))
         elif isinstance(node, ast.arguments):
