@@ -30,10 +30,15 @@ from lora_lab.course.question_kinds import (
 CARD = re.compile(r'class="lora-lab-quiz lora-lab-static" data-question="([^"]+)"')
 _PLAIN = {"kind", "wanted", "lines", "items", "choices", "unit"}  # text that is no HTML
 MEASURED = re.compile(r"Question (\S+): measured (.*)\.\n")
+PROGRESS = "lesson | name | solved |"  # begins what `progress()` shows
+OWN_COUNT = ('<div class="lora-lab-count">In a notebook, your answers to all lessons are counted here; on this page, '
+             'where scripts run, those to its own questions.</div>')
+RESULT = "result-of:"  # begins the tags of a cell whose outputs settle predictions, for `questions.js`
 
 
 def answering(notebook):
-    """Return `notebook` with data for `questions.js` in its questions and beside what was measured for predictions.
+    """Return `notebook` with data for `questions.js` in its questions and beside what was measured for predictions, and
+    with a place for the page's own count instead of the author's.
 
     Raises LabError for a question that is no longer there, ValueError for a measurement in another format than today's.
     """
@@ -55,6 +60,29 @@ def answering(notebook):
             before = outcome(question, Record(measured=question.value(match[2])))
             mark = f'class="lora-lab-measured" id="{_place(question)}" data-question="{html.escape(question.id)}"'
             one["text/html"] = site_math.in_html(f"<div {mark}>{before}</div>{markdown(question.answer)}")
+        elif one.get("text/plain", "").startswith(PROGRESS):
+            one["text/html"] = OWN_COUNT
+    return notebook
+
+
+def folded(notebook):
+    """Return `notebook` with folds around the outputs that settle a prediction: of the cells below its card, as far as
+    the one that measures it. Where several are asked at once, an output belongs to the one that is measured first.
+    """
+    asked, measured = {}, {}
+    for place, cell in enumerate(notebook.cells):
+        for data in (output["data"] for output in cell.get("outputs", []) if "data" in output):
+            if card := CARD.search(data.get("text/html", "")):
+                asked[html.unescape(card[1])] = place
+            elif match := MEASURED.match(data.get("text/plain", "")):
+                measured[match[1]] = place
+    for place, cell in enumerate(notebook.cells):
+        ends = {name: end for name, end in measured.items() if name in asked and asked[name] < place <= end}
+        if ends and cell.get("outputs") and place not in asked.values():
+            names = [name for name, end in ends.items() if end == min(ends.values())]
+            cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-output", *(RESULT + name for name in names)]
+            cell.metadata.mystnb = {"code_prompt_show": "Show the result without predicting",
+                                    "code_prompt_hide": "Hide the result"}
     return notebook
 
 
