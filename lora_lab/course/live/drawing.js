@@ -36,10 +36,10 @@ function render({ model, el }) {
       svg('rect', { x, y, width, height, fill: 'none', stroke: `var(${colour})`, 'stroke-width': 1.5 })];
   }
   function draw(width) {
-    const { r } = chosen, scale = Math.min(.3 * width, 150) / Math.max(d_in, d_out), thin = Math.max(2, r * scale);
+    const { r } = chosen, scale = Math.min(.3 * width, .45 * width - 53, 150) / Math.max(d_in, d_out), thin = Math.max(2, r * scale);
     const wide = d_in * scale, high = d_out * scale, share = Math.min(1, own / r), half = Math.max(high, thin) / 2;
     const upper = high / 2 + 34, lower = upper + high / 2 + Math.max(high, thin) / 2 + 66, tall = lower + half + 44;
-    const enters = 26, joins = width - 52, aLeft = 40, bLeft = aLeft + wide + .1 * width, times = Math.max(bLeft + thin + 34, joins - 62);
+    const enters = 26, joins = width - 52, aLeft = 40, bLeft = aLeft + wide + .1 * width, times = upper + Math.max(high / 2 + 24, 44);
     const wLeft = (enters + joins) / 2 - wide / 2;
     const line = (...points) => svg('polyline', { points: points.join(' '), fill: 'none', stroke: 'var(--soft)', 'stroke-width': 1.5,
       'marker-end': 'url(#ll-tip)' });
@@ -53,8 +53,9 @@ function render({ model, el }) {
         svg('path', { d: 'M0 0L8 4L0 8z', fill: 'var(--soft)' }))),
       line(`16,${upper}`, `${wLeft - 3},${upper}`), line(`${wLeft + wide + 3},${upper}`, `${joins - 13},${upper}`),
       line(`${enters},${upper}`, `${enters},${lower}`, `${aLeft - 3},${lower}`),
-      line(`${aLeft + wide + 3},${lower}`, `${bLeft - 3},${lower}`), line(`${bLeft + thin + 3},${lower}`, `${times - 13},${lower}`),
-      line(`${times + 12},${lower}`, `${joins},${lower}`, `${joins},${upper + 13}`), line(`${joins + 12},${upper}`, `${width - 18},${upper}`),
+      line(`${aLeft + wide + 3},${lower}`, `${bLeft - 3},${lower}`),
+      line(`${bLeft + thin + 3},${lower}`, `${joins},${lower}`, `${joins},${times + 13}`),
+      line(`${joins},${times - 12}`, `${joins},${upper + 13}`), line(`${joins + 12},${upper}`, `${width - 18},${upper}`),
       text(7, upper + 4, 'x', { style: 'font-style: italic; font-size: 15px' }),
       text(width - 8, upper + 4, 'y', { style: 'font-style: italic; font-size: 15px' }),
       block('W', '--frozen', wLeft, upper - high / 2, wide, high, 1),
@@ -66,7 +67,8 @@ function render({ model, el }) {
       block('B', '--b', bLeft, lower - high / 2, thin, high, share, true),
       text(bLeft + thin / 2, lower - high / 2 - 8, 'B trains', { style: 'fill: var(--b); font-weight: bold' }),
       text(bLeft + thin / 2, lower + high / 2 + 16, `${d_out} × ${r}`, { class: 'soft' }),
-      sign(times, lower, '×'), text(times, lower + 28, `α/r = ${short(chosen.alpha / r)}`), sign(joins, upper, '+'));
+      sign(joins, times, '×'), sign(joins, upper, '+'),
+      text(joins - 18, times + 4, `α/r = ${short(chosen.alpha / r)}`, { 'text-anchor': 'end' }));
   }
   const numbers = h('p', { class: 'll-soft' });
   function moved() {
