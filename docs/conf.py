@@ -70,9 +70,10 @@ html_show_copyright = False
 
 def show_texts(app, page, source):
     """Give the pictures of a notebook their texts, its questions their replies, its cells a place each that a link can
-    name, and fold the cells that it folds."""
+    name, and fold the cells that it folds and the outputs that settle a prediction."""
     if app.env.doc2path(page).suffix == ".ipynb":
         notebook = site_questions.answering(build_notebooks.with_texts(nbformat.reads(source[0], 4)))
+        site_questions.folded(notebook)
         site_pictures.as_files(notebook, Path(app.outdir), "../" * page.count("/"))
         placed = []
         for cell in notebook.cells:
@@ -121,6 +122,11 @@ def write_downloads(app, fault):
             f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n{pages}</urlset>\n', encoding="utf-8")
 
 
+def name_folds(app, page, template, context, doctree):
+    """Let a fold be called what is written on it, also where it is read out."""
+    context["body"] = context.get("body", "").replace('<summary aria-label="Toggle hidden content">', "<summary>")
+
+
 def add_scripts(app, page, template, context, doctree):
     """Give the scripts to the pages that need them; questions' own inside: a page opened as a file loads no module."""
     for script in context["script_files"]:  # Sphinx's and the theme's, the same objects for each page
@@ -145,6 +151,7 @@ def write_assets(app):
 
 def setup(app):
     app.connect("builder-inited", write_assets)
+    app.connect("html-page-context", name_folds)
     app.connect("html-page-context", add_scripts)
     app.connect("html-page-context", describe, priority=600)  # after the theme
     app.connect("source-read", show_texts)

@@ -210,6 +210,7 @@ function card(still) {
     if (predicts && kept.answer !== null) {
       for (const field of [...control.fields, checks]) field.disabled = true;
       show(feedback, says([null, data.committed[kept.answer]], { announce }));
+      unfold();
       for (const place of document.querySelectorAll('.lora-lab-measured'))
         if (place.dataset.question === id) show(place, judge.predict(data, kept.answer)[1]);
     } else if (kept.solved) {
@@ -232,6 +233,28 @@ function card(still) {
     hints, feedback, answer);
   if (read(id).answer !== null && !control.holds(read(id).answer)) box.removeItem(home + id);  // somebody edited it
   restore();
+}
+
+// What settles a prediction is folded until it is made, or until the reader opens it: then all that belongs to it opens.
+const results = [...globalThis.document?.querySelectorAll('[class*="tag_result-of:"] > details') ?? []].map(fold => ({
+  fold, of: [...fold.parentElement.classList].flatMap(name => name.split('tag_result-of:')[1] ?? []) }));
+
+for (const { fold, of } of results)
+  fold.addEventListener('toggle', () => {
+    for (const other of results) if (fold.open && `${of}` === `${other.of}`) other.fold.open = true;
+  });
+
+function unfold() {
+  for (const { fold, of } of results)
+    if (of.every(id => read(id).answer !== null)) {
+      fold.open = true;
+      fold.classList.add('lora-lab-settled');
+    }
+}
+
+function follow() {  // a link to a cell, from the claims board for instance, asks for what the cell shows
+  for (const { fold } of results)
+    if (fold.matches(':has(:target), .cell-place:target + .cell > details')) fold.open = true;
 }
 
 // Below the lesson: how far the reader is, the file to take along, and a way to forget.
@@ -267,6 +290,7 @@ function forget() {
 
 if (stills.length) {
   stills.forEach(card);
+  for (const event of ['load', 'hashchange']) addEventListener(event, follow);
   const mine = made('div', { className: 'lora-lab-quiz lora-lab-answers' }, made('b', { textContent: 'Your answers' }),
     tally, made('p', {}, 'To go on in the notebooks, save them as a file, and add it there with ',
       made('code', { textContent: 'lora_lab.import_progress("lora-lab-progress.json")' }), '.'),

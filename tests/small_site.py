@@ -1,5 +1,7 @@
 """A small site with the course's own configuration: the front page, and a page with a question of each kind."""
 
+import base64
+import io
 import shutil
 import subprocess
 import sys
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
 ADDRESS = "https://some-one.github.io/a.course/"
@@ -60,6 +63,11 @@ def questions():
     question_files.lessons.cache_clear()
     outputs = [nbformat.v4.new_output("display_data", {"text/html": one._repr_html_(), "text/plain": repr(one)})
                for one in shown]
+    drawing = io.BytesIO()
+    Image.new("RGB", (300, 200), "#1f77c4").save(drawing, "png")
+    outputs[-1:-1] = [nbformat.v4.new_output(
+        "display_data", {"image/png": base64.b64encode(drawing.getvalue()).decode(), "text/plain": "A blue drawing."},
+        metadata={"image/png": {"alt": "A blue drawing."}})]
     return nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_markdown_cell("# Questions"),
                *(nbformat.v4.new_code_cell("quiz()", execution_count=1, outputs=[output]) for output in outputs)],

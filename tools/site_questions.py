@@ -30,6 +30,7 @@ from lora_lab.course.question_kinds import (
 CARD = re.compile(r'class="lora-lab-quiz lora-lab-static" data-question="([^"]+)"')
 _PLAIN = {"kind", "wanted", "lines", "items", "choices", "unit"}  # text that is no HTML
 MEASURED = re.compile(r"Question (\S+): measured (.*)\.\n")
+RESULT = "result-of:"  # begins the tags of a cell whose outputs settle predictions, for `questions.js`
 
 
 def answering(notebook):
@@ -55,6 +56,27 @@ def answering(notebook):
             before = outcome(question, Record(measured=question.value(match[2])))
             mark = f'class="lora-lab-measured" id="{_place(question)}" data-question="{html.escape(question.id)}"'
             one["text/html"] = site_math.in_html(f"<div {mark}>{before}</div>{markdown(question.answer)}")
+    return notebook
+
+
+def folded(notebook):
+    """Return `notebook` with folds around the outputs that settle a prediction: of the cells below its card, as far as
+    the one that measures it. Where several are asked at once, an output belongs to the one that is measured first.
+    """
+    asked, measured = {}, {}
+    for place, cell in enumerate(notebook.cells):
+        for data in (output["data"] for output in cell.get("outputs", []) if "data" in output):
+            if card := CARD.search(data.get("text/html", "")):
+                asked[html.unescape(card[1])] = place
+            elif match := MEASURED.match(data.get("text/plain", "")):
+                measured[match[1]] = place
+    for place, cell in enumerate(notebook.cells):
+        ends = {name: end for name, end in measured.items() if name in asked and asked[name] < place <= end}
+        if ends and cell.get("outputs") and place not in asked.values():
+            names = [name for name, end in ends.items() if end == min(ends.values())]
+            cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-output", *(RESULT + name for name in names)]
+            cell.metadata.mystnb = {"code_prompt_show": "Show the result without predicting",
+                                    "code_prompt_hide": "Hide the result"}
     return notebook
 
 
