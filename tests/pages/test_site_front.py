@@ -151,6 +151,20 @@ def test_keys_reach_everything_and_find_a_word(visit):
     assert page.locator("#search-results li").count() == 1
 
 
+@pytest.mark.parametrize("width, theme", [(390, "dark"), (1280, "light")])
+def test_excerpts_are_of_the_text_and_the_magnifier_stands_beside_the_words(visit, tmp_path, width, theme):
+    page = visit("search", width, theme)
+    page.goto(f"{page.url}?q=tools")
+    page.get_by_text("A word to look for").wait_for()
+    page.screenshot(path=tmp_path / f"search-{width}-{theme}.png")
+    excerpt = page.locator("#search-results li", has_text="A word to look for").inner_text()
+    assert "kingfisher" in excerpt and not re.search("System|Dark|Contents|Search", excerpt), excerpt
+    field = page.locator(".bd-search-container input")
+    icon = page.locator(".bd-search-container .fa-magnifying-glass").bounding_box()
+    inset = field.evaluate("field => parseFloat(getComputedStyle(field).paddingLeft)")
+    assert icon["x"] + icon["width"] <= field.bounding_box()["x"] + inset
+
+
 def test_before_and_after_and_theme_by_touch_on_a_phone(visit):
     page = visit(width=390, has_touch=True)
     factor = page.get_by_role("slider").first
