@@ -257,7 +257,7 @@ function follow() {  // a link to a cell, from the claims board for instance, as
     if (fold.matches(':has(:target), .cell-place:target + .cell > details')) fold.open = true;
 }
 
-// Below the lesson: how far the reader is, the file to take along, and a way to forget.
+// Where the lesson looks back, or below it: how far the reader is, the file to take along, and a way to forget.
 const stills = [...globalThis.document?.querySelectorAll('[data-card]') ?? []];
 const tally = stills.length && made('p', {});
 
@@ -297,5 +297,7 @@ if (stills.length) {
     made('div', { className: 'widget-hbox' }, button('Save as a file', save), button('Forget them', forget)));
   mine.setAttribute('role', 'group');
   mine.setAttribute('aria-label', 'Your answers');
-  (document.querySelector('article') ?? document.body).append(mine);
+  const place = document.querySelector('.lora-lab-count');
+  if (place) place.replaceWith(mine);
+  else (document.querySelector('article') ?? document.body).append(mine);
 }

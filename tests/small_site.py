@@ -60,12 +60,13 @@ def questions():
             quizzes.quiz(f"every/{kind}")
         quizzes.quiz("every/code", len)
         quizzes.compare("every/predict", 70)
+        shown.append(quizzes.progress())
     question_files.lessons.cache_clear()
     outputs = [nbformat.v4.new_output("display_data", {"text/html": one._repr_html_(), "text/plain": repr(one)})
                for one in shown]
     drawing = io.BytesIO()
     Image.new("RGB", (300, 200), "#1f77c4").save(drawing, "png")
-    outputs[-1:-1] = [nbformat.v4.new_output(
+    outputs[-2:-2] = [nbformat.v4.new_output(
         "display_data", {"image/png": base64.b64encode(drawing.getvalue()).decode(), "text/plain": "A blue drawing."},
         metadata={"image/png": {"alt": "A blue drawing."}})]
     return nbformat.v4.new_notebook(

@@ -30,11 +30,15 @@ from lora_lab.course.question_kinds import (
 CARD = re.compile(r'class="lora-lab-quiz lora-lab-static" data-question="([^"]+)"')
 _PLAIN = {"kind", "wanted", "lines", "items", "choices", "unit"}  # text that is no HTML
 MEASURED = re.compile(r"Question (\S+): measured (.*)\.\n")
+PROGRESS = "lesson | name | solved |"  # begins what `progress()` shows
+OWN_COUNT = ('<div class="lora-lab-count">In a notebook, your answers to all lessons are counted here; on this page, '
+             'where scripts run, those to its own questions.</div>')
 RESULT = "result-of:"  # begins the tags of a cell whose outputs settle predictions, for `questions.js`
 
 
 def answering(notebook):
-    """Return `notebook` with data for `questions.js` in its questions and beside what was measured for predictions.
+    """Return `notebook` with data for `questions.js` in its questions and beside what was measured for predictions, and
+    with a place for the page's own count instead of the author's.
 
     Raises LabError for a question that is no longer there, ValueError for a measurement in another format than today's.
     """
@@ -56,6 +60,8 @@ def answering(notebook):
             before = outcome(question, Record(measured=question.value(match[2])))
             mark = f'class="lora-lab-measured" id="{_place(question)}" data-question="{html.escape(question.id)}"'
             one["text/html"] = site_math.in_html(f"<div {mark}>{before}</div>{markdown(question.answer)}")
+        elif one.get("text/plain", "").startswith(PROGRESS):
+            one["text/html"] = OWN_COUNT
     return notebook
 
 

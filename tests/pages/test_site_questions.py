@@ -195,6 +195,19 @@ def test_without_script_the_page_stays_as_it_was(visit):
     assert not page.locator(".lora-lab-quiz :is(input, button)").count()
 
 
+def test_the_readers_own_count_stands_where_the_author_counted(visit):
+    page, plain = visit(390), visit(java_script_enabled=False)
+    last = page.locator(".cell").last.get_by_role("group", name="Your answers")
+    assert "0 of 6 questions of this page are solved" in last.inner_text()
+    click(page, "choice", "radio", 1, None)
+    card(page, "choice").get_by_role("button", name="Check answer").click()
+    last.get_by_text("1 of 6 questions").wait_for()
+    assert page.get_by_role("group", name="Your answers").count() == 1
+    assert plain.get_by_text("In a notebook, your answers to all lessons are counted here").is_visible()
+    for one in (page, plain):
+        assert not one.get_by_text("after seeing the answer").count(), "the author's own progress"
+
+
 def test_no_answer_can_be_read_in_the_source_by_accident(built):
     text = (built / "notebooks/page.html").read_text(encoding="utf-8")
     assert "Which are even?" in text and SCRIPT in text
@@ -267,6 +280,7 @@ def test_every_question_of_a_lesson_but_exercises_replies(path):
              re.findall(r'data-question="([^"]+)" data-card="([^"]+)"', page)}
     assert found.keys() == {question.id for question in lesson.questions if not isinstance(question, Code)}
     assert "\\(" not in "".join(pages) + "".join(map(str, found.values())), "each formula is drawn"
+    assert pages.count(site_questions.OWN_COUNT) == 1 and "after seeing the answer" not in "".join(pages)
     predictions = {question.id for question in lesson.questions if isinstance(question, Predict)}
     assert predictions == {name for name, data in found.items() if "measured" in data}
     measured = re.findall('class="lora-lab-measured" id=".*?" data-question="(.*?)"', "".join(pages))
