@@ -112,7 +112,8 @@ function render({ model, el }) {
     found.replaceChildren(h('details', {}, h('summary', {}, `${own.length || 'No'} peaks of ${chosen.model} found elsewhere`),
       h('ul', {}, own.map(mark => h('li', {}, `${mark.what}: ${mark.said}. Found ${mark.gb} GB, planned ${mark.planned} GB.`)))));
     live.update(`${chosen.model}, ${count(parameters)} parameters: ${size(total)}, which ${fits ? 'fits' : 'does not fit'} ` +
-      `${chosen.gpu} GB.` + (chosen.S === positions ? ` Rows are at most ${count(positions)} tokens long here.` : ''));
+      `${chosen.gpu} GB, of which ${(100 * kept()).toFixed(0)} % (${size(kept() * chosen.gpu * 1e9)}) is kept free.` +
+      (chosen.S === positions ? ` Rows are at most ${count(positions)} tokens long here.` : ''));
   }
   const lists = Object.entries(choices).map(([name, list]) => menu(name, list, list.indexOf(chosen[name]),
     place => { chosen[name] = list[place]; moved(); }));
@@ -121,7 +122,10 @@ function render({ model, el }) {
     place => { chosen[name] = list[place]; moved(); }));
   const live = figure(el, 'Will this step fit?', { controls: [...lists, ...sliders], draw, below: [legend, found],
     note: 'Planned, not measured: every number is what memory.plan says of these settings (a test compares 500). AdamW, fused ' +
-      'attention, all logits, no double quantisation, nothing padded. A circle was measured elsewhere, at settings of its own.' });
+      'attention, all logits, no double quantisation, nothing padded. The model is not prepared: ' +
+      'prepare_model_for_kbit_training would make float32 of what is not quantised, and that takes more than 16 bits. A part of ' +
+      'the GPU is kept free for what CUDA and its allocator take, and for what a plan misses. A circle was measured elsewhere, at ' +
+      'settings of its own.' });
   moved();
   return live.end;
 }
