@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("bench", "lab", "site", "test")
+EXTRAS = ("bench", "hub", "lab", "site", "test")
 BY_VERSION = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 HEAD = """\
 # Written by `make lock` from pyproject.toml and constraints.txt: do not edit.

@@ -2,7 +2,7 @@
 
 The address is kept in pyproject.toml and nowhere else. Every notebook and its text twin gets from it the set-up cell, a
 link that opens it in Colab, and its links to the lessons before and after; the README gets the links to Colab and
-Binder. What is written replaces what was written before, so a second run changes nothing. Without an argument, the
+Binder, the teaching page the one for nbgitpuller. What is written replaces what was written before, so a second run changes nothing. Without an argument, the
 address of before is written again, into new lessons too.
 """
 
@@ -11,6 +11,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import urlencode
 
 import jupytext
 import nbformat
@@ -19,6 +20,7 @@ from lora_lab import LabError
 ROOT = Path(__file__).parents[1]
 GITHUB = "https://github.com/"
 LINKS = "*Lessons:* "
+FIRST = "00_first_adapter.ipynb"
 FOLDED = {"jupyter": {"source_hidden": True}}  # a cell whose source JupyterLab shows on demand
 COLAB = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}
 SET_UP = '''\
@@ -63,6 +65,13 @@ def binder(here: str, lesson: str) -> str:
     return f"https://mybinder.org/v2/gh/{here}/HEAD?urlpath=lab/tree/{lesson}"
 
 
+def git_puller(course: str, hub: str) -> str:
+    """The address by which nbgitpuller on a hub copies `course` into a learner's home, or updates it, and opens it."""
+    folder = course.rsplit("/", 1)[-1]  # as nbgitpuller names it, unlike git with its .git where there is one
+    asked = {"repo": course, "branch": "main", "urlpath": f"lab/tree/{folder}/notebooks/{FIRST}"}
+    return f"{hub}/hub/user-redirect/git-pull?{urlencode(asked)}"
+
+
 def pages(here: str) -> str:
     """The address of the site as GitHub serves it."""
     owner, name = here.split("/")
@@ -104,6 +113,8 @@ def write(repository: str, root: Path = ROOT) -> None:
     course = address(repository)
     replace(root / "pyproject.toml", r'(?m)^repository = ".*"$', f'repository = "{course}"')
     replace(root / "README.md", r"(?s)(<!-- published -->\n).*?(<!-- /published -->)", rf"\1{readme(course)}\2")
+    if (page := root / "docs/teaching.md").exists():  # learners have none
+        replace(page, r"(?s)(<!-- nbgitpuller -->\n).*?(<!-- /nbgitpuller -->)", rf"\1{teaching(course)}\2")
     twins = sorted((root / "notebooks").glob("[0-9]*.py"))
     lessons = [(twin.with_suffix(".ipynb").name, title(jupytext.read(twin))) for twin in twins]
     for place, twin in enumerate(twins):
@@ -123,8 +134,14 @@ def readme(course: str) -> str:
     here = on_github(course)
     if not here:
         return ""
-    first = "00_first_adapter.ipynb"
-    return (f"[Open Lesson 0 in Colab]({colab(here, first)}) · [open the course on Binder]({binder(here, first)})\n")
+    return (f"[Open Lesson 0 in Colab]({colab(here, FIRST)}) · [open the course on Binder]({binder(here, FIRST)})\n")
+
+
+def teaching(course: str) -> str:
+    """The link for a hub, as code: its first part is the reader's to fill in."""
+    if not course:
+        return "The course is not published yet; `make publish REPO=owner/name` writes the link here.\n"
+    return f"    {git_puller(course, 'https://YOUR-HUB')}\n"
 
 
 def replace(file: Path, pattern: str, by: str) -> None:

@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import jupytext
 import nbformat
@@ -15,14 +16,15 @@ KINDS = ("*.py", "*.ipynb")
 
 
 def files(root):
-    found = [root / "README.md", root / "pyproject.toml"]
+    found = [root / "README.md", root / "pyproject.toml", root / "docs/teaching.md"]
     return {f.relative_to(root): f.read_bytes() for f in found + [f for kind in KINDS
                                                                   for f in (root / "notebooks").glob(kind)]}
 
 
 @pytest.fixture
 def course(tmp_path):
-    (tmp_path / "notebooks").mkdir()
+    for name in ("notebooks", "docs"):
+        (tmp_path / name).mkdir()
     for name in files(ROOT):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
@@ -50,6 +52,26 @@ def test_publishing_reaches_every_place_and_can_be_taken_back(course):
     publish.write("", course)
     publish.write(publish.kept(ROOT), course)
     assert files(course) == before
+
+
+@pytest.mark.parametrize("address", ["https://github.com/some-one/a.course", "https://git.example.org/~me/course.git"])
+def test_the_teaching_page_has_the_link_for_nbgitpuller(course, address):
+    publish.write(address, course)
+    link, = re.findall(r"(?m)^    (https://YOUR-HUB/\S+)$", (course / "docs/teaching.md").read_text())
+    assert link == publish.git_puller(address, "https://YOUR-HUB")
+    at = urlsplit(link)
+    asked = {key: value for key, (value,) in parse_qs(at.query, strict_parsing=True).items()}
+    assert at.path == "/hub/user-redirect/git-pull" and asked.keys() == {"repo", "branch", "urlpath"}
+    assert asked["repo"] == address and not at.fragment
+    folder, _, lesson = asked["urlpath"].removeprefix("lab/tree/").partition("/")
+    assert folder == address.rsplit("/", 1)[1] and (course / lesson).is_file()
+
+
+def test_without_the_teaching_page_as_in_the_learners_zip_the_rest_is_written(course):
+    (course / "docs/teaching.md").unlink()
+    publish.write("some-one/course", course)
+    assert publish.kept(course) == "https://github.com/some-one/course"
+    assert "mybinder.org" in (course / "README.md").read_text() and not (course / "docs/teaching.md").exists()
 
 
 def test_a_new_lesson_gets_its_set_up_folded(course):

@@ -70,7 +70,7 @@ def test_every_dependency_is_pinned_within_its_range():
             assert requirement.specifier.contains(PINS[requirement.name]), requirement
 
 
-@pytest.mark.parametrize("file", ["environment.yml", "binder/postBuild", "README.md", "Makefile"])
+@pytest.mark.parametrize("file", ["environment.yml", "binder/Dockerfile", "README.md", "Makefile"])
 def test_no_version_is_written_twice(file):
     assert not re.search(r"[a-z]\s*[=<>~]=\s*\d+\.\d", (REPOSITORY / file).read_text())
 
@@ -437,7 +437,8 @@ def resolve(system, python, extra="lab", macos="14.0", again=False, versions=("-
 
 
 def test_the_pins_install_on_every_system_and_python_that_the_readme_names():
-    first = [(system, PYTHONS[0], "lab") for system in SYSTEMS] + [(SYSTEMS[0], PYTHONS[0], "test")]
+    first = [(system, PYTHONS[0], "lab") for system in SYSTEMS]
+    first += [(SYSTEMS[0], PYTHONS[0], extra) for extra in ("test", "hub")]
     others = [(system, python, "lab") for system in SYSTEMS for python in PYTHONS[1:]]
     with ThreadPoolExecutor(4) as pool:
         found = dict(zip(first, pool.map(lambda one: resolve(*one), first)))
