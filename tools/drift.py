@@ -9,7 +9,7 @@ colab    Colab's versions of what the course shares with it, from tools/colab.tx
 oldest   the oldest releases that pyproject.toml allows
 
 torch stays the pinned one, because another build of it may be several GB; --torch lets it follow the set.
---short runs lessons as the tests do, most of them with an eighth of the steps and a quarter of the commands.
+--short runs lessons as the tests do, most of them with few steps and commands (perturb.SHORT).
 --save writes each lesson when it has run, beside those that ran before with the same versions, and prints all of them.
 """
 
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--in", dest="names", nargs="+", choices=("pinned", "newest", "colab", "oldest"),
                         default=["pinned", "newest", "colab", "oldest"])
     parser.add_argument("--torch", action="store_true", help="torch too follows the set of versions")
-    parser.add_argument("--short", action="store_true", help="an eighth of the steps, as in the tests")
+    parser.add_argument("--short", action="store_true", help="few steps, as in the tests")
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
     asked = parser.parse_args(argv)
     every = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -191,7 +191,7 @@ def column(folder: Path, name: str, lessons: list[Path], asked: argparse.Namespa
     """One environment, after each lesson: its versions, and what became of the lessons so far."""
     print(f"{name}: installing ...", file=sys.stderr, flush=True)
     found = {"date": date.today().isoformat(), "python": sys.version.split()[0], "versions": {}, "lessons": {},
-             "trainings": "an eighth of the steps" if asked.short else "all steps"}
+             "trainings": "few steps" if asked.short else "all steps"}
     try:
         python = make_environment(folder / "env", constraints(name, asked.torch))
     except DoesNotInstall as error:

@@ -82,16 +82,16 @@ def interrupted():
     raise KeyboardInterrupt
 
 
-def test_short_trainings_have_an_eighth_of_the_steps_and_lesson_0_leaves_its_adapter(course, monkeypatch, capsys):
+def test_short_trainings_have_few_steps_and_lesson_0_leaves_its_adapter(course, monkeypatch, capsys):
     steps = "STEPS = 60\nassert STEPS == {0}, STEPS\n"
     leaves = "from pathlib import Path\nPath('adapters/first').mkdir(parents=True)\n"
     finds = "from pathlib import Path\nassert Path('adapters/first').is_dir()\n"
-    for name, source in {"00_first_adapter": steps.format(60) + leaves, "05_alpha_scaling": steps.format(7) + finds,
-                         "06_other": steps.format(7) + finds.replace("assert", "assert not")}.items():
+    for name, source in {"00_first_adapter": steps.format(60) + leaves, "05_alpha_scaling": steps.format(8) + finds,
+                         "06_other": steps.format(8) + finds.replace("assert", "assert not")}.items():
         nbformat.write(new_notebook(cells=[new_code_cell(source)]), course / "notebooks" / f"{name}.ipynb")
     monkeypatch.setattr(drift, "make_environment", lambda folder, keep_to: sys.executable)
     assert drift.main(["00_first", "05", "06", "--in", "pinned", "--short"]) == 0
-    assert "| trainings | an eighth of the steps |" in capsys.readouterr().out
+    assert "| trainings | few steps |" in capsys.readouterr().out
 
 
 def test_the_committed_table_is_what_is_saved():

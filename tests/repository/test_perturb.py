@@ -61,8 +61,8 @@ def test_seeds_and_steps_are_changed_and_nothing_else(source, way, changed):
 
 
 @pytest.mark.parametrize("source, shortened", [
-    ("STEPS = 40", "STEPS = 5"), ("TOKENS = 80 if cpu else 160", "TOKENS = 10 if cpu else 20"),
-    ("fit(steps=9)", "fit(steps=4)"), ("fit(max_steps=3)", "fit(max_steps=3)"),
+    ("STEPS = 40", "STEPS = 8"), ("TOKENS = 80 if cpu else 160", "TOKENS = 10 if cpu else 20"),
+    ("fit(steps=9)", "fit(steps=4)"), ("fit(max_steps=1)", "fit(max_steps=1)"),
     ('home.commands("test combinations", n=100, seed=SEED)', 'home.commands("test combinations", n=25, seed=SEED)'),
     ('home.commands(f"test {kind}", 40, 3)', 'home.commands(f"test {kind}", 14, 3)'),
     ('home.commands("test", n=8)', 'home.commands("test", n=8)'),
