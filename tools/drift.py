@@ -141,6 +141,7 @@ def table(columns: dict) -> str:
     rows = [["lesson", *columns], ["---"] * (len(columns) + 1)]
     for lesson in lessons:
         rows.append([lesson, *(shown(column["lessons"].get(lesson)) for column in columns.values())])
+    rows.append(["last run", *(column["date"] for column in columns.values())])
     rows.append(["trainings", *(column["trainings"] for column in columns.values())])
     for package in SHOWN:
         rows.append([package, *(column["versions"].get(package, "") for column in columns.values())])

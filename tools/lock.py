@@ -39,8 +39,25 @@ def text(closures: dict[str, dict[str, str]]) -> str:
     return HEAD + "".join(f"# for {' '.join(needing[head])}\n{blocks[head]}" for head in sorted(blocks))
 
 
-if __name__ == "__main__":
+def changes(before: str, after: str) -> list[str]:
+    """Return a line for each package with another version: "transformers 5.23.0 -> 5.24.0"; new and gone are named."""
+    old, new = (dict(re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", whole)) for whole in (before, after))
+    return [f"{name} {old.get(name, 'not there')} -> {new.get(name, 'gone')}" for name in sorted(old | new)
+            if old.get(name) != new.get(name)]
+
+
+def main() -> None:
+    """Write the file, and say what is other in it than before: what constraints.txt does not name is the newest."""
+    file = ROOT / "locked.txt"
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
     try:
-        (ROOT / "locked.txt").write_text(text({extra: closure(extra) for extra in EXTRAS}), encoding="utf-8")
+        after = text({extra: closure(extra) for extra in EXTRAS})
     except subprocess.CalledProcessError as error:
         sys.exit(f"locked.txt stays as it was. uv says: {error.stderr.strip()}")
+    file.write_text(after, encoding="utf-8")
+    other = "hashes or extras, but no version" if after != before else "nothing"
+    print("locked.txt is written. Changed:", "; ".join(changes(before, after)) or other)
+
+
+if __name__ == "__main__":
+    main()

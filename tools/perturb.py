@@ -39,7 +39,8 @@ NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS|TOKENS", "tr
 CHANGED = {"seed": lambda seed: seed + 1, "steps": lambda steps: steps // 2}
 # For tests of a lesson: whether its cells run is seen with fewer steps, and fewer commands that a model is tried on.
 WHOLE = (FIRST, "07_past_one_gpu")  # another goes on with the first; the steps of the second cost least of what it does
-SHORT = {"steps": lambda steps: max(steps // 8, min(steps // 2, 8)), "tried": lambda rows: max(rows // 4, min(rows, 14))}
+SHORT = {"steps": lambda steps: max(steps // 8, min(steps // 2, 8)),
+         "tried": lambda rows: max(rows // 4, min(rows, 14))}
 OWN_PRECISION = re.compile(r"""precision=["']|torch\.(?:float32|float16|bfloat16)\b""")
 LAST = """\
 import dataclasses, json
@@ -63,8 +64,10 @@ def change(source: str, way: str, by=None) -> tuple[str, list[str]]:
 
 
 def shorten(notebook, name: str) -> None:
-    """Leave at most half the steps of the trainings and at most eight, an eighth of many, and a quarter of the commands
-    that are tried, 14 or more, in the lesson `name`, unless it is one of WHOLE. Cells whose output is compared stay as they are."""
+    """Leave few steps and few commands to try in the lesson `name`, unless it is one of WHOLE.
+
+    Cells whose output is compared stay as they are.
+    """
     for cell in notebook.cells if name not in WHOLE else ():
         free = cell.cell_type == "code" and "nbval-check-output" not in cell.metadata.get("tags", ())
         for way, by in SHORT.items() if free else ():

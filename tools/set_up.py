@@ -243,6 +243,9 @@ def install(folder, extras):
         if not uv or subprocess.call([uv, "venv", "--quiet", "--seed", "--allow-existing", "--python", sys.executable,
                                       str(folder)], close_fds=False):
             call(sys.executable, "-m", "venv", folder)
+    else:
+        print(f"Bringing {folder.name} up to date: other packages are asked for than those that it was set up with.",
+              flush=True)
     extras = sorted({*extras, *before.get("extras", ())})
     (folder / "locked.txt").write_text(hashed(extras), encoding="utf-8")
     index = torch_index()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from datetime import date
 
 import drift
 import nbformat
@@ -45,6 +46,7 @@ def test_the_table_says_where_each_lesson_breaks_and_why(course, monkeypatch, ca
     assert "| cell 2: ValueError: no field \\| of this name |" in rows["01_breaks"]
     assert "but warns: old argument" in rows["02_warns"]
     assert "DeadKernelError" in rows["03_dies"]
+    assert rows["last run"].count(f"| {date.today().isoformat()} ") == 2, "in the table, not in a sentence beside it"
     saved = json.loads(drift.RESULT.read_text())["pinned"]
     assert saved["lessons"]["01_breaks"]["cell"] == 2 and saved["versions"]["torch"]
     drift.main(["00", "--in", "newest", "--save"])

@@ -154,12 +154,13 @@ def test_the_model_is_fetched_while_torch_is_installed(course):
 
 
 def test_changed_constraints_are_installed(make):
-    make("setup")
+    assert "up to date" not in make("setup").said
     make("test")
     with open(make.folder / "constraints.txt", "a") as file:
         file.write("six==1.17.0\n")
     again = make("setup")
     assert "-e .[lab,test]\n" in again.calls and "-m venv" not in again.calls
+    assert "Bringing .venv up to date" in again.said and "up to date" not in make("setup").said
 
 
 def test_an_update_that_fails_keeps_the_environment_and_is_tried_again(make):
