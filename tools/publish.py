@@ -2,8 +2,8 @@
 
 The address is kept in pyproject.toml and nowhere else. Every notebook and its text twin gets from it the set-up cell, a
 link that opens it in Colab, and its links to the lessons before and after; the README gets the links to Colab and
-Binder, the teaching page the one for nbgitpuller. What is written replaces what was written before, so a second run changes nothing. Without an argument, the
-address of before is written again, into new lessons too.
+Binder, the teaching page the one for nbgitpuller. What is written replaces what was written before, so a second run
+changes nothing. Without an argument, the address of before is written again, into new lessons too.
 """
 
 import os
