@@ -80,6 +80,7 @@ setup:
 notebooks:
 	@$(SET_UP) test tools/build_notebooks.py $(ARGS)
 	@$(SET_UP) test tools/readme_picture.py
+	@$(SET_UP) test tools/lesson_plan.py
 
 # Where it shows Lesson 0 as it stands, nothing is drawn.
 picture:
