@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_teaching_page_has_what_the_program_writes(tmp_path):
     (tmp_path / "docs").mkdir()
-    page = shutil.copy(ROOT / "docs/teaching.md", tmp_path / "docs")
+    page = Path(shutil.copy(ROOT / "docs/teaching.md", tmp_path / "docs"))
     lesson_plan.write(tmp_path)
     assert page.read_text() == (ROOT / "docs/teaching.md").read_text(), "run tools/lesson_plan.py"
 
