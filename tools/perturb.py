@@ -35,12 +35,13 @@ ROOT = Path(__file__).parents[1]
 WAYS = ("seed", "precision", "steps")
 FIRST, TRAINED = "00_first_adapter", Path("adapters/first")
 GO_ON = ("05_alpha_scaling",)  # goes on with what FIRST trained and, where that is missing, trains it itself
-NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS|TOKENS", "tried": "tried"}
+NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS|TOKENS", "tried": "tried",
+         "rows": r"BATCH|per_device_train_batch_size"}
 CHANGED = {"seed": lambda seed: seed + 1, "steps": lambda steps: steps // 2}
-# For tests of a lesson: whether its cells run is seen with fewer steps, and fewer commands that a model is tried on.
+# For tests of a lesson: whether its cells run is seen with fewer steps, rows in them and commands that are tried.
 WHOLE = (FIRST, "07_past_one_gpu")  # another goes on with the first; the steps of the second cost least of what it does
 SHORT = {"steps": lambda steps: max(steps // 8, min(steps // 2, 8)),
-         "tried": lambda rows: max(rows // 4, min(rows, 14))}
+         "tried": lambda rows: max(rows // 4, min(rows, 14)), "rows": lambda rows: max(rows // 4, min(rows, 2))}
 OWN_PRECISION = re.compile(r"""precision=["']|torch\.(?:float32|float16|bfloat16)\b""")
 LAST = """\
 import dataclasses, json
@@ -64,7 +65,7 @@ def change(source: str, way: str, by=None) -> tuple[str, list[str]]:
 
 
 def shorten(notebook, name: str) -> None:
-    """Leave few steps and few commands to try in the lesson `name`, unless it is one of WHOLE.
+    """Leave few steps, rows in them and commands to try in the lesson `name`, unless it is one of WHOLE.
 
     Cells whose output is compared stay as they are.
     """

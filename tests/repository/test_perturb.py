@@ -63,6 +63,8 @@ def test_seeds_and_steps_are_changed_and_nothing_else(source, way, changed):
 @pytest.mark.parametrize("source, shortened", [
     ("STEPS = 40", "STEPS = 8"), ("TOKENS = 80 if cpu else 160", "TOKENS = 10 if cpu else 20"),
     ("fit(steps=9)", "fit(steps=4)"), ("fit(max_steps=1)", "fit(max_steps=1)"),
+    ("STEPS, BATCH = 20, 8", "STEPS, BATCH = 8, 2"),
+    ("fit(per_device_train_batch_size=3)", "fit(per_device_train_batch_size=2)"),
     ('home.commands("test combinations", n=100, seed=SEED)', 'home.commands("test combinations", n=25, seed=SEED)'),
     ('home.commands(f"test {kind}", 40, 3)', 'home.commands(f"test {kind}", 14, 3)'),
     ('home.commands("test", n=8)', 'home.commands("test", n=8)'),
