@@ -50,7 +50,7 @@ print(json.dumps({name: dataclasses.asdict(card.question) for name, card in quiz
 
 
 def change(source: str, way: str, by=None) -> tuple[str, list[str]]:
-    """Return a cell's `source` with other numbers, and what was changed, such as "SEED 0 to 1"."""
+    """Return a cell's `source` with other numbers, by CHANGED or `by`, and what was changed, such as "SEED 0 to 1"."""
     try:
         tree = ast.parse(source)
     except SyntaxError:  # one with magics
