@@ -69,7 +69,7 @@ def quick():
     Lengths of lists stay as they are, so that no cell misses what it counts on: of a training the first steps are
     computed and the last loss is told again for the others, of many commands the first are answered or scored.
     """
-    from lora_lab import batches, cache, memory, pocket, scoring, sweep
+    from lora_lab import batches, memory, pocket, scoring, sweep
     from transformers import GenerationMixin, LlamaForCausalLM, Trainer
 
     patches = {
@@ -77,8 +77,7 @@ def quick():
         (scoring, "generate"): _first_answers, (scoring, "quick_score"): _first_commands,
         (scoring, "perplexity"): _first_words, (batches.AnswerCollator, "__call__"): _first_rows,
         (LlamaForCausalLM, "forward"): _short, (pocket, "stream"): _first_batches,
-        (cache, "_is_intact"): _asked_once, (memory, "plan"): _few_layers,
-        (sweep, "sweep"): _bowls,
+        (memory, "plan"): _few_layers, (sweep, "sweep"): _bowls,
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict("os.environ", LORA_LAB_MEMORY_GB="2"))  # lesson 1 has a smaller path then
@@ -170,8 +169,3 @@ def _bowls(sweep):
                 row["loss"] = 1 + abs(place - (len(rows) - 1) / 2)
         return runs
     return bowls
-
-
-def _asked_once(is_intact):
-    known = {}
-    return lambda folder: known.get(folder) or known.setdefault(folder, is_intact(folder))

@@ -1,4 +1,4 @@
-"""The default base model on disk: downloaded once, converted once, checked at every load.
+"""The default base model on disk: downloaded once, converted once, checked by every process that loads it.
 
 Knows where the files lie and how to (re)build them. Loading them into memory is in `models`.
 
@@ -7,6 +7,7 @@ is read out of it and converted to safetensors, which loads in under a second.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -141,12 +142,19 @@ def _is_intact(folder: Path) -> bool:
     """Whether every file is as it was built. CRC-32 finds any flipped byte, and faster than SHA-256."""
     try:
         expected = _checksums(folder)
-        return bool(expected) and all(_crc32(folder / name) == crc for name, crc in expected.items())
+        return bool(expected) and all(_checksum(folder / name) == crc for name, crc in expected.items())
     except OSError:
         return False
 
 
-def _crc32(path: Path) -> int:
+def _checksum(path: Path) -> int:
+    """Read a file once in a process, and again when it was written since: a lesson loads its model many times."""
+    now = path.stat()
+    return _crc32(path, now.st_ino, now.st_size, now.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _crc32(path: Path, *written: int) -> int:
     crc = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
@@ -187,7 +195,7 @@ def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
         scratch = Path(work)
         built = scratch / "model"
         _gguf.convert(_file(source, cache, scratch), built)
-        checksums = {file.name: _crc32(file) for file in sorted(built.iterdir())}
+        checksums = {file.name: _checksum(file) for file in sorted(built.iterdir())}
         (built / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
         _keep_others(folder, checksums)
         (folder / _CHECKSUMS).unlink(missing_ok=True)
@@ -198,7 +206,7 @@ def _build(source: PackagedModel, cache: Path, folder: Path) -> None:
 
 def _keep_others(folder: Path, built: dict[str, int]) -> None:
     """What is not as it is built: damaged, or another model that was saved there, which only its owner can tell."""
-    changed = [name for name, crc in built.items() if (folder / name).is_file() and _crc32(folder / name) != crc]
+    changed = [name for name, crc in built.items() if (folder / name).is_file() and _checksum(folder / name) != crc]
     if changed:
         kept = files.free(folder, "kept")
         kept.mkdir()

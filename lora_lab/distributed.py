@@ -85,12 +85,13 @@ def plan(model: meta_model.Source, lora: LoraConfig, precision: str | None = Non
         raise LabError("int8 weights cannot be shared out by FSDP, which takes floating-point tensors. Use nf4, which "
                        "can be stored as such, bfloat16, or mode=\"ddp\".")
     packed = (precision or own_precision) == "nf4"
-    shares = []
+    shares, trained = [], 0
     for n in gpus:
         rows = batch_size // n
         held = memory.plan(model, lora, precision, rows, seq_len, **options)
         sent = _sent(held, n, mode)
-        flops = _flops(bare, lora, rows * seq_len, rows * (options.get("logits_to_keep") or seq_len),
+        trained = trained or _trained(bare, lora)  # once: of 80 blocks it takes seconds
+        flops = _flops(bare, trained, rows * seq_len, rows * (options.get("logits_to_keep") or seq_len),
                        bool(options.get("checkpointing")))
         if mode == "fsdp" and n > 1:
             held = _cut(held, n, _gathered_share(bare, packed))
@@ -129,10 +130,13 @@ def _size(module, packed: bool) -> float:
     return sum(p.numel() for p in module.parameters()) - (0.75 * matrices if packed else 0)
 
 
-def _flops(bare, lora: LoraConfig, tokens: int, scored: int, twice: bool) -> int:
-    """For a step on `tokens` tokens, of which `scored` reach the output head; `twice`: blocks are computed again."""
+def _trained(bare, lora: LoraConfig) -> int:
     adapted, _ = meta_model.adapt(bare, lora)
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def _flops(bare, trained: int, tokens: int, scored: int, twice: bool) -> int:
+    """For a step on `tokens` tokens, of which `scored` reach the output head; `twice`: blocks are computed again."""
     head = bare.get_output_embeddings()
     linear = [m for m in bare.modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
     head_weights = head.weight.numel() if head is not None else 0

@@ -1,6 +1,6 @@
 """Runs notebooks as tests, lessons on half of the cores and behind the other tests.
 
-Most with few of their steps and of the commands that they try (perturb.SHORT); `--whole-lessons` as they are.
+Most with few of their steps, seeds and commands (perturb.SHORT, short.toml); `--whole-lessons` as they are.
 RUNNER says what runs them: nbval, which has seen no release since 2024, or pytest-notebook, which does the same here.
 """
 

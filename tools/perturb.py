@@ -20,6 +20,7 @@ import re
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import build_notebooks
@@ -40,8 +41,10 @@ NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS|TOKENS", "tr
 CHANGED = {"seed": lambda seed: seed + 1, "steps": lambda steps: steps // 2}
 # For tests of a lesson: whether its cells run is seen with fewer steps, rows in them and commands that are tried.
 WHOLE = (FIRST, "07_past_one_gpu")  # another goes on with the first; the steps of the second cost least of what it does
-SHORT = {"steps": lambda steps: max(steps // 8, min(steps // 2, 8)),
-         "tried": lambda rows: max(rows // 4, min(rows, 14)), "rows": lambda rows: max(rows // 4, min(rows, 2))}
+SHORT = {"steps": lambda steps: max(steps // 8, min(steps // 2, 4)),
+         "tried": lambda rows: max(rows // 8, min(rows, 4)) if rows <= 100 else rows,  # of more it takes some
+         "rows": lambda rows: max(rows // 4, min(rows, 2))}
+SHORTER = tomllib.loads(Path(__file__).with_name("short.toml").read_text(encoding="utf-8"))  # texts of single lessons
 OWN_PRECISION = re.compile(r"""precision=["']|torch\.(?:float32|float16|bfloat16)\b""")
 LAST = """\
 import dataclasses, json
@@ -67,11 +70,17 @@ def change(source: str, way: str, by=None) -> tuple[str, list[str]]:
 def shorten(notebook, name: str) -> None:
     """Leave few steps, rows in them and commands to try in the lesson `name`, unless it is one of WHOLE.
 
-    Cells whose output is compared stay as they are.
+    Cells whose output is compared stay as they are. Raises LabError if a text of SHORTER is not in its lesson.
     """
-    for cell in notebook.cells if name not in WHOLE else ():
-        free = cell.cell_type == "code" and "nbval-check-output" not in cell.metadata.get("tags", ())
-        for way, by in SHORT.items() if free else ():
+    free = [cell for cell in notebook.cells if name not in WHOLE and cell.cell_type == "code"
+            and "nbval-check-output" not in cell.metadata.get("tags", ())]
+    for text, shorter in SHORTER.get(name, {}).items():
+        if not any(text in cell.source for cell in free):
+            raise LabError(f"{text!r} of tools/short.toml is in no cell of {name}. Write there what the lesson has now.")
+        for cell in free:
+            cell.source = cell.source.replace(text, shorter)
+    for way, by in SHORT.items():
+        for cell in free:
             cell.source = change(cell.source, way, by)[0]
 
 

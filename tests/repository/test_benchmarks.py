@@ -6,9 +6,13 @@ from pathlib import Path
 
 import gguf_template
 import lm_eval_task
+import outlier_columns
+import pytest
 import recipe
+import torch
 import yaml
 from lora_lab import smart_home
+from transformers import LlamaConfig, LlamaForCausalLM
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -50,3 +54,15 @@ def test_the_template_of_the_gguf_benchmark_makes_the_trainings_prompt():
             for name, template in gguf_template.TEMPLATES.items()}
     assert made["the training's"] == command.prompt == made["the training's, new line lost"] + "\n"
     assert made["the base's"] == made["none"] != command.prompt
+
+
+def test_columns_with_a_large_value_are_counted_once():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                                         num_attention_heads=2, vocab_size=64))
+    ids = torch.arange(8)[None]
+    assert set(outlier_columns.shares(model, ids).values()) == {0.0}
+    with torch.no_grad():  # the norm writes 1 on average, so these columns reach any size
+        model.model.layers[0].input_layernorm.weight[:4] = 1e6
+    found = outlier_columns.shares(model, ids)
+    assert found["q_proj"] == found["k_proj"] == pytest.approx(4 / 16 / 2) and found["gate_proj"] == 0.0
