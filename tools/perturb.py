@@ -76,7 +76,7 @@ def shorten(notebook, name: str) -> None:
             and "nbval-check-output" not in cell.metadata.get("tags", ())]
     for text, shorter in SHORTER.get(name, {}).items():
         if not any(text in cell.source for cell in free):
-            raise LabError(f"{text!r} of tools/short.toml is in no cell of {name}. Write there what the lesson has now.")
+            raise LabError(f"{text!r} of tools/short.toml is in no cell of {name}. Write there what it has now.")
         for cell in free:
             cell.source = cell.source.replace(text, shorter)
     for way, by in SHORT.items():
