@@ -256,24 +256,28 @@ def install(folder, extras):
     python = str(python_of(folder))
     by_uv = uv and [uv, "pip", "install", "--python", python, "--index-strategy", "unsafe-best-match", *places()]
     kept = ["--offline", *(["--extra-index-url", PYTORCH + build_wanted()] if build_wanted() else [])]
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile"]
     beside = None
+    with_pip = None if by_uv else background(*pip, "--quiet", "--no-deps", *steps[1])  # pip unpacks on one core
     for step in steps:
+        if with_pip and step is steps[1]:
+            with_pip.wait()  # what has failed there is tried again below, and says why
         if by_uv and all(subprocess.call([*by_uv, *offline, *map(str, step)], cwd=str(ROOT), close_fds=False)
                          for offline in ([], kept)):  # without a network, from what uv keeps of earlier times
             print("uv did not get through; going on with pip.", flush=True)
             by_uv = None
         if not by_uv:
-            call(python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", *step)
-        beside = beside or fetch_beside(python)
+            call(*pip, *step)
+        beside = beside or background(python, "-m", "lora_lab.cache")  # `main` waits for it, or says what failed
     new = folder / (MARK + ".new")
     new.write_text(json.dumps({"of": fingerprint(), "extras": extras}), encoding="utf-8")
     os.replace(str(new), str(folder / MARK))
 
 
-def fetch_beside(python):
-    """Start to fetch the model while torch, which it does not need, is installed. `main` waits, or says what failed."""
-    process = subprocess.Popen([python, "-m", "lora_lab.cache"], cwd=str(ROOT), stdin=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def background(*command):
+    """Start what others need not wait for, quietly."""
+    process = subprocess.Popen(list(map(str, command)), cwd=str(ROOT), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False)
     atexit.register(process.kill)
     return process
 

@@ -153,6 +153,15 @@ def test_the_model_is_fetched_while_torch_is_installed(course):
     assert calls.rstrip().endswith("-m lora_lab.cache"), "and waited for"
 
 
+def test_pip_installs_torch_beside_the_rest_and_again_where_that_failed(course):
+    early, late = "--quiet --no-deps -c constraints.txt torch\n", "--no-compile -c constraints.txt torch\n"
+    calls = course("lab", PIP_SECONDS="0.5").calls
+    assert calls.index(early) < calls.index("-m lora_lab.cache") < calls.index(late), "with what it needs"
+    course("clean")
+    failed = course("lab", PIP_EXIT="1")
+    assert failed.returncode and "failed, as said above" in failed.said and early in failed.calls
+
+
 def test_changed_constraints_are_installed(make):
     assert "up to date" not in make("setup").said
     make("test")
