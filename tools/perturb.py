@@ -42,7 +42,7 @@ CHANGED = {"seed": lambda seed: seed + 1, "steps": lambda steps: steps // 2}
 # For tests of a lesson: whether its cells run is seen with fewer steps, rows in them and commands that are tried.
 WHOLE = (FIRST, "07_past_one_gpu")  # another goes on with the first; the steps of the second cost least of what it does
 SHORT = {"steps": lambda steps: max(steps // 8, min(steps // 2, 4)),
-         "tried": lambda rows: max(rows // 8, min(rows, 4)) if rows <= 100 else rows,  # of more it takes some
+         "tried": lambda rows: max(rows // 8, min(rows, 8)) if rows <= 100 else rows,  # of more it takes some
          "rows": lambda rows: max(rows // 4, min(rows, 2))}
 SHORTER = tomllib.loads(Path(__file__).with_name("short.toml").read_text(encoding="utf-8"))  # texts of single lessons
 OWN_PRECISION = re.compile(r"""precision=["']|torch\.(?:float32|float16|bfloat16)\b""")

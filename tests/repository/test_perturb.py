@@ -66,8 +66,9 @@ def test_seeds_and_steps_are_changed_and_nothing_else(source, way, changed):
     ("STEPS, BATCH = 20, 8", "STEPS, BATCH = 4, 2"),
     ("fit(per_device_train_batch_size=3)", "fit(per_device_train_batch_size=2)"),
     ('home.commands("test combinations", n=100, seed=SEED)', 'home.commands("test combinations", n=12, seed=SEED)'),
-    ('home.commands(f"test {kind}", 40, 3)', 'home.commands(f"test {kind}", 5, 3)'),
+    ('home.commands(f"test {kind}", 40, 3)', 'home.commands(f"test {kind}", 8, 3)'),
     ('home.commands("test", n=3)', 'home.commands("test", n=3)'),
+    ('home.commands("test", n=400)', 'home.commands("test", n=400)'),
     ('home.commands("train", n=1500, seed=0)', 'home.commands("train", n=1500, seed=0)'),
 ])
 def test_shortened_for_tests_is_what_trains_and_what_is_tried_but_in_the_first_lesson(source, shortened):
