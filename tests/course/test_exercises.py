@@ -5,10 +5,10 @@ import time
 import tomllib
 from pathlib import Path
 
-import jupytext
 import pytest
 import torch
 import transformers
+import twins
 from lora_lab import adapters, doctor, merging, pocket, smart_home, targets
 from lora_lab.course import exercises, question_files
 from lora_lab.course.exercises import alpha, eight, first, fleet, math, merge, own, variants
@@ -45,7 +45,7 @@ PREPARED_BY = {"faults": "from lora_lab.course.exercises import deployments",
 
 def exercise_cells():
     for twin in sorted(FOLDER.glob("*.py")):
-        code = [cell.source for cell in jupytext.read(twin).cells if cell.cell_type == "code"]
+        code = twins.cells(twin)
         for source in code:
             if call := re.search(r'^quiz\("\w+/(\w+)", ', source, re.MULTILINE):
                 if words := PREPARED_BY.get(call[1]):

@@ -6,13 +6,13 @@ import functools
 import gc
 import re
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+import twins
 from lora_lab import batches, cache, compare, load_base, memory, merging, meta_model, models, sweep
 from lora_lab.course.exercises import alpha, eight, fleet, math, own
 from lora_lab.doctor import trial
@@ -20,9 +20,6 @@ from peft import LoraConfig, get_peft_model
 from pretend_gpu import GPU, on_gpu, pretend_gpu, put
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-import twins  # noqa: E402
-
 LESSONS = sorted((ROOT / "notebooks").glob("*.py"))
 RAISED = (RuntimeError, TypeError)
 BROKEN = (TypeError, AttributeError, ImportError)  # no cell raises these because a model is small
