@@ -143,7 +143,7 @@ def chromium():
 def open_page(chromium):
     with chromium.new_context(viewport=SIZE) as context:
         page = context.new_page()
-        page.set_default_timeout(60_000)  # JupyterLab comes late where lessons train beside it
+        page.set_default_timeout(120_000)  # JupyterLab comes late where lessons train beside it
         yield page
 
 

@@ -39,7 +39,7 @@ def visit(chromium, address):
     def visit(name="index", width=1280, theme="light", **options):
         contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, **options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.on("request", lambda request: request.url.startswith((address, "data:")) or faults.append(request.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(f"{address}{name}.html")

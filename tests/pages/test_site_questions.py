@@ -30,7 +30,7 @@ def visit(chromium, built):
         context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.on("request", lambda request: elsewhere.append(request.url) if request.url.startswith("http") else None)
         page.on("pageerror", lambda error: elsewhere.append(str(error)))
         page.goto((built / "notebooks/page.html").as_uri())
