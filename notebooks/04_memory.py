@@ -255,8 +255,9 @@ compare("memory/planner_gap", 100 * abs(gaps[worst]))
 # GB for those in whole GB, and was tested on no others. For 8 bits none was found, so it takes that of 16 bits. Is
 # there a run of the course's own?
 #
-# (Its model has random weights. In 8 bits, bitsandbytes keeps columns of an input that hold a value of 6 or more once
-# more, in 16 bits; random weights have many such columns, trained ones few, and the plan counts none.)
+# In 8 bits a GPU holds what the plan leaves out: columns of an input that hold a value of 6 or more are kept once more,
+# in 16 bits (Lesson 3 counts some). How many there are depends on the weights.
+# [The benchmark](../benchmarks/README.md) counted them, in random weights and in our model.
 
 # %%
 recorded = Path("../benchmarks/results/gpu_8bit.json")
@@ -569,9 +570,9 @@ print(f"Between the two kinds lie {memory.human(apart)} in 8 bits; the inputs of
 # TrainingArguments(..., activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
 # ```
 #
-# What was measured above is bitsandbytes 0.50 on a CPU. Its GPU code keeps the input in the same way, so the plan
-# predicts the same there. Here is what it comes to on a card of 16 GB. **Look** at the first two lines as well:
-# preparing turns embedding, head and norms into float32, and what flows between the blocks with them.
+# What was measured above is bitsandbytes 0.50 on a CPU. Its GPU code keeps the input in the same way, and columns with
+# large values once more, which the plan leaves out. Here is what it comes to on a card of 16 GB. **Look** at the first
+# two lines as well: preparing turns embedding, head and norms into float32, and what flows between the blocks with them.
 
 # %%
 for bits, kind in (("bfloat16", False), ("int8", False), ("int8", True), ("int8", "reentrant")):

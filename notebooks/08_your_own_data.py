@@ -63,8 +63,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 # %% [markdown]
 # ## Read the file
 #
-# One line names the model, one the file. Run the lesson with the course's own set first. Then put your file in the
-# last line (its path from this folder), take its mark away, and run all cells again.
+# One line names the model, one the file. Run the lesson with the course's own set first. Then remove the `# ` before
+# the fourth `FILE` line, put your file there (its path from this folder) and what the model is to do, and run all cells
+# again: the last such line counts. Where all answers are one of a few, name them in `TASK`. What the lesson writes lies
+# in `runs/own` and `adapters`. `TOKENS` says how much each long part may read: rows asked, examples, steps of training.
 #
 # The course brings these sets, written for it and licensed as the rest of it: messages to a shop, each with the team
 # that it is for (`support`, a CSV); orders in words and what they say as JSON (`orders`, JSON lines); blunt sentences
@@ -97,8 +99,8 @@ for name, content in FORMS.items():
     print(f"{found.form}: {found.rows[0].prompt!r} → {found.rows[0].answer!r}")
 
 # %% [markdown]
-# It says how it understood a file, and shows the first rows, and those that are odd. Read that before you trust it: is
-# this the prompt, is that the answer?
+# It says how it understood a file, and shows the first rows, and what it could not read. Read that before you trust it:
+# is this the prompt, is that the answer? If it cannot guess the columns, name them in the next cell.
 
 # %%
 read = data.read(FILE)  # columns that it cannot guess: data.read(FILE, prompt="ask", answer="reply")
@@ -142,7 +144,8 @@ for name, content in BROKEN.items():
 #
 # A training takes whatever it gets. An empty answer teaches to say nothing, and a test row that is in the training
 # makes the score a measurement of memory. So first the rows are checked. To see that the check works, make a copy of
-# the training rows and spoil it: one row of each kind of dirt, and a line that is cut off.
+# the training rows and spoil it: one row of each kind of dirt, and a line that is cut off. (The lines named are those
+# of this copy, that of a leak is your file's. What was wrong in your own rows turns up, too.)
 
 # %%
 other = next((row.answer for row in train if row.answer != train[3].answer), "another answer")
@@ -176,8 +179,8 @@ print(f"{len(DIRT.keys() & kinds)} of {len(DIRT)} kinds of dirt were found; not 
 quiz("own/leak")
 
 # %% [markdown]
-# Now your own rows. What is named is left out here, so that the lesson goes on. At work you would mend it in the file,
-# and run from the top: all places of a finding are in its `places`.
+# Now your own rows. What is named is left out here, so that the lesson goes on (of two rows that contradict each other,
+# both). At work you would mend it in the file, and run from the top: all places of a finding are in its `places`.
 
 # %%
 found = data.check(drawn, tokenizer, max_length=WINDOW)
@@ -192,7 +195,7 @@ if len(train) < 20 or len(held_out) < 4 or len(test) < 10:
                    "they are leaks, your file has few forms, and needs rows of others.")
 
 # %% [markdown]
-# Do answers repeat? Then look at each with its count. A rare one may be another's misspelling, or another's name: no
+# Do answers repeat? (Where most do not, this cell looks for no rare one.) Then look at each with its count. A rare one may be another's misspelling, or another's name: no
 # check can know that, and you can.
 
 # %%
@@ -411,7 +414,8 @@ table([{"asked": row.prompt[:80], "right answer": row.answer, "with examples": a
 # %% [markdown]
 # Exact match is strict: for a sentence it asks for every word. It will be as strict to the adapter. Look at the answers
 # before you believe the score: is it the form that fails, or the content? And compare it with the last line: where one
-# answer is common, a model that reads nothing scores well.
+# answer is common, a model that reads nothing scores well. Where answers hardly repeat, the commonest are no fair
+# choice of examples: take others.
 #
 # ## The recipe: which rate?
 #
@@ -535,9 +539,12 @@ quiz("own/curves")
 # %% [markdown]
 # ## The verdict
 #
-# Now the training that counts: half the rate of the sweep, all rows, and **early stopping**. When the held-out loss has
-# not been lower for some checks, the training ends, and the best adapter is loaded back. Which score on the test rows
-# do you expect?
+# Now the training that counts: half the rate of the sweep, as many rows as `TOKENS` leaves time for (steps times
+# `BATCH`), and **early stopping**. When the held-out loss, of the rows that the sweep asked too, has not been lower for
+# some checks, the training ends, and the best adapter is loaded back.
+#
+# The rule, fixed before any test row is asked: the adapter is shipped if the interval of its difference to the prompt
+# is above zero. What score would you need at least to use it? Write it down. Which one do you expect?
 
 # %%
 quiz("own/adapter")
@@ -561,6 +568,9 @@ plots.lines({what: course_of(curves["whole"], key) for what, key in (("training"
             title="When to stop? (Upright line: the adapter that was kept)")
 
 # %% [markdown]
+# (If more may help: raise `TOKENS` at the top, and run again from there. The rate falls to zero at the last step, so
+# a longer training is another one.)
+#
 # And now, for the first time, the test rows.
 
 # %%
@@ -581,7 +591,8 @@ table([{"asked": row.prompt[:80], "right answer": row.answer, "the adapter says"
 
 # %% [markdown]
 # Read the wrong ones. Some may be right in another spelling, and then the score is too strict. Some may be rows whose
-# given answer you would dispute: then mend the file, and split it by another `SEED`, so that other rows are asked.
+# given answer you would dispute: then mend the file, and bring new rows to test on. Those that you have read can judge
+# nothing any more.
 #
 # Where answers are whole sentences, exact match may find none on either side. A second measure is how likely each way
 # finds the right answers: their loss, row by row. It is asked for where exact match cannot tell.
@@ -601,7 +612,7 @@ else:
 # %% [markdown]
 # ## What it costs
 #
-# **Forgetting.** The adapter is part of every answer. **Predict** how the perplexity of ordinary prose compares with
+# **Forgetting.** The adapter is part of every answer, until you switch it off. **Predict** how the perplexity of ordinary prose compares with
 # the base's.
 
 # %%
@@ -620,7 +631,7 @@ table([{"asked": question, "base": scoring.chat(base, tokenizer, question, 20),
 # %% [markdown]
 # **Time.** Examples in a prompt are read again with every request. An adapter is paid for once. From how many requests
 # on has the training paid for itself? (Above, `generate` had all requests at once, and read once what they have in
-# common. Here they come one by one.)
+# common. Here they come one by one, five each way: a small difference of so few tells nothing.)
 
 # %%
 seconds = {}
@@ -644,8 +655,7 @@ print(f"By tokens, a request with examples reads {read_by['with examples'] / rea
 #
 # ## Ship it, or not
 #
-# The rule was fixed before the test rows were asked: the adapter is shipped if the interval of the difference is above
-# zero. Otherwise there is advice.
+# By the rule that was fixed above, or with advice. (Is the score the one that you need? The rule cannot know that.)
 
 # %%
 better = "adapter is higher" in said
