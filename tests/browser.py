@@ -121,7 +121,10 @@ def serve(root, home, start=("-m", "jupyterlab")):
             yield address, token
         finally:
             server.terminate()
-            server.wait(30)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(30)
+            server.kill()  # where a kernel that was just starting keeps it waiting; its kernels end with it
+            server.wait()
 
 
 @pytest.fixture(scope="module")
