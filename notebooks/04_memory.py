@@ -256,7 +256,7 @@ compare("memory/planner_gap", 100 * abs(gaps[worst]))
 # there a run of the course's own?
 #
 # In 8 bits a GPU holds what the plan leaves out: columns of an input that hold a value of 6 or more are kept once more,
-# in 16 bits (Lesson 3 counts some). How many there are depends on the weights.
+# in 16 bits. How many there are depends on the weights.
 # [The benchmark](../benchmarks/README.md) counted them, in random weights and in our model.
 
 # %%

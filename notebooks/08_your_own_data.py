@@ -195,8 +195,8 @@ if len(train) < 20 or len(held_out) < 4 or len(test) < 10:
                    "they are leaks, your file has few forms, and needs rows of others.")
 
 # %% [markdown]
-# Do answers repeat? (Where most do not, this cell looks for no rare one.) Then look at each with its count. A rare one may be another's misspelling, or another's name: no
-# check can know that, and you can.
+# Do answers repeat? (Where most do not, this cell looks for no rare one, whatever its last line says.) Then look at
+# each with its count. A rare one may be another's misspelling, or another's name: no check can know that, and you can.
 
 # %%
 counts = Counter(row.answer for row in [*train, *held_out, *test])
@@ -612,8 +612,8 @@ else:
 # %% [markdown]
 # ## What it costs
 #
-# **Forgetting.** The adapter is part of every answer, until you switch it off. **Predict** how the perplexity of ordinary prose compares with
-# the base's.
+# **Forgetting.** The adapter is part of every answer, until you switch it off. **Predict** how the perplexity of
+# ordinary prose compares with the base's.
 
 # %%
 quiz("own/forgot")
@@ -655,7 +655,8 @@ print(f"By tokens, a request with examples reads {read_by['with examples'] / rea
 #
 # ## Ship it, or not
 #
-# By the rule that was fixed above, or with advice. (Is the score the one that you need? The rule cannot know that.)
+# The cell keeps to the rule that was fixed above, or gives advice. (Is the score the one that you need? The rule cannot
+# know that.)
 
 # %%
 better = "adapter is higher" in said

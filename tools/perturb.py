@@ -40,7 +40,7 @@ NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS|TOKENS", "tr
          "rows": r"BATCH|per_device_train_batch_size"}
 CHANGED = {"seed": lambda seed: seed + 1, "steps": lambda steps: steps // 2}
 # For tests of a lesson: whether its cells run is seen with fewer steps, rows in them and commands that are tried.
-WHOLE = (FIRST, "07_past_one_gpu")  # another goes on with the first; in the second it is not the steps that take time
+BY_SHORTER_ALONE = (FIRST, "07_past_one_gpu")  # another goes on with the first; steps are not what the second takes
 SHORT = {"steps": lambda steps: max(steps // 8, min(steps // 2, 4)),
          "tried": lambda rows: max(rows // 8, min(rows, 8)) if rows <= 100 else rows,  # of more it takes some
          "rows": lambda rows: max(rows // 4, min(rows, 2))}
@@ -68,7 +68,7 @@ def change(source: str, way: str, by=None) -> tuple[str, list[str]]:
 
 
 def shorten(notebook, name: str) -> None:
-    """Leave few steps, rows in them and commands to try in the lesson `name`; in one of WHOLE only what SHORTER names.
+    """Leave few steps, rows in them and commands to try in the lesson `name`; in BY_SHORTER_ALONE only what that names.
 
     Cells whose output is compared stay as they are. Raises LabError if a text of SHORTER is not in its lesson.
     """
@@ -79,7 +79,7 @@ def shorten(notebook, name: str) -> None:
             raise LabError(f"{text!r} of tools/short.toml is in no cell of {name}. Write there what it has now.")
         for cell in free:
             cell.source = cell.source.replace(text, shorter)
-    for way, by in SHORT.items() if name not in WHOLE else ():
+    for way, by in SHORT.items() if name not in BY_SHORTER_ALONE else ():
         for cell in free:
             cell.source = change(cell.source, way, by)[0]
 
