@@ -571,8 +571,9 @@ print(f"Between the two kinds lie {memory.human(apart)} in 8 bits; the inputs of
 # ```
 #
 # What was measured above is bitsandbytes 0.50 on a CPU. Its GPU code keeps the input in the same way, and columns with
-# large values once more, which the plan leaves out. Here is what it comes to on a card of 16 GB. **Look** at the first
-# two lines as well: preparing turns embedding, head and norms into float32, and what flows between the blocks with them.
+# large values once more, which the plan leaves out. Here is what it comes to on a card of 16 GB.
+# **Look** at the first two lines as well: preparing turns embedding, head and norms into float32, and what flows
+# between the blocks with them.
 
 # %%
 for bits, kind in (("bfloat16", False), ("int8", False), ("int8", True), ("int8", "reentrant")):
