@@ -112,10 +112,11 @@ def lesson(twin: Path, folder: Path, env: dict, quick: bool) -> dict:
     log, problem = folder.with_suffix(".log"), None
     command = [sys.executable, "-c", "import sys, gpu_course; gpu_course.child(*sys.argv[1:])", twin, folder,
                "quick" * quick]
+    env = env | {"LORA_LAB_PROGRESS": str(folder / "progress.json"),
+                 **({"LORA_LAB_MEMORY_GB": "2"} if quick else {})}  # lesson 1 has a smaller path then
     started = time.perf_counter()
     with log.open("w") as said:
-        process = subprocess.Popen(command, env=env | {"LORA_LAB_PROGRESS": str(folder / "progress.json")},
-                                   stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             if code := process.wait(SECONDS):
                 problem = f"exit {code}: "

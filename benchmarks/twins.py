@@ -1,7 +1,6 @@
 """Run a lesson's text twin without Jupyter: its code cells one after the other, an error ending only its own cell."""
 
 import contextlib
-import copy
 import dataclasses
 import itertools
 import linecache
@@ -11,9 +10,13 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from lora_lab import LabError
 
 STEPS, TOKENS, ROWS, COLUMNS, LAYERS = 2, 4, 2, 24, 2  # what `quick` leaves
+FEWER = {"06_merge_and_ship": {'hasattr(module, "lora_A")}': 'hasattr(module, "lora_A") and ".2." in name}'}}  # layers
 LARGE = 10_000  # a vocabulary of this size is none of the pocket model or of a toy
+CAP = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import twins\n" \
+      "_quick = twins.quick(); _quick.__enter__()  # which ends with the kernel\n"
 
 
 @dataclasses.dataclass
@@ -67,23 +70,41 @@ def quick():
     """Cap what a lesson computes, to see that its cells run; its figures mean nothing then.
 
     Lengths of lists stay as they are, so that no cell misses what it counts on: of a training the first steps are
-    computed and the last loss is told again for the others, of many commands the first are answered or scored.
+    computed and the last loss is told again for the others, of many commands the first are answered or scored, of a
+    sweep's seeds the first is trained.
     """
-    from lora_lab import batches, memory, pocket, scoring, sweep
+    from lora_lab import batches, scoring, sweep
     from transformers import GenerationMixin, LlamaForCausalLM, Trainer
 
     patches = {
         (Trainer, "training_step"): _first_steps, (GenerationMixin, "generate"): _few_tokens,
         (scoring, "generate"): _first_answers, (scoring, "quick_score"): _first_commands,
         (scoring, "perplexity"): _first_words, (batches.AnswerCollator, "__call__"): _first_rows,
-        (LlamaForCausalLM, "forward"): _short, (pocket, "stream"): _first_batches,
-        (memory, "plan"): _few_layers, (sweep, "sweep"): _bowls,
+        (LlamaForCausalLM, "forward"): _short, (sweep, "sweep"): _bowls,
     }
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict("os.environ", LORA_LAB_MEMORY_GB="2"))  # lesson 1 has a smaller path then
         for (owner, name), change in patches.items():
             stack.enter_context(mock.patch.object(owner, name, change(getattr(owner, name))))
         yield
+
+
+def cap(notebook, name: str) -> None:
+    """Let the first code cell of the lesson `name` begin `quick` in its kernel, and change what FEWER names.
+
+    Raises LabError if a text of FEWER is not in its lesson.
+    """
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for text, fewer in FEWER.get(name, {}).items():
+        if not any(text in cell.source for cell in code):
+            raise LabError(f"{text!r} is in no cell of {name}. Write into FEWER in {__file__} what it has now.")
+        for cell in code:
+            cell.source = cell.source.replace(text, fewer)
+    code[0].source = CAP + code[0].source
+
+
+def _large(model) -> bool:
+    """Whether it takes time: the pocket model and toys do not, and keep what they do."""
+    return model.config.vocab_size >= LARGE
 
 
 def _first_steps(step):
@@ -105,13 +126,15 @@ def _few_tokens(generate):
 
 def _first_answers(generate):
     def first(model, tokenizer, prompts, *args, **options):
-        some = generate(model, tokenizer, prompts[:ROWS], *args, **options)
+        some = generate(model, tokenizer, prompts[:ROWS] if _large(model) else prompts, *args, **options)
         return list(itertools.islice(itertools.cycle(some), len(prompts)))
     return first
 
 
 def _first_commands(score):
     def first(model, tokenizer, commands, *args, **options):
+        if not _large(model):
+            return score(model, tokenizer, commands, *args, **options)
         found = score(model, tokenizer, commands[:ROWS], *args, **options)
         return dataclasses.replace(found, exact=max(found.exact, 0.5))  # some cells divide by it
     return first
@@ -129,7 +152,7 @@ def _first_rows(collate):
 def _short(forward):
     """Of long inputs the last columns, where nobody sees the others; and few layers where none is watched."""
     def short(self, input_ids=None, *, labels=None, attention_mask=None, logits_to_keep=0, **options):
-        small = input_ids is None or input_ids.device.type == "meta" or self.config.vocab_size < LARGE
+        small = input_ids is None or input_ids.device.type == "meta" or not _large(self)
         if not small and attention_mask is None and (labels is not None or logits_to_keep):
             input_ids, labels = input_ids[:, -COLUMNS:], None if labels is None else labels[:, -COLUMNS:]
         layers = self.config.num_hidden_layers
@@ -143,23 +166,14 @@ def _short(forward):
     return short
 
 
-def _few_layers(plan):
-    def few(model, *args, **options):
-        if getattr(model, "num_hidden_layers", 0) > LAYERS:  # a config
-            model = copy.deepcopy(model)
-            model.num_hidden_layers = LAYERS
-        return plan(model, *args, **options)
-    return few
-
-
-def _first_batches(stream):
-    return lambda *args, **options: itertools.islice(stream(*args, **options), STEPS)
-
-
 def _bowls(sweep):
-    """The loss is made up, smallest at the middle learning rate: after two steps it is smallest at the grid's edge."""
-    def bowls(*args, **options):
-        runs, alike = sweep(*args, **options), {}
+    """Of all seeds the first, told for the others again. The loss is made up, smallest at the middle learning rate."""
+    from lora_lab.sweep import Runs
+
+    def bowls(run, grid, seeds=(0, 1, 2), *args, **options):
+        first, *others = seeds
+        found, alike = sweep(run, grid, [first], *args, **options), {}
+        runs = Runs([row | {"seed": seed} for row in found.rows for seed in (first, *others)])
         for row in runs.rows:
             if {"lr", "loss"} <= row.keys():
                 settings = tuple(value for value in row.values() if not isinstance(value, float))  # figures are floats

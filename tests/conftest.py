@@ -9,6 +9,7 @@ from browser import chromium, jupyterlab, new_page, page, served  # noqa: F401
 from hypothesis import settings
 from small_site import built  # noqa: F401
 
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing here compiles, and each process imports the compiler for seconds
 LESSON = "test_notebook_runs"
 # Files that `make check` leaves out; so are single tests marked slow, and all with a page.
 SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_distributed", "test_exercises",

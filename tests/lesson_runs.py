@@ -1,6 +1,6 @@
 """Runs notebooks as tests, lessons on half of the cores and behind the other tests.
 
-Most with few of their steps, seeds and commands (perturb.SHORT, short.toml); `--whole-lessons` as they are.
+With what they compute capped (benchmarks/twins.py, `quick`); `--whole-lessons` as they are.
 RUNNER says what runs them: nbval, which has seen no release since 2024, or pytest-notebook, which does the same here.
 """
 
@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 
 import nbformat
 from lesson_memory import Watch
-from perturb import FIRST, GO_ON, TRAINED, shorten
+from perturb import FIRST, GO_ON, TRAINED
+from twins import cap
 
 THREADS = str(max(1, (os.cpu_count() or 2) // 2))
 TOGETHER = (FIRST, *GO_ON)  # by one process, in this order; test_devices runs the second without the first
@@ -42,7 +43,7 @@ def run(path: Path, gigabytes: str, whole: bool, kept: Path) -> Run:
     """On a copy in a folder of its own, with what Lesson 0 left in `kept`, if it has run; the learner's own stay."""
     notebook = nbformat.read(path, 4)
     if not whole:
-        shorten(notebook, path.stem)
+        cap(notebook, path.stem)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if path.stem in GO_ON and (kept / TRAINED).is_dir():

@@ -9,7 +9,7 @@ colab    Colab's versions of what the course shares with it, from tools/colab.tx
 oldest   the oldest releases that pyproject.toml allows
 
 torch stays the pinned one, because another build of it may be several GB; --torch lets it follow the set.
---short runs lessons as the tests do, most of them with few steps and commands (perturb.SHORT).
+--short runs lessons as the tests do, with what they compute capped (benchmarks/twins.py).
 --save writes each lesson when it has run, beside those that ran before with the same versions, and prints all of them.
 """
 
@@ -30,6 +30,7 @@ from pathlib import Path
 import nbformat
 import perturb
 import set_up
+import twins
 from lone_run import execute
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from packaging.requirements import Requirement
@@ -100,7 +101,7 @@ def attempt(python: Path, lesson: Path, folder: Path, short: bool) -> dict:
     """Runs one lesson; returns `minutes` and, where it broke, `cell` (counting code cells from 1) and `why`."""
     notebook = nbformat.read(lesson, 4)
     if short:
-        perturb.shorten(notebook, lesson.stem)
+        twins.cap(notebook, lesson.stem)
     trained = folder.parent / perturb.FIRST / perturb.TRAINED
     if lesson.stem in perturb.GO_ON and trained.is_dir():
         shutil.copytree(trained, folder / perturb.TRAINED)

@@ -20,7 +20,6 @@ import re
 import sys
 import tempfile
 import time
-import tomllib
 from pathlib import Path
 
 import build_notebooks
@@ -36,15 +35,8 @@ ROOT = Path(__file__).parents[1]
 WAYS = ("seed", "precision", "steps")
 FIRST, TRAINED = "00_first_adapter", Path("adapters/first")
 GO_ON = ("05_alpha_scaling",)  # goes on with what FIRST trained and, where that is missing, trains it itself
-NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS|TOKENS", "tried": "tried",
-         "rows": r"BATCH|per_device_train_batch_size"}
+NAMED = {"seed": r"seed|.*SEED", "steps": r"steps|max_steps|.*STEPS|TOKENS"}
 CHANGED = {"seed": lambda seed: seed + 1, "steps": lambda steps: steps // 2}
-# For tests of a lesson: whether its cells run is seen with fewer steps, rows in them and commands that are tried.
-BY_SHORTER_ALONE = (FIRST, "07_past_one_gpu")  # another goes on with the first; steps are not what the second takes
-SHORT = {"steps": lambda steps: max(steps // 8, min(steps // 2, 4)),
-         "tried": lambda rows: max(rows // 8, min(rows, 8)) if rows <= 100 else rows,  # of more it takes some
-         "rows": lambda rows: max(rows // 4, min(rows, 2))}
-SHORTER = tomllib.loads(Path(__file__).with_name("short.toml").read_text(encoding="utf-8"))  # texts of single lessons
 OWN_PRECISION = re.compile(r"""precision=["']|torch\.(?:float32|float16|bfloat16)\b""")
 LAST = """\
 import dataclasses, json
@@ -52,48 +44,25 @@ from lora_lab.course import quizzes
 print(json.dumps({name: dataclasses.asdict(card.question) for name, card in quizzes._cards.items()}, default=str))"""
 
 
-def change(source: str, way: str, by=None) -> tuple[str, list[str]]:
-    """Return a cell's `source` with other numbers, by CHANGED or `by`, and what was changed, such as "SEED 0 to 1"."""
+def change(source: str, way: str) -> tuple[str, list[str]]:
+    """Return a cell's `source` with other numbers, and what was changed, such as "SEED 0 to 1"."""
     try:
         tree = ast.parse(source)
     except SyntaxError:  # one with magics
         return source, []
     lines, changes = source.splitlines(keepends=True), []
     for name, node in sorted(given(tree), key=lambda pair: (pair[1].lineno, pair[1].col_offset), reverse=True):
-        if re.fullmatch(NAMED[way], name) and (new := (by or CHANGED[way])(node.value)) not in (0, node.value):
+        if re.fullmatch(NAMED[way], name) and (new := CHANGED[way](node.value)) not in (0, node.value):
             line = lines[node.lineno - 1].encode()  # columns count bytes
             lines[node.lineno - 1] = (line[:node.col_offset] + str(new).encode() + line[node.end_col_offset:]).decode()
             changes.append(f"{name} {node.value} to {new}")
     return "".join(lines), changes[::-1]
 
 
-def shorten(notebook, name: str) -> None:
-    """Leave few steps, rows in them and commands to try in the lesson `name`; in BY_SHORTER_ALONE only what that names.
-
-    Cells whose output is compared stay as they are. Raises LabError if a text of SHORTER is not in its lesson.
-    """
-    free = [cell for cell in notebook.cells
-            if cell.cell_type == "code" and "nbval-check-output" not in cell.metadata.get("tags", ())]
-    for text, shorter in SHORTER.get(name, {}).items():
-        if not any(text in cell.source for cell in free):
-            raise LabError(f"{text!r} of tools/short.toml is in no cell of {name}. Write there what it has now.")
-        for cell in free:
-            cell.source = cell.source.replace(text, shorter)
-    for way, by in SHORT.items() if name not in BY_SHORTER_ALONE else ():
-        for cell in free:
-            cell.source = change(cell.source, way, by)[0]
-
-
 def given(tree: ast.AST) -> list[tuple[str, ast.Constant]]:
-    """Return each whole number that code gives to a name: by assignment, as an argument or as a default.
-
-    "tried" is the number of commands that `commands()` gives of any split but the training's.
-    """
+    """Return each whole number that code gives to a name: by assignment, as an argument or as a default."""
     pairs: list[tuple] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "commands":
-            split, *rows = [*node.args, *(word.value for word in node.keywords if word.arg == "n")]
-            pairs += [("tried", number) for number in rows[:1] if getattr(split, "value", "") != "train"]
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 both = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)

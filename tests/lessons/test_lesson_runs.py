@@ -1,11 +1,16 @@
-"""Both runners of notebooks say the same of one whose cells run, of one that fails, and of one with another output."""
+"""Both runners of notebooks say the same of one whose cells run, of one that fails, of one with another output; and what is capped."""
 
 import os
+from pathlib import Path
 
 import lesson_runs
+import nbformat
 import pytest
+import twins
+from lora_lab import LabError, sweep
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+ROOT = Path(__file__).parents[2]
 MARK = {"tags": ["nbval-check-output"]}
 
 
@@ -31,3 +36,22 @@ def test_both_runners_agree(runner, name, passed, tmp_path):
     run = lesson_runs.run_cells(notebook, tmp_path, dict(os.environ), runner=getattr(lesson_runs, runner))
     assert (run.returncode == 0) == (name == "runs") and words in run.said, run.said
     assert run.passed == passed, run.said
+
+
+def test_what_a_capped_lesson_leaves_out_is_in_it():
+    for name, texts in twins.FEWER.items():
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
+        twins.cap(notebook, name)
+        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        assert code[0].startswith(twins.CAP) and all(any(new in cell for cell in code) for new in texts.values())
+    with pytest.raises(LabError, match="is in no cell of 06_merge_and_ship"):
+        twins.cap(new_notebook(cells=[new_code_cell("x = 1")]), "06_merge_and_ship")
+
+
+def test_a_capped_sweep_trains_one_seed_and_tells_it_for_all():
+    trained = []
+    with twins.quick():
+        runs = sweep.sweep(lambda lr, seed: trained.append((lr, seed)) or {"loss": 9.0}, {"lr": [1, 2, 3]}, (5, 6, 7))
+    assert trained == [(1, 5), (2, 5), (3, 5)]
+    assert [(row["lr"], row["seed"]) for row in runs.rows] == [(lr, seed) for lr in (1, 2, 3) for seed in (5, 6, 7)]
+    assert min(runs.rows, key=lambda row: row["loss"])["lr"] == 2, "or some cells find their best rate at the edge"

@@ -6,8 +6,8 @@ from datetime import date
 
 import drift
 import nbformat
-import perturb
 import pytest
+import twins
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from packaging.requirements import Requirement
 
@@ -85,14 +85,14 @@ def interrupted():
     raise KeyboardInterrupt
 
 
-def test_short_trainings_have_few_steps_and_lesson_0_leaves_its_adapter(course, monkeypatch, capsys):
-    steps = "STEPS = 60\nassert STEPS == {0}, STEPS\n"
+def test_short_trainings_are_capped_and_lesson_0_leaves_its_adapter(course, monkeypatch, capsys):
+    capped = "assert CAPPED\n"
     leaves = "from pathlib import Path\nPath('adapters/first').mkdir(parents=True)\n"
     finds = "from pathlib import Path\nassert Path('adapters/first').is_dir()\n"
-    for name, source in {"00_first_adapter": steps.format(60) + leaves, "05_alpha_scaling": steps.format(7) + finds,
-                         "06_other": steps.format(7) + finds.replace("assert", "assert not")}.items():
+    for name, source in {"00_first_adapter": capped + leaves, "05_alpha_scaling": capped + finds,
+                         "06_other": capped + finds.replace("assert", "assert not")}.items():
         nbformat.write(new_notebook(cells=[new_code_cell(source)]), course / "notebooks" / f"{name}.ipynb")
-    monkeypatch.setattr(perturb, "SHORTER", {})  # what the course's own lessons leave out is not in these
+    monkeypatch.setattr(twins, "CAP", "CAPPED = True\n")
     monkeypatch.setattr(drift, "make_environment", lambda folder, keep_to: sys.executable)
     assert drift.main(["00_first", "05", "06", "--in", "pinned", "--short"]) == 0
     assert "| trainings | few steps |" in capsys.readouterr().out

@@ -60,37 +60,6 @@ def test_seeds_and_steps_are_changed_and_nothing_else(source, way, changed):
     assert new == changed and bool(said) == (changed != source)
 
 
-@pytest.mark.parametrize("source, shortened", [
-    ("STEPS = 40", "STEPS = 5"), ("TOKENS = 80 if cpu else 160", "TOKENS = 10 if cpu else 20"),
-    ("fit(steps=9)", "fit(steps=4)"), ("fit(max_steps=1)", "fit(max_steps=1)"),
-    ("STEPS, BATCH = 20, 8", "STEPS, BATCH = 4, 2"),
-    ("fit(per_device_train_batch_size=3)", "fit(per_device_train_batch_size=2)"),
-    ('home.commands("test combinations", n=100, seed=SEED)', 'home.commands("test combinations", n=12, seed=SEED)'),
-    ('home.commands(f"test {kind}", 40, 3)', 'home.commands(f"test {kind}", 8, 3)'),
-    ('home.commands("test", n=3)', 'home.commands("test", n=3)'),
-    ('home.commands("test", n=400)', 'home.commands("test", n=400)'),
-    ('home.commands("train", n=1500, seed=0)', 'home.commands("train", n=1500, seed=0)'),
-])
-def test_shortened_for_tests_is_what_trains_and_what_is_tried_but_in_some_lessons(source, shortened, monkeypatch):
-    monkeypatch.setattr(perturb, "SHORTER", {})
-    for name, expected in (("06_other", shortened), (perturb.FIRST, source)):
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-        compared = nbformat.v4.new_code_cell(source, metadata={"tags": ["nbval-check-output"]})
-        notebook.cells.append(compared)
-        perturb.shorten(notebook, name)
-        assert [cell.source for cell in notebook.cells] == [expected, source]
-
-
-def test_what_single_lessons_leave_out_is_in_them_and_another_text_is_an_error():
-    for name, texts in perturb.SHORTER.items():
-        notebook = nbformat.read(perturb.ROOT / f"notebooks/{name}.ipynb", 4)
-        perturb.shorten(notebook, name)
-        assert not any(text in cell.source for cell in notebook.cells for text in texts if cell.cell_type == "code")
-    empty = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")])
-    with pytest.raises(LabError, match="short.toml is in no cell of 05_alpha_scaling"):
-        perturb.shorten(empty, "05_alpha_scaling")
-
-
 def test_what_a_lesson_fixes_itself_is_said(folder):
     twin = folder / "notebooks" / "00_tiny.py"
     _, variables, said = perturb.perturbed(twin, "precision")
