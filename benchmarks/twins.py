@@ -13,9 +13,15 @@ import torch
 from lora_lab import LabError
 
 STEPS, TOKENS, ROWS, COLUMNS, LAYERS = 2, 4, 2, 24, 2  # what `quick` leaves
-FEWER = {"06_merge_and_ship": {'hasattr(module, "lora_A")}': 'hasattr(module, "lora_A") and ".2." in name}'}}  # layers
+FEWER = {  # what `quick` cannot reach: text of single lessons, and what stands there instead
+    "02_config_and_targets": {"for seed in SEEDS[:2]:": "for seed in SEEDS[:1]:"},
+    "03_train_in_8bit": {"for _ in range(8):": "for _ in range(1):", "for _ in range(5):": "for _ in range(2):"},
+    "04_memory": {"length=128": "length=48", "per_device_train_batch_size=3": "per_device_train_batch_size=1"},
+    "06_merge_and_ship": {'hasattr(module, "lora_A")}': 'hasattr(module, "lora_A") and ".2." in name}',  # layers
+                          "ROUNDS = 30": "ROUNDS = 6"},
+}
 LARGE = 10_000  # a vocabulary of this size is none of the pocket model or of a toy
-CAP = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import twins\n" \
+CAP = f"import gc, sys; gc.set_threshold(50_000); sys.path.append({str(Path(__file__).parent)!r}); import twins\n" \
       "_quick = twins.quick(); _quick.__enter__()  # which ends with the kernel\n"
 
 
@@ -89,17 +95,20 @@ def quick():
 
 
 def cap(notebook, name: str) -> None:
-    """Let the first code cell of the lesson `name` begin `quick` in its kernel, and change what FEWER names.
-
-    Raises LabError if a text of FEWER is not in its lesson.
-    """
+    """Let the first code cell of the lesson `name` begin `quick` in its kernel, and change what FEWER names."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for text, fewer in FEWER.get(name, {}).items():
-        if not any(text in cell.source for cell in code):
-            raise LabError(f"{text!r} is in no cell of {name}. Write into FEWER in {__file__} what it has now.")
-        for cell in code:
-            cell.source = cell.source.replace(text, fewer)
+    for cell, source in zip(code, fewer([cell.source for cell in code], name)):
+        cell.source = source
     code[0].source = CAP + code[0].source
+
+
+def fewer(sources: list[str], name: str) -> list[str]:
+    """Return the code cells of the lesson `name` as FEWER has them. Raises LabError for a text that is in none."""
+    for text, instead in FEWER.get(name, {}).items():
+        if not any(text in source for source in sources):
+            raise LabError(f"{text!r} is in no cell of {name}. Write into FEWER in {__file__} what it has now.")
+        sources = [source.replace(text, instead) for source in sources]
+    return sources
 
 
 def _large(model) -> bool:

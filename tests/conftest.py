@@ -1,3 +1,4 @@
+import gc
 import math
 import os
 
@@ -10,6 +11,7 @@ from hypothesis import settings
 from small_site import built  # noqa: F401
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing here compiles, and each process imports the compiler for seconds
+gc.set_threshold(50_000)  # a tenth less time for what makes many objects: imports, plans, small models
 LESSON = "test_notebook_runs"
 # Files that `make check` leaves out; so are single tests marked slow, and all with a page.
 SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_distributed", "test_exercises",

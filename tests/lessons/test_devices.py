@@ -173,7 +173,7 @@ PLANTS = {  # what puts a tensor on the model's device, and what is left of it
 
 def planted(twin: Path, folder: Path) -> tuple[Path, dict[int, int]]:
     """Write the twin with copies of some cells before them, a mistake in each; return the copies' numbers and lines."""
-    sources, places = twins.cells(twin), {}
+    sources, places = twins.fewer(twins.cells(twin), twin.stem), {}
     for old, new in PLANTS[twin.stem]:
         at = next(i for i, source in enumerate(sources) if old in source)
         places = {number + (number > at): line for number, line in places.items()}

@@ -1,4 +1,4 @@
-"""Both runners of notebooks say the same of one whose cells run, of one that fails, of one with another output; and what is capped."""
+"""Both runners of notebooks say the same of cells that run, fail, or show another output; and what `cap` leaves out."""
 
 import os
 from pathlib import Path
@@ -51,7 +51,9 @@ def test_what_a_capped_lesson_leaves_out_is_in_it():
 def test_a_capped_sweep_trains_one_seed_and_tells_it_for_all():
     trained = []
     with twins.quick():
-        runs = sweep.sweep(lambda lr, seed: trained.append((lr, seed)) or {"loss": 9.0}, {"lr": [1, 2, 3]}, (5, 6, 7))
-    assert trained == [(1, 5), (2, 5), (3, 5)]
-    assert [(row["lr"], row["seed"]) for row in runs.rows] == [(lr, seed) for lr in (1, 2, 3) for seed in (5, 6, 7)]
-    assert min(runs.rows, key=lambda row: row["loss"])["lr"] == 2, "or some cells find their best rate at the edge"
+        runs = sweep.sweep(lambda lr, seed: trained.append((lr, seed)) or {"loss": 9.0},
+                           {"lr": [0.1, 0.2, 0.3]}, (5, 6, 7))
+    assert trained == [(0.1, 5), (0.2, 5), (0.3, 5)]
+    assert [(row["lr"], row["seed"]) for row in runs.rows] == [
+        (lr, seed) for lr in (0.1, 0.2, 0.3) for seed in (5, 6, 7)]
+    assert min(runs.rows, key=lambda row: row["loss"])["lr"] == 0.2, "or some cells find their best rate at the edge"
