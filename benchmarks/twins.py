@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensor
 STEPS, TOKENS, ROWS, COLUMNS, LAYERS = 2, 4, 2, 24, 2  # what `quick` leaves
 FEWER = {  # what `quick` cannot reach: text of single lessons, and what stands there instead
     "02_config_and_targets": {"for seed in SEEDS[:2]:": "for seed in SEEDS[:1]:"},
-    "03_train_in_8bit": {"for _ in range(8):": "for _ in range(1):", "for _ in range(5):": "for _ in range(2):"},
+    "03_train_in_8bit": {"for _ in range(8):": "for _ in range(1):", "for _ in range(5):": "for _ in range(3):"},
     "04_memory": {"length=128": "length=48", "per_device_train_batch_size=3": "per_device_train_batch_size=1",
                   "PEAKS.items()": "list(PEAKS.items())[:2]"},
     "06_merge_and_ship": {'hasattr(module, "lora_A")}': 'hasattr(module, "lora_A") and ".2." in name}',  # layers
