@@ -1,4 +1,4 @@
-"""Run a lesson's text twin without Jupyter: its code cells one after the other, an error ending only its own cell."""
+"""Run a lesson's text twin without Jupyter, each error ending its own cell alone; and cap what a lesson computes."""
 
 import contextlib
 import dataclasses

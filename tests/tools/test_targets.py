@@ -219,7 +219,7 @@ def any_config(draw):
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(any_config())
 def test_any_config_ends_as_with_peft(given):
     model_type, options = given
