@@ -85,13 +85,12 @@ def plan(model: meta_model.Source, lora: LoraConfig, precision: str | None = Non
         raise LabError("int8 weights cannot be shared out by FSDP, which takes floating-point tensors. Use nf4, which "
                        "can be stored as such, bfloat16, or mode=\"ddp\".")
     packed = (precision or own_precision) == "nf4"
-    shares, trained = [], 0
+    shares = []
     for n in gpus:
         rows = batch_size // n
         held = memory.plan(model, lora, precision, rows, seq_len, **options)
         sent = _sent(held, n, mode)
-        trained = trained or _trained(bare, lora)  # once: of 80 blocks it takes seconds
-        flops = _flops(bare, trained, rows * seq_len, rows * (options.get("logits_to_keep") or seq_len),
+        flops = _flops(bare, held.trained, rows * seq_len, rows * (options.get("logits_to_keep") or seq_len),
                        bool(options.get("checkpointing")))
         if mode == "fsdp" and n > 1:
             held = _cut(held, n, _gathered_share(bare, packed))
@@ -128,11 +127,6 @@ def _size(module, packed: bool) -> float:
     """Bytes of a module in units of a 16-bit weight; `packed` are those of linear layers, four to a unit."""
     matrices = sum(m.weight.numel() for m in module.modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
     return sum(p.numel() for p in module.parameters()) - (0.75 * matrices if packed else 0)
-
-
-def _trained(bare, lora: LoraConfig) -> int:
-    adapted, _ = meta_model.adapt(bare, lora)
-    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 def _flops(bare, trained: int, tokens: int, scored: int, twice: bool) -> int:

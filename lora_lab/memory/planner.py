@@ -43,6 +43,7 @@ class Plan:
     activation_bytes: what the forward pass holds for the backward pass, and its work space.
     logits_bytes: the scores of all tokens of the vocabulary, and the loss's copies of them.
     reserve: part of a GPU that `fits` keeps free, measured for 16-bit and for 4-bit bases (`RESERVE`).
+    trained: the number of parameters that train.
     """
 
     weights_bytes: int
@@ -53,6 +54,7 @@ class Plan:
     activation_bytes: int
     logits_bytes: int
     reserve: float = RESERVE["16-bit"]
+    trained: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -206,6 +208,7 @@ def _plan(source, lora, precision, optimizer, *, prepared, attn_implementation, 
         activation_bytes=round(step.peak) - logits,
         logits_bytes=logits,
         reserve=RESERVE["4-bit" if quantised == "nf4" else "16-bit"],
+        trained=sum(p.numel() for p in trained),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import twins
 from lone_run import execute
 
 ROOT = Path(__file__).parents[2]
@@ -65,18 +66,15 @@ def versions(python):
     return json.loads(subprocess.run([python, "-I", "-c", ask], check=True, capture_output=True, text=True).stdout)
 
 
-def shortened(notebook):
-    """The lesson with few steps and commands: what it learns is test_notebooks' to see."""
-    for long, short in (("STEPS, BATCH = 0, 60, 8", "STEPS, BATCH = 0, 1, 2"), ("n=8, seed", "n=2, seed"),
-                        ("n=100, seed", "n=2, seed"), ("[:20]", "[:1]"), ("n=14, seed", "n=2, seed"),
-                        ("question in QUESTIONS]", "question in QUESTIONS[:1]]")):
-        cell, = (cell for cell in notebook.cells if cell.cell_type == "code" and long in cell.source)
-        cell.source = cell.source.replace(long, short)
+def capped(notebook):
+    """The lesson with few steps and commands, once its set-up has run: what it learns is not asked here."""
+    second = [cell for cell in notebook.cells if cell.cell_type == "code"][1]
+    second.source = twins.CAP + second.source
     return notebook
 
 
 def test_lesson_0_sets_itself_up_and_runs(colab, remote, tmp_path):
-    notebook = shortened(nbformat.read(ROOT / "notebooks" / "00_first_adapter.ipynb", 4))
+    notebook = capped(nbformat.read(ROOT / "notebooks" / "00_first_adapter.ipynb", 4))
     before = versions(colab)
     assert "lora-lab" not in before and before["ipywidgets"] == "7.7.1"
     seconds = execute(colab, notebook, tmp_path / "content", {
