@@ -127,6 +127,13 @@ def name_folds(app, page, template, context, doctree):
     context["body"] = context.get("body", "").replace('<summary aria-label="Toggle hidden content">', "<summary>")
 
 
+def name_neighbours(app, page, template, context, doctree):
+    """Let the README be called as in the side bar: its own title is that of the front page."""
+    for near in (context.get("prev"), context.get("next")):
+        if near and near["link"] == app.builder.get_relative_uri(page, "README"):
+            near["title"] = "Set-up and overview"
+
+
 def add_scripts(app, page, template, context, doctree):
     """Give the scripts to the pages that need them; questions' own inside: a page opened as a file loads no module."""
     for script in context["script_files"]:  # Sphinx's and the theme's, the same objects for each page
@@ -152,6 +159,7 @@ def write_assets(app):
 def setup(app):
     app.connect("builder-inited", write_assets)
     app.connect("html-page-context", name_folds)
+    app.connect("html-page-context", name_neighbours)
     app.connect("html-page-context", add_scripts)
     app.connect("html-page-context", describe, priority=600)  # after the theme
     app.connect("source-read", show_texts)

@@ -201,6 +201,7 @@ function card(still) {
 
   function allow() {  // after an attempt, and once
     shows.disabled = !read(id).attempts || answer.hasChildNodes();
+    shows.title = read(id).attempts ? '' : 'after an attempt';
     tell();
   }
 

@@ -75,7 +75,7 @@ SEED, STEPS, BATCH = 0, 20, 8
 # as much as $x$ reaches along $a$.
 #
 # **Guess, then run.** Dots are points before the push, green arrows lead to where it takes them. Which points
-# stay where they are? And what will change when you turn $a$ with the slider (or its arrow keys)?
+# stay where they are? And what will change when you turn $a$ (in the notebook, by the slider or its arrow keys)?
 
 # %%
 def look(degrees):

@@ -14,7 +14,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from ..display import table
 from . import progress_file
 from .controls import control, guard
-from .question_kinds import Code, Order, Predict, Question, Verdict, escape
+from .question_kinds import Code, Match, Order, Predict, Question, Verdict, escape
 
 _STYLE = f"<style>{Path(__file__).with_name('cards.css').read_text(encoding='utf-8')}</style>"
 
@@ -143,6 +143,7 @@ class Card:
     def _allow_answer(self) -> None:
         """Only after an attempt, and once."""
         self.show.disabled = not self.records.attempts or bool(self.answer.value)
+        self.show.tooltip = "" if self.records.attempts else "after an attempt"
 
 
 def _soon(act) -> None:
@@ -182,9 +183,12 @@ def answer_text(question: Question) -> str:
     proof = question.proof
     where = (f"<p>See it in {html.escape(proof.lesson or 'this lesson')}: section "
              f"<b>{html.escape(proof.section)}</b>, the cell with <code>{html.escape(proof.cell)}</code>.</p>")
-    items = question.item if isinstance(question, Order) else ()
-    order = "".join(f"{place}. {escape(item.text)}\n" for place, item in enumerate(items, 1))
-    text = f"{order}\n{question.answer}"
+    lines = []
+    if isinstance(question, Order):
+        lines = [f"{place}. {escape(item.text)}" for place, item in enumerate(question.item, 1)]
+    elif isinstance(question, Match):
+        lines = [f"- {escape(pair.item)}: **{escape(pair.choice)}**" for pair in question.pair]
+    text = "\n".join([*lines, "", question.answer])
     return f"<b>Answer.</b> {markdown(text)}{where}"
 
 

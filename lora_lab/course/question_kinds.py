@@ -234,7 +234,10 @@ class Order(Question):
             return Verdict(None, "Two of them have the same place. Give each its own.")
         given = [text for _, text in sorted(zip(chosen, self.items, strict=True))]
         wrong = [item for item, text in zip(self.item, given) if item.text != text]
-        return Verdict(not wrong, _listed((item.text, item.says) for item in wrong[:1]) or "In the right order.")
+        if not wrong:
+            return Verdict(True, "In the right order.")
+        first = _listed([(wrong[0].text, wrong[0].says)])
+        return Verdict(False, f"From the top, the first that is out of place:\n\n{first}")
 
     def faults(self) -> list[str]:
         texts = [item.text for item in self.item]

@@ -39,6 +39,16 @@ def test_the_answer_of_an_order_begins_with_the_order():
         shown.index(f"<li>{cards.markdown(text)[3:-5]}") for text in right)
 
 
+def test_the_answer_of_a_match_says_what_belongs_to_what():
+    shown, pairs = cards.answer_text(EVERY["match"]), EVERY["match"].pair
+    lines = [cards.markdown(f"{cards.escape(pair.item)}: **{cards.escape(pair.choice)}**")[3:-5] for pair in pairs]
+    assert lines and all(f"<li>{line}" in shown for line in lines)
+
+
+def test_an_order_that_is_wrong_in_several_places_names_the_first_as_the_first():
+    assert "the first that is out of place" in EVERY["order"].grade([0, 1, 2]).text
+
+
 def test_a_verdict_is_read_out_only_when_it_appears():
     assert 'role="alert"' in cards.says(Verdict(True, ""), announce=True)
     assert "role" not in cards.says(Verdict(True, "")) and "(attempt 3)" in cards.says(Verdict(False, ""), attempt=3)

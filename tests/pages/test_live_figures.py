@@ -221,6 +221,9 @@ def test_ridge_tells_each_training(page):
     page.keyboard.press("Home")
     expect(said).to_have_text("AdamW, alpha 1, rate 0.04: held-out loss 3.5, the mean of 2 seeds. "
                               f"The best rate at this alpha is about {math.sqrt(0.02 * 0.03):.2g}.")
+    figure.locator("svg rect[opacity]").first.click()
+    expect(said).to_contain_text("AdamW, alpha 1, rate 0.01: held-out loss")
+    expect(rate).to_have_attribute("aria-valuetext", "0.01")
     line = figure.locator('[data-law="half"]')  # alpha 16 times as large: a quarter of the rate, two cells to the left
     from_, to = (float(line.get_attribute(end)) for end in ("x1", "x2"))
     cell = figure.locator("svg rect[opacity]").first.bounding_box()["width"] + 1

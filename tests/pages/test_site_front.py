@@ -177,6 +177,7 @@ def test_before_and_after_and_theme_by_touch_on_a_phone(visit):
     page.locator("a.right-next").tap()
     page.get_by_role("heading", name="Questions", level=1).wait_for()
     assert page.locator("html").get_attribute("data-theme") == "dark", "as chosen"
+    assert "Set-up and overview" in page.locator("a.right-next").inner_text(), "its own title is the front page's"
     page.locator("a.left-prev").tap()
     page.get_by_role("heading", name="lora-lab", level=1).wait_for()
 

@@ -25,7 +25,7 @@ function render({ model, el }) {
       svg('defs', {}, svg('clipPath', { id }, svg('rect', { x: left, y: top, width: right - left, height: floor - top }))),
       svg('text', { x: 0, y: 12, class: 'soft' }, 'alpha'),
       losses.map((list, i) => list.map((loss, j) => svg('rect', { x: left + j * cell, y: y(alphas[i]) - row / 2, width: cell - 1,
-        height: row - 1, fill: loss === null ? 'var(--line)' : 'var(--a)',
+        height: row - 1, fill: loss === null ? 'var(--line)' : 'var(--a)', onclick: () => choose(i, j),
         opacity: loss === null ? .35 : (.08 + .92 * (high - Math.log(loss)) / (high - low || 1)).toFixed(3) }))).flat(),
       alphas.map(alpha => svg('text', { x: left - 6, y: y(alpha) + 4, 'text-anchor': 'end', class: 'soft' }, power(alpha))),
       rates.map((rate, j) => j % every ? null : svg('text', { x: Math.min(x(rate), right - 18), y: floor + 16, 'text-anchor': 'middle',
@@ -42,6 +42,11 @@ function render({ model, el }) {
     live.update(`${chosen.name}, alpha ${power(alphas[chosen.alpha])}, rate ${power(rates[chosen.rate])}: ` +
       (loss === null ? 'at least one seed diverged.' : `held-out loss ${loss.toPrecision(2)}, the mean of ${seeds} seeds.`) +
       (at === null ? ' The best rate lies at the edge of the grid.' : ` The best rate at this alpha is about ${power(at)}.`));
+  }
+  function choose(...places) {  // by a click; the sliders are the way by keys
+    [chosen.alpha, chosen.rate] = places;
+    [...across.children].forEach((label, i) => label.set(places[i]));
+    moved();
   }
   function start(place) {
     chosen.name = names[place];

@@ -14,7 +14,7 @@ const STYLE = `
 .ll-live label { display: flex; flex-wrap: wrap; align-items: center; gap: 0 .6rem; min-height: 2rem; }
 .ll-live label > span { min-width: 6.6rem; }
 .ll-live input[type=range] { flex: 1 1 8rem; height: 2rem; margin: 0; accent-color: var(--a); touch-action: pan-y; }
-.ll-live select { flex: 1 1 8rem; min-width: 0; min-height: 2rem; font: inherit; color: inherit; background: var(--panel);
+.ll-live select { flex: 1 1 8rem; field-sizing: content; min-width: 0; max-width: 100%; min-height: 2rem; font: inherit; color: inherit; background: var(--panel);
   border: 1px solid var(--line); border-radius: 4px; }
 .ll-live select option { color: #222; background: #fff; }
 .ll-live[data-dark] select option { color: #eee; background: #222; }
@@ -29,7 +29,7 @@ const STYLE = `
 .ll-live li[data-right=true] { border-color: var(--good); }
 .ll-live li[data-right=false] { border-color: var(--bad); }
 .ll-live fieldset { border: 0; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 0 1.1rem; grid-column: 1 / -1; }
-.ll-live legend { padding: 0; }
+.ll-live legend { font-size: inherit; margin: 0; padding: 0; }
 .ll-live fieldset input { width: 1.2rem; height: 1.2rem; margin: 0; accent-color: var(--a); }
 .ll-live button { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--line); border-radius: 4px;
   min-height: 1.75rem; padding: 0 .7rem; cursor: pointer; }
