@@ -20,7 +20,7 @@ FEWER = {  # what `quick` cannot reach: text of single lessons, and what stands 
     "04_memory": {"length=128": "length=48", "per_device_train_batch_size=3": "per_device_train_batch_size=1",
                   "PEAKS.items()": "list(PEAKS.items())[:2]"},
     "06_merge_and_ship": {'hasattr(module, "lora_A")}': 'hasattr(module, "lora_A") and ".2." in name}',  # layers
-                          "ROUNDS = 30": "ROUNDS = 6", "[:36]": "[:8]", "prompts[:6]": "prompts[:2]",
+                          "ROUNDS = 30": "ROUNDS = 6", "== 11][:36]": "== 11][:8]", "prompts[:6]": "prompts[:2]",
                           "for turn in range(9):": "for turn in range(3):"},
 }
 LARGE = 10_000  # a vocabulary of this size is none of the pocket model or of a toy

@@ -130,10 +130,6 @@ def _to(tensor, *args, **kwargs):
 class _Compute(TorchDispatchMode):
     """Every operation that torch computes, those of the backward pass too."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled, and of a lesson's seconds the wrapper takes a tenth
-
     def __init__(self, mistakes):
         super().__init__()
         self.mistakes = mistakes

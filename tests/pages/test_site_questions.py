@@ -83,7 +83,7 @@ def test_every_kind_replies(visit, tmp_path, way, width, theme):
     page = visit(width, theme, has_touch=way == "touch")
     for kind, (wrong, feedback, right) in ANSWERS.items():
         show = card(page, kind).get_by_role("button", name="Show answer")
-        assert show.is_disabled(), "the answer comes after an attempt"
+        assert show.is_disabled() and show.get_attribute("title") == "after an attempt"
         push(page, kind, "Check answer")
         says(page, kind, "first.")  # nothing chosen
         assert show.is_disabled(), "nothing chosen is no attempt"

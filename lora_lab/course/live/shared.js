@@ -14,8 +14,8 @@ const STYLE = `
 .ll-live label { display: flex; flex-wrap: wrap; align-items: center; gap: 0 .6rem; min-height: 2rem; }
 .ll-live label > span { min-width: 6.6rem; }
 .ll-live input[type=range] { flex: 1 1 8rem; height: 2rem; margin: 0; accent-color: var(--a); touch-action: pan-y; }
-.ll-live select { flex: 1 1 auto; field-sizing: content; min-width: 0; max-width: 100%; min-height: 2rem; font: inherit; color: inherit; background: var(--panel);
-  border: 1px solid var(--line); border-radius: 4px; }
+.ll-live select { flex: 1 1 auto; field-sizing: content; min-width: 0; max-width: 100%; min-height: 2rem; font: inherit;
+  color: inherit; background: var(--panel); border: 1px solid var(--line); border-radius: 4px; }
 .ll-live select option { color: #222; background: #fff; }
 .ll-live[data-dark] select option { color: #eee; background: #222; }
 .ll-live :is(input, select, button, summary):focus-visible { outline: 2px solid var(--a); outline-offset: 2px; }
