@@ -254,22 +254,27 @@ compare("memory/planner_gap", 100 * abs(gaps[worst]))
 # GB, older code, another attention. The reserve is the largest shortfall of all the benchmark's figures, after half a
 # GB for those in whole GB, and was tested on no others. For 8 bits none was found, so it takes that of 16 bits. Is
 # there a run of the course's own?
-#
-# In 8 bits a GPU holds what the plan leaves out: columns of an input that hold a value of 6 or more are kept once more,
-# in 16 bits. How many there are depends on the weights.
-# [The benchmark](../benchmarks/README.md) counted them, in random weights and in our model.
 
 # %%
 recorded = Path("../benchmarks/results/gpu_8bit.json")
-runs = json.loads(recorded.read_text())["configurations"] if recorded.exists() else {}
-for name, job in runs.items():
-    if job["status"] == "ok" and job.get("planned") and job["steps"]["peak_allocated_bytes"]:
-        peak, total = job["steps"]["peak_allocated_bytes"], job["planned"]["total_bytes"]
-        print(f"{name}: planned {memory.human(total)}, took {memory.human(peak)}, {total / peak - 1:+.0%}")
-if not runs:
-    print("Not recorded. benchmarks/gpu_8bit.py records one, on a machine with a GPU.")
+runs = json.loads(recorded.read_text())["configurations"].values() if recorded.exists() else ()
+runs = [job for job in runs if job["status"] == "ok" and job.get("planned") and job["steps"]["peak_allocated_bytes"]]
+off = [job["planned"]["total_bytes"] / job["steps"]["peak_allocated_bytes"] - 1 for job in runs]
+for bits in dict.fromkeys(job["precision"] for job in runs):
+    furthest = max((gap for job, gap in zip(runs, off) if job["precision"] == bits), key=abs)
+    print(f"{bits}: the plan is off by {furthest:+.1%} at most")
+(table([{"model": job["model"], "bits": job["precision"], "rows × tokens": f"{job['batch']} × {job['seq']:,}",
+         "prepared": job["prepared"], "checkpointing": job["checkpointing"],
+         "planned": memory.human(job["planned"]["total_bytes"]),
+         "took": memory.human(job["steps"]["peak_allocated_bytes"]), "off by": f"{gap:+.1%}"}
+        for job, gap in zip(runs, off)]) if runs else
+ print("Not recorded. benchmarks/gpu_8bit.py records one, on a machine with a GPU."))
 
 # %% [markdown]
+# In 8 bits a GPU holds what the plan leaves out: columns of an input that hold a value of 6 or more are kept once more,
+# in 16 bits (Lesson 3 counts some). How many there are depends on the weights.
+# [The benchmark](../benchmarks/README.md) counted them, in random weights and in our model.
+#
 # ## Out of memory, on purpose
 #
 # Now run into the wall. A process of its own may take 600 MB above what it has after its first step. It doubles the
@@ -571,9 +576,9 @@ print(f"Between the two kinds lie {memory.human(apart)} in 8 bits; the inputs of
 # ```
 #
 # What was measured above is bitsandbytes 0.50 on a CPU. Its GPU code keeps the input in the same way, and columns with
-# large values once more, which the plan leaves out. Here is what it comes to on a card of 16 GB.
-# **Look** at the first two lines as well: preparing turns embedding, head and norms into float32, and what flows
-# between the blocks with them.
+# large values once more, which the plan leaves out. Here is what it comes to on a card of 16 GB. **Look** at the first
+# two lines as well: preparing turns embedding, head and norms into float32, and what flows between the blocks with
+# them.
 
 # %%
 for bits, kind in (("bfloat16", False), ("int8", False), ("int8", True), ("int8", "reentrant")):

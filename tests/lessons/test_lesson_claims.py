@@ -385,16 +385,25 @@ def test_packing_says_what_the_first_row_was_to_the_second(packed, said, capsys)
 @pytest.mark.parametrize("told, trained, gain, said", [
     (0.4, 0.9, 0.0, "Ship the adapter"), (0.5, 0.6, 0.0, "Do not ship yet"), (0.9, 0.4, 0.0, "Do not ship it"),
     (0.5, 0.5, 0.0, "Do not ship it"), (0.0, 0.0, 0.5, "Do not ship yet"),
+    (0.0, 0.4, 0.0, "Do not ship yet: 40% right answers are less than the 50% needed"),
 ])
 def test_an_adapter_is_shipped_only_where_the_interval_says_so(told, trained, gain, said, capsys):
     scores = {"adapter": Score(trained, None, 60)}
-    names = dict(told=Score(told, None, 60), scores=scores, data=data, gain=(gain, 0.1), times=2.0)
+    names = dict(told=Score(told, None, 60), scores=scores, data=data, gain=(gain, 0.1), times=2.0, NEEDED=0.5)
     names["said"] = scoring.verdict(names["told"], scores["adapter"], "examples in the prompt", "adapter")
-    exec(cell("08_your_own_data", "better = "), names)
+    exec(cell("08_your_own_data", "higher, right = "), names)
     printed = capsys.readouterr().out
     assert printed.startswith(said) and names["better"] is (said == "Ship the adapter")
     assert ("test rows would show it" in printed) is (said == "Do not ship yet" and not gain)
     assert ("compare pairs" in printed) is bool(gain) and ("forgotten" in printed) is names["better"]
+
+
+@pytest.mark.parametrize("saved, sure, said", [
+    (1.0, 0.5, "after 4 to 12 requests"), (0.3, 0.5, "tell nothing about the time"), (-1.0, 0.5, "the slower way")])
+def test_what_five_requests_tell_of_time_has_its_interval(saved, sure, said, capsys):
+    names = dict(saved=saved, sure=sure, spent=6.0, read_by={"with examples": 200, "adapter": 100})
+    exec(cell("08_your_own_data", 'print(f"A request with'), names)
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("losses, taken, said", [
