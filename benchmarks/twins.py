@@ -13,19 +13,23 @@ import torch
 from lora_lab import LabError
 from torch._subclasses import FakeTensor
 
-STEPS, TOKENS, ROWS, COLUMNS, LAYERS = 2, 4, 2, 24, 2  # what `quick` leaves
+STEPS, TOKENS, ROWS, COLUMNS = 2, 4, 2, 24  # what `quick` leaves
+LAYERS, TRAINED = 2, 6  # of layers that learn, more
 FEWER = {  # what `quick` cannot reach: text of single lessons, and what stands there instead
     "02_config_and_targets": {"for seed in SEEDS[:2]:": "for seed in SEEDS[:1]:"},
     "03_train_in_8bit": {"for _ in range(8):": "for _ in range(1):", "for _ in range(5):": "for _ in range(3):"},
     "04_memory": {"length=128": "length=48", "per_device_train_batch_size=3": "per_device_train_batch_size=1",
                   "PEAKS.items()": "list(PEAKS.items())[:2]"},
+    "05_alpha_scaling": {"SEED, STEPS = 0, 20": "SEED, STEPS = 0, 4", "FURTHER = (0, 12, 48)": "FURTHER = (0, 6, 12)"},
     "06_merge_and_ship": {'hasattr(module, "lora_A")}': 'hasattr(module, "lora_A") and ".2." in name}',  # layers
                           "ROUNDS = 30": "ROUNDS = 6", "== 11][:36]": "== 11][:8]", "prompts[:6]": "prompts[:2]",
                           "for turn in range(9):": "for turn in range(3):"},
+    "09_variants": {"SEED, STEPS = 0, 30": "SEED, STEPS = 0, 6"},
 }
 LARGE = 10_000  # a vocabulary of this size is none of the pocket model or of a toy
 CAP = f"import gc, sys; gc.set_threshold(50_000); sys.path.append({str(Path(__file__).parent)!r}); import twins\n" \
-      "_quick = twins.quick(); _quick.__enter__()  # which ends with the kernel\n"
+      "_quick = twins.quick(); _quick.__enter__()  # which ends with the kernel\n" \
+      "gc.collect(); gc.freeze()  # a million objects of libraries, that each collection would look through\n"
 
 
 @dataclasses.dataclass
@@ -158,7 +162,13 @@ def _first_words(perplexity):
 
 
 def _first_rows(collate):
-    return lambda self, rows: collate(self, rows[:ROWS] if self.pad_id else rows)  # 0: the pocket model
+    return lambda self, rows: collate(self, [_end(row) for row in rows[:ROWS]] if self.pad_id else rows)  # 0: pocket
+
+
+def _end(row):
+    """The last tokens of a row, the answer among them."""
+    short = {name: row[name][-COLUMNS:] for name in ("input_ids", "labels") if name in row}
+    return short | {"answer_length": min(row["answer_length"], len(short["input_ids"]) - 1)}
 
 
 def _short(forward):
@@ -169,8 +179,8 @@ def _short(forward):
         if not small and attention_mask is None and (labels is not None or logits_to_keep):
             input_ids, labels = input_ids[:, -COLUMNS:], None if labels is None else labels[:, -COLUMNS:]
         layers = self.config.num_hidden_layers
-        if not small and not torch.is_grad_enabled() and not any(m._forward_pre_hooks for m in self.modules()):
-            self.config.num_hidden_layers = LAYERS
+        if not small and not any(module._forward_pre_hooks for module in self.modules()):
+            self.config.num_hidden_layers = min(layers, TRAINED if torch.is_grad_enabled() else LAYERS)
         try:
             return forward(self, input_ids, labels=labels, attention_mask=attention_mask, logits_to_keep=logits_to_keep,
                            **options)

@@ -6,6 +6,7 @@ import build_notebooks
 import lesson_runs
 import nbformat
 import pytest
+import torch
 from browser import chromium, jupyterlab, new_page, page, served  # noqa: F401
 from hypothesis import settings
 from small_site import built  # noqa: F401
@@ -29,7 +30,8 @@ def pytest_configure(config):
     settings.load_profile("shared")
     config.addinivalue_line("markers", "slow: left out by make check")
     if hasattr(config, "workerinput"):  # one of several processes, none of which has the cores for itself
-        os.environ["OMP_NUM_THREADS"] = lesson_runs.THREADS
+        os.environ["OMP_NUM_THREADS"] = lesson_runs.THREADS  # of what it starts; its own torch is loaded already
+        torch.set_num_threads(int(lesson_runs.THREADS))
 
 
 def pytest_collection_modifyitems(items):

@@ -6,6 +6,7 @@ from pathlib import Path
 import lesson_runs
 import nbformat
 import pytest
+import torch
 import twins
 from lora_lab import LabError, sweep
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -57,3 +58,8 @@ def test_a_capped_sweep_trains_one_seed_and_tells_it_for_all():
     assert [(row["lr"], row["seed"]) for row in runs.rows] == [
         (lr, seed) for lr in (0.1, 0.2, 0.3) for seed in (5, 6, 7)]
     assert min(runs.rows, key=lambda row: row["loss"])["lr"] == 0.2, "or some cells find their best rate at the edge"
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process alone has all cores")
+def test_one_of_several_processes_computes_on_its_share_of_the_cores():
+    assert torch.get_num_threads() == int(lesson_runs.THREADS)
