@@ -26,7 +26,7 @@
 #
 # **You need** [Lesson 0](00_first_adapter.ipynb) and [Lesson 3](03_train_in_8bit.ipynb).
 #
-# **It takes** about four minutes of computing on two CPU cores
+# **It takes** about three minutes of computing on two CPU cores
 # (on a GPU: 1.5 min, NVIDIA H200, peak 3.2 GB, 7 cells not shown there).
 
 # %% jupyter={"source_hidden": true}

@@ -27,7 +27,7 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb). [Lesson 5](05_alpha_scaling.ipynb) for learning rates and
 # [Lesson 6](06_merge_and_ship.ipynb) for shipping help.
 #
-# **It takes** about two minutes of computing on two CPU cores
+# **It takes** about four minutes of computing on two CPU cores
 # (on a GPU: not recorded).
 
 # %% jupyter={"source_hidden": true}
