@@ -22,20 +22,36 @@ SLOW = {"test_benchmarks", "test_cache", "test_colab", "test_devices", "test_dis
 
 
 def pytest_addoption(parser):
-    parser.addoption("--whole-lessons", action="store_true", help="lessons with all the steps of their trainings")
+    parser.addoption("--whole", action="store_true", help="lessons with all their steps, and the tests of the night")
 
 
 def pytest_configure(config):
     settings.register_profile("shared", deadline=None)  # how long an example takes is the machine's affair
     settings.load_profile("shared")
     config.addinivalue_line("markers", "slow: left out by make check")
+    config.addinivalue_line("markers", "nightly: minutes for what other tests nearly cover; run by --whole, or by name")
     if hasattr(config, "workerinput"):  # one of several processes, none of which has the cores for itself
         os.environ["OMP_NUM_THREADS"] = lesson_runs.THREADS  # of what it starts; its own torch is loaded already
         torch.set_num_threads(int(lesson_runs.THREADS))
 
 
-def pytest_collection_modifyitems(items):
+def leaves_out_nightly(config):
+    """Whether neither --whole nor the name of a file or of a test asks for them."""
+    named = config.option.keyword or any(".py" in argument for argument in config.args)
+    return not (config.getoption("--whole") or named)
+
+
+def pytest_report_header(config):
+    return "tests marked nightly: left out; --whole runs them" if leaves_out_nightly(config) else None
+
+
+def pytest_collection_modifyitems(config, items):
     """The longest first: pages, lessons, slow files."""
+    if leaves_out_nightly(config):
+        tonight = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=tonight)
+        items[:] = [item for item in items if item not in tonight]
+
     def turn(item):
         if "chromium" in item.fixturenames:
             return 0, 0

@@ -1,6 +1,6 @@
 """Runs notebooks as tests, lessons on half of the cores and behind the other tests.
 
-With what they compute capped (benchmarks/twins.py, `quick`); `--whole-lessons` as they are.
+With what they compute capped (benchmarks/twins.py, `quick`); `--whole` as they are.
 RUNNER says what runs them: nbval, which has seen no release since 2024, or pytest-notebook, which does the same here.
 """
 

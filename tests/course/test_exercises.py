@@ -411,6 +411,7 @@ def test_likely_mistakes_in_the_labels_of_a_chat_are_told_apart(wrong, words):
     assert not verdict.solved and words in verdict.text
 
 
+@pytest.mark.nightly
 def test_the_doctor_names_the_cause_of_every_drill_first(drills):
     examined = {name: doctor.examine(**own.patient(drills, name)) for name in own.PATIENTS}
     found = {name: one.findings[0].cause for name, one in examined.items()}

@@ -73,6 +73,7 @@ def capped(notebook):
     return notebook
 
 
+@pytest.mark.nightly
 def test_lesson_0_sets_itself_up_and_runs(colab, remote, tmp_path):
     notebook = capped(nbformat.read(ROOT / "notebooks" / "00_first_adapter.ipynb", 4))
     before = versions(colab)

@@ -17,6 +17,7 @@ import twins
 from lora_lab import batches, cache, compare, load_base, memory, merging, meta_model, models, pocket
 from lora_lab.course.exercises import alpha, eight, fleet, math, own
 from lora_lab.doctor import trial
+from matplotlib.figure import Figure
 from peft import LoraConfig, get_peft_model
 from pretend_gpu import GPU, on_gpu, pretend_gpu, put
 
@@ -201,6 +202,7 @@ def cheap(small, monkeypatch):
             patch.setattr(twins, name, size)
         patch.setenv("LORA_LAB_MEMORY_GB", "16")  # Lesson 1 takes its other path in test_notebooks
         patch.setattr(cache, "model_folder", lambda: small)
+        patch.setattr(Figure, "savefig", lambda *_, **__: None)  # what it draws was on the CPU before
         patch.setattr(gc, "collect", lambda *_: 0)  # small models give nothing back, and it takes half a second
         stream, collate = pocket.stream, batches.AnswerCollator.__call__
         patch.setattr(pocket, "stream", lambda *args, **options: itertools.islice(stream(*args, **options), 1))
@@ -217,8 +219,12 @@ def cheap(small, monkeypatch):
         known.cache_clear()  # of models that hardly trained, and of plans left out
 
 
+LONG = ("02", "03", "05", "06", "08", "09")  # half a minute each, and more
+EACH = [pytest.param(twin, marks=[pytest.mark.nightly] * twin.stem.startswith(LONG), id=twin.stem) for twin in LESSONS]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("twin", LESSONS, ids=lambda twin: twin.stem)
+@pytest.mark.parametrize("twin", EACH)
 def test_only_planted_tensors_are_left_on_the_cpu(twin, small, tmp_path, monkeypatch):
     """A lesson runs with copies of some cells in which a tensor is left on the CPU: these are reported, no others."""
     written, places = planted(twin, tmp_path)

@@ -29,7 +29,8 @@ NOTEBOOKS = {  # its last cells, and words that are said of them
 
 @pytest.mark.parametrize("runner, name, passed", [
     ("NBVAL", "runs", 3), ("NBVAL", "both", 2),
-    ("PYTEST_NOTEBOOK", "runs", 3), ("PYTEST_NOTEBOOK", "fails", 0), ("PYTEST_NOTEBOOK", "differs", 0)])
+    *(pytest.param("PYTEST_NOTEBOOK", name, passed, marks=pytest.mark.nightly)
+      for name, passed in (("runs", 3), ("fails", 0), ("differs", 0)))])
 def test_both_runners_agree(runner, name, passed, tmp_path):
     last, words = NOTEBOOKS[name]
     notebook = new_notebook(cells=[new_markdown_cell("# A lesson"), new_code_cell("x = 1"),

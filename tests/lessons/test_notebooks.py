@@ -122,7 +122,7 @@ def lessons_kept(tmp_path_factory):
 
 @pytest.mark.parametrize("path, gigabytes", PATHS)
 def test_notebook_runs(path, gigabytes, record_property, pytestconfig, lessons_kept):
-    run = lesson_runs.run(path, gigabytes, pytestconfig.getoption("whole_lessons"), lessons_kept)
+    run = lesson_runs.run(path, gigabytes, pytestconfig.getoption("whole"), lessons_kept)
     record_property("peak MB", round(run.peak / 1e6))  # for README's table, in a report by --junitxml
     assert run.returncode == 0, run.said[-6000:]
     assert run.passed == sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), run.said[-6000:]

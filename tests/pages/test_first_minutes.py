@@ -37,6 +37,7 @@ def jupyterlab(tmp_path_factory):
         yield served
 
 
+@pytest.mark.nightly
 def test_the_trained_model_answers_in_the_first_cells(page, jupyterlab, tmp_path):
     open_notebook(page, jupyterlab, f"notebooks/{LESSON}.ipynb")
     page.set_default_timeout(300_000)

@@ -48,6 +48,7 @@ def environment(tmp_path_factory):
     return {**os.environ, "PYTHONPATH": str(site)}
 
 
+@pytest.mark.nightly
 def test_the_quiz_without_a_browser(environment):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "course/test_quizzes.py",
                "course/test_explorers.py"]

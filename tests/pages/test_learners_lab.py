@@ -68,6 +68,7 @@ def test_lessons_and_no_solutions_are_shown_and_nothing_pops_up_and_a_link_opens
         page.get_by_role("tab", name=PurePath(TARGET).name).wait_for()
 
 
+@pytest.mark.nightly
 def test_who_asks_for_the_whole_course_and_a_lesson_gets_them(page, course):
     with serve(*course, (*OPEN, "--whole", f"--lesson={WITH_LINK.stem}")) as (address, token):
         page.goto(f"{address}/?token={token}")
@@ -77,6 +78,7 @@ def test_who_asks_for_the_whole_course_and_a_lesson_gets_them(page, course):
         assert {"my-lessons", "notebooks", "lora_lab"} <= set(names(page))
 
 
+@pytest.mark.nightly
 def test_jupyterlab_by_itself_asks_about_news(page, course):
     """Else the test above would see nothing."""
     with serve(*course) as (address, token):

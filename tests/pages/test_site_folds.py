@@ -29,7 +29,7 @@ def press(page, way, part):
 
 
 @pytest.mark.parametrize("way, width, theme", [
-    ("mouse", 1280, "light"), ("touch", 390, "dark"), ("keys", 390, "light")])
+    pytest.param("mouse", 1280, "light", marks=pytest.mark.nightly), ("touch", 390, "dark"), ("keys", 390, "light")])
 def test_results_show_once_the_prediction_is_made(visit, tmp_path, way, width, theme):  # noqa: F811
     page = visit(width, theme, has_touch=way == "touch")
     for result in results(page):
@@ -57,7 +57,7 @@ def test_results_show_once_the_prediction_is_made(visit, tmp_path, way, width, t
 
 
 @pytest.mark.parametrize("way, width, theme", [
-    ("mouse", 1280, "light"), ("touch", 390, "dark"), ("keys", 390, "light")])
+    pytest.param("mouse", 1280, "light", marks=pytest.mark.nightly), ("touch", 390, "dark"), ("keys", 390, "light")])
 def test_results_show_without_predicting_all_at_once(visit, tmp_path, way, width, theme):  # noqa: F811
     page = visit(width, theme, has_touch=way == "touch")
     found = Axe().run(page, context=".cell:has(> details)", options={"runOnly": RULES})

@@ -77,7 +77,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way, width, theme", [
-    ("mouse", 1280, "light"), ("touch", 390, "dark"), ("keys", 390, "light")])
+    pytest.param("mouse", 1280, "light", marks=pytest.mark.nightly), ("touch", 390, "dark"), ("keys", 390, "light")])
 def test_every_kind_replies(visit, tmp_path, way, width, theme):
     choose, push = WAYS[way]
     page = visit(width, theme, has_touch=way == "touch")

@@ -23,6 +23,7 @@ def ring(sizes):
     return sent
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
 def test_ddp_sends_what_a_ring_sends(n):
     trained = sum(p.nbytes for p in get_peft_model(LlamaForCausalLM(CONFIG), LORA).parameters() if p.requires_grad)

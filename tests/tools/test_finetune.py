@@ -179,6 +179,7 @@ def test_held_out_rows_are_logged_and_change_no_step(work, alone):
     assert losses == [line["loss"] for line in run_folder.read_metrics(alone)]
 
 
+@pytest.mark.nightly
 def test_two_processes_take_the_same_steps_as_one(alone, together):
     assert_same(alone, together)
     assert any(line["grad_norm"] > 1.0 for line in run_folder.read_metrics(alone))  # some gradients were clipped
@@ -207,6 +208,7 @@ def said_sharded(work, folder):
         return finish(launch(work / "watched.py", "start", whole, packed, config="cpu2_fsdp"))
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the bytes that Linux counts")
 def test_sharded_weights_take_the_same_steps_and_go_on_after_a_stop(work, alone, said_sharded):
     assert "2 processes share each batch of 8 (FSDP, gloo)." in said_sharded
@@ -226,6 +228,7 @@ def test_sharded_weights_take_the_same_steps_and_go_on_after_a_stop(work, alone,
     assert_same(alone, work / "sharded")
 
 
+@pytest.mark.nightly
 def test_a_base_in_four_bits_is_sharded(work, folder, said_sharded, monkeypatch):
     monkeypatch.setenv("LORA_LAB_PRECISION", "float32")
     finetune.train(recipes.read(write(work, "nf4", folder, "nf4")))
@@ -308,6 +311,7 @@ def workers(launcher):
     return found
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
 def test_a_killed_process_ends_the_launch_and_torchrun_completes_it(work, alone):
     recipe = write(work, "killed")
@@ -338,6 +342,7 @@ def test_a_killed_process_ends_the_launch_and_torchrun_completes_it(work, alone)
     assert_same(alone, work / "killed")
 
 
+@pytest.mark.nightly
 def test_what_two_processes_began_one_can_finish(work, alone, together, capsys):
     recipe = write(work, "moved")
     shutil.copytree(together, work / "moved")
