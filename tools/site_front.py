@@ -61,4 +61,4 @@ def _item(lesson: dict[str, str], here: str) -> str:
     links.append(f'<a href="notebooks/{file}" download>Download{named}</a>')
     return (f'<li><a class="lora-lab-title" href="notebooks/{lesson["name"]}.html">{lesson["number"]} · '
             f'{html.escape(lesson["title"])}</a>\n<p>{html.escape(lesson["able"], quote=False)}</p>\n'
-            f'<p class="lora-lab-ways"><span>{lesson["minutes"]} min</span> {" ".join(links)}</p></li>\n')
+            f'<p class="lora-lab-ways"><span>{float(lesson["minutes"]):g} min</span> {" ".join(links)}</p></li>\n')

@@ -93,6 +93,7 @@ def test_short_trainings_are_capped_and_lesson_0_leaves_its_adapter(course, monk
                          "06_other": capped + finds.replace("assert", "assert not")}.items():
         nbformat.write(new_notebook(cells=[new_code_cell(source)]), course / "notebooks" / f"{name}.ipynb")
     monkeypatch.setattr(twins, "CAP", "CAPPED = True\n")
+    monkeypatch.setattr(twins, "FEWER", {})  # which knows the lesson's own text
     monkeypatch.setattr(drift, "make_environment", lambda folder, keep_to: sys.executable)
     assert drift.main(["00_first", "05", "06", "--in", "pinned", "--short"]) == 0
     assert "| trainings | few steps |" in capsys.readouterr().out

@@ -93,7 +93,7 @@ def course(tmp_path):
     def start(*command, **env):
         return subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "LOG": str(log), "MAKEFLAGS": "", **env},
+            env={**os.environ, "LOG": str(log), "MAKEFLAGS": "", "ARGS": "", **env},
         )
 
     def run(*arguments, command=(sys.executable, "driver.py"), **env):
