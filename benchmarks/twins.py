@@ -14,7 +14,7 @@ from lora_lab import LabError
 from torch._subclasses import FakeTensor
 
 STEPS, TOKENS, ROWS, COLUMNS = 2, 4, 2, 24  # what `quick` leaves
-LAYERS, TRAINED = 2, 6  # of layers that learn, more
+LAYERS, LEARNING_LAYERS = 2, 6
 FEWER = {  # what `quick` cannot reach: text of single lessons, and what stands there instead
     "02_config_and_targets": {"for seed in SEEDS[:2]:": "for seed in SEEDS[:1]:"},
     "03_train_in_8bit": {"for _ in range(8):": "for _ in range(1):", "for _ in range(5):": "for _ in range(3):"},
@@ -83,8 +83,8 @@ def quick():
     """Cap what a lesson computes, to see that its cells run; its figures mean nothing then.
 
     Lengths of lists stay as they are, so that no cell misses what it counts on: of a training the first steps are
-    computed and the last loss is told again for the others, of many commands the first are answered or scored, of a
-    sweep's seeds the first is trained.
+    computed, on the ends of few rows and in the first layers, and the last loss is told again for the others; of many
+    commands the first are answered or scored, of a sweep's seeds the first is trained.
     """
     from lora_lab import batches, scoring, sweep
     from transformers import GenerationMixin, LlamaForCausalLM, Trainer
@@ -162,7 +162,10 @@ def _first_words(perplexity):
 
 
 def _first_rows(collate):
-    return lambda self, rows: collate(self, [_end(row) for row in rows[:ROWS]] if self.pad_id else rows)  # 0: pocket
+    def first(self, rows):
+        whole = not self.pad_id  # 0: the pocket model
+        return collate(self, rows if whole else [_end(row) for row in rows[:ROWS]])
+    return first
 
 
 def _end(row):
@@ -180,7 +183,7 @@ def _short(forward):
             input_ids, labels = input_ids[:, -COLUMNS:], None if labels is None else labels[:, -COLUMNS:]
         layers = self.config.num_hidden_layers
         if not small and not any(module._forward_pre_hooks for module in self.modules()):
-            self.config.num_hidden_layers = min(layers, TRAINED if torch.is_grad_enabled() else LAYERS)
+            self.config.num_hidden_layers = min(layers, LEARNING_LAYERS if torch.is_grad_enabled() else LAYERS)
         try:
             return forward(self, input_ids, labels=labels, attention_mask=attention_mask, logits_to_keep=logits_to_keep,
                            **options)

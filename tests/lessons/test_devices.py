@@ -198,7 +198,7 @@ def cheap(small, monkeypatch):
     bare = meta_model.without_weights(transformers.AutoConfig.from_pretrained(small))
 
     with twins.quick(), monkeypatch.context() as patch:  # undone before what `quick` patched
-        for name, size in dict(STEPS=1, TOKENS=2, ROWS=1, COLUMNS=8, LAYERS=1, TRAINED=2).items():
+        for name, size in dict(STEPS=1, TOKENS=2, ROWS=1, COLUMNS=8, LAYERS=1, LEARNING_LAYERS=2).items():
             patch.setattr(twins, name, size)
         patch.setenv("LORA_LAB_MEMORY_GB", "16")  # Lesson 1 takes its other path in test_notebooks
         patch.setattr(cache, "model_folder", lambda: small)
