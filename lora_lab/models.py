@@ -170,7 +170,7 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype that a model trains in on `device`; raises LabError for a LORA_LAB_PRECISION it cannot be.
 
     CPU: what took less time for all of lesson 0, at an equal score, on a CPU of its kind (benchmarks/cpu_dtype.py):
-    bfloat16 with AVX512_BF16, float32 elsewhere and with AMX, whose matrix units no whole lesson has been timed on.
+    bfloat16 with AVX512_BF16, as CPUs with AMX have it too, float32 elsewhere.
     With less than 4 GB it is float32, whose weights stay in their file and cost no memory.
     CUDA: bfloat16 where the GPU computes in it, else float16 (a T4 only emulates bfloat16). Apple: float32.
     The environment variable LORA_LAB_PRECISION stands for all of these.
@@ -184,8 +184,7 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     able: dict = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    fast = able.get("avx512_bf16") and not able.get("amx_bf16")
-    return torch.bfloat16 if fast and memory_limit() >= LITTLE_MEMORY else torch.float32
+    return torch.bfloat16 if able.get("avx512_bf16") and memory_limit() >= LITTLE_MEMORY else torch.float32
 
 
 def has_memory(gb: float, otherwise: str) -> bool:

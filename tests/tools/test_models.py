@@ -48,7 +48,7 @@ def test_precisions_shrink_the_weights(monkeypatch, precision, megabytes, comput
 
 @pytest.mark.parametrize(("able", "dtype"), [
     ({"avx2": True}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16),
-    ({"avx512_bf16": True, "amx_bf16": True}, torch.float32)])
+    ({"avx512_bf16": True, "amx_bf16": True}, torch.bfloat16)])
 def test_a_cpu_gets_what_a_whole_lesson_was_faster_in(monkeypatch, able, dtype):
     monkeypatch.delenv(models.FORCED, raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
