@@ -111,8 +111,7 @@ def main():
         score = scoring.Score(right / (400 * len(options.seeds)), None, 400 * len(options.seeds), 0.0)
         results[f"{precision}_exact_with_interval"] = [score.exact, *score.interval]
     print("lesson, bfloat16 over float32:", results["bfloat16_over_float32"])
-    amx = torch.cpu.get_capabilities().get("amx_bf16")
-    recipe.write_results("cpu_dtype_amx" if amx else "cpu_dtype", results)
+    recipe.write_results(recipe.of_this_cpu("cpu_dtype"), results)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,11 @@ def machine() -> dict:
     }
 
 
+def of_this_cpu(name: str) -> str:
+    """A CPU with AMX has a file of its own beside that of the others: their ratios differ."""
+    return name + "_amx" * machine()["amx_bf16"]
+
+
 def write_results(name: str, results: dict) -> None:
     file = Path(__file__).parent / "results" / f"{name}.json"
     file.write_text(json.dumps({"date": date.today().isoformat(), "machine": machine(), **results}, indent=1) + "\n")

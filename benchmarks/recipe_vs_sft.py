@@ -162,7 +162,7 @@ def main():
             ) if ours else None,
         }
         print(variant, table[variant])
-    recipe.write_results("recipe_vs_sft", {"share_of_peak": peaks, "table": table, "runs": runs})
+    recipe.write_results(recipe.of_this_cpu("recipe_vs_sft"), {"share_of_peak": peaks, "table": table, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def test_results_show_without_predicting_all_at_once(visit, tmp_path, way, width
         expect(result).to_be_visible()
     expect(results(page)[1]).to_contain_text("no prediction was committed")
     page.screenshot(path=tmp_path / "shown.png")
+    page.evaluate("Promise.all(document.getAnimations().map(one => one.finished))")  # half faded in, contrast is low
     found = Axe().run(page, context=".cell:has(> details)", options={"runOnly": RULES})
     assert found.violations_count == 0, found.generate_report()
     expect(heads.first).to_have_text(HIDE, use_inner_text=True)
