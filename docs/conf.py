@@ -102,7 +102,7 @@ def fill_front_page(app, page, source):
 def describe(app, page, template, context, doctree):
     """Describe a lesson by what the README says that one can do after it, for those who search and for links to it."""
     if app.config.html_baseurl:
-        context["picture_url"] = f"{app.config.html_baseurl}_images/lesson-0.gif"  # the README's
+        context["picture_url"] = f"{app.config.html_baseurl}_images/lesson-0.webp"  # the README's
     for lesson in site_front.lessons():
         if page == f"notebooks/{lesson['name']}":
             context["page_description"] = f"A lesson on LoRA. After it you will be able to {lesson['able']}."

@@ -36,8 +36,8 @@ def built(tmp_path_factory):
         (folder / name).mkdir()
     nbformat.write(questions(), folder / "notebooks/page.ipynb")
     shutil.copy(REPOSITORY / "index.md", folder)
-    shutil.copy(REPOSITORY / "docs/lesson-0.gif", folder / "docs")
-    (folder / "README.md").write_text("# The README\n\n![A lesson](docs/lesson-0.gif)\n")
+    shutil.copy(REPOSITORY / "docs/lesson-0.webp", folder / "docs")
+    (folder / "README.md").write_text("# The README\n\n![A lesson](docs/lesson-0.webp)\n")
     (folder / "docs/tools.md").write_text("# The tools\n\nA word to look for: kingfisher, and $1/k$.\n")
     (folder / "docs/_toc.yml").write_text(CONTENTS)
     command = [sys.executable, "-c", BUILD, "-D", f"html_baseurl={ADDRESS}", folder, folder / "built"]
