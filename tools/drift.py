@@ -30,13 +30,16 @@ from pathlib import Path
 import nbformat
 import perturb
 import set_up
-import twins
 from lone_run import execute
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import twins  # noqa: E402
+
 RESULT = ROOT / "benchmarks" / "results" / "drift.json"
 SHOWN = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "ipywidgets", "ipykernel", "matplotlib")
 

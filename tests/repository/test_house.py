@@ -1,10 +1,13 @@
 """The plan of the package: what may import what, how much stands in one place, and that all of it has a test."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lora_lab"
@@ -121,3 +124,23 @@ def test_the_tools_page_tells_what_a_folder_takes_from_its_files():
             untold += [f"{module}.{alias.name}" for node in body if isinstance(node, ast.ImportFrom) and node.level == 1
                        for alias in node.names if alias.name not in named.replace(",", " ").split()]
     assert untold == ["lora_lab.memory.OPTIMIZERS"], "all but a constant"
+
+
+@pytest.mark.parametrize("folder", ["tools", "benchmarks"])
+def test_every_script_finds_what_it_imports(folder):
+    """Each by itself, as `python tools/drift.py` is called; what one puts on the path does not help the next."""
+    tell = """if True:
+        import importlib, pathlib, sys
+        folder = pathlib.Path(sys.argv[1])
+        path = [str(folder), *sys.path[1:]]
+        for file in sorted(folder.glob("*.py")):
+            sys.path[:] = path
+            for name, module in list(sys.modules.items()):
+                if pathlib.Path(getattr(module, "__file__", None) or "/").parent.parent == folder.parent:
+                    del sys.modules[name]
+            importlib.import_module(file.stem)
+            print(file.stem)"""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", tell, ROOT / folder], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == len(list((ROOT / folder).glob("*.py")))
