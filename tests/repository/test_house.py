@@ -141,6 +141,7 @@ def test_every_script_finds_what_it_imports(folder):
             importlib.import_module(file.stem)
             print(file.stem)"""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", tell, ROOT / folder], cwd=ROOT, env=env, capture_output=True, text=True)
+    command = [sys.executable, "-c", tell, ROOT / folder]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == len(list((ROOT / folder).glob("*.py")))
