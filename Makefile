@@ -119,8 +119,9 @@ drift:
 
 # A warning is an error: most are a link that leads nowhere. Without -E a moved page could stay in an old menu.
 site:
-	@rm -rf _build/html
+	@rm -rf _build/html build
 	@$(SET_UP) test,site -m sphinx -E -W --keep-going --quiet -b html -c docs -d _build/doctrees . _build/html
+	@$(SET_UP) test,site -m uv build --wheel --quiet --out-dir _build/html
 	@$(SET_UP) test,site tools/check_links.py _build/html
 	@echo "Open _build/html/index.html."
 

@@ -267,7 +267,7 @@ function tell() {
   const guesses = stills.map(still => [JSON.parse(atob(still.dataset.card)), read(still.dataset.question).answer])
     .filter(([data, answer]) => 'measured' in data && answer !== null);
   const right = guesses.filter(([data, answer]) => judge.predict(data, answer)[0]).length;
-  tally.textContent = `${solved} of ${stills.length} questions of this page are solved. ` +
+  tally.textContent = `${solved} of ${stills.length} questions of this page are done: solved, or for a prediction, made. ` +
     (guesses.length ? `Of your predictions, ${right} of ${guesses.length} came true. ` : '') + (box.passing
     ? 'Your browser keeps nothing for this page: the answers are gone when you leave it.'
     : 'Your answers stay in this browser and are sent nowhere.');

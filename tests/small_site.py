@@ -69,7 +69,8 @@ def questions():
     outputs[-2:-2] = [nbformat.v4.new_output(
         "display_data", {"image/png": base64.b64encode(drawing.getvalue()).decode(), "text/plain": "A blue drawing."},
         metadata={"image/png": {"alt": "A blue drawing."}})]
+    code = [nbformat.v4.new_code_cell("quiz()", execution_count=1, outputs=[output]) for output in outputs]
+    words = [nbformat.v4.new_markdown_cell(text) for text in ("# Questions", "Looking back.")]
     return nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell("# Questions"),
-               *(nbformat.v4.new_code_cell("quiz()", execution_count=1, outputs=[output]) for output in outputs)],
+        cells=[words[0], *code[:-1], words[1], code[-1]],
         metadata={"language_info": {"name": "python", "pygments_lexer": "ipython3"}})

@@ -2,6 +2,7 @@
 
 import html
 import re
+import tomllib
 from pathlib import Path
 
 import build_notebooks
@@ -11,6 +12,8 @@ import publish
 ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| (?P<number>\d+) \| \[(?P<title>.+?)\]\(notebooks/(?P<name>\w+)\.ipynb\) \| (?P<able>.+?) \| "
                  r"(?P<minutes>[\d.]+).*? \|", re.MULTILINE)
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+WHEEL = f"lora_lab-{VERSION}-py3-none-any.whl"  # `make site` puts it beside the front page
 FIGURE = ("05_alpha_scaling", "dial")  # what a newcomer may turn, and the lesson that measured it
 
 
@@ -21,7 +24,8 @@ def lessons() -> list[dict[str, str]]:
 
 def fill(text: str, course: str) -> str:
     """Return the text of `index.md` with its parts filled in; `course` is where the course is published, or empty."""
-    parts = {"begin": _begin(), "figure": _figure(*FIGURE), "lessons": _list(publish.on_github(course))}
+    parts = {"begin": _begin(), "figure": _figure(*FIGURE), "lessons": _list(publish.on_github(course)),
+             "wheel": WHEEL}
     return re.sub(r"<!-- (\w+) -->", lambda found: parts[found[1]], text)
 
 

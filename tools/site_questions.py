@@ -67,7 +67,8 @@ def answering(notebook):
 
 def folded(notebook):
     """Return `notebook` with folds around the outputs that settle a prediction: of the cells below its card, as far as
-    the one that measures it. Where several are asked at once, an output belongs to the one that is measured first.
+    the one that measures it, and of those that follow without a word between, which often draw the same. Where several
+    are asked at once, an output belongs to the one that is measured first.
     """
     asked, measured = {}, {}
     for place, cell in enumerate(notebook.cells):
@@ -76,6 +77,11 @@ def folded(notebook):
                 asked[html.unescape(card[1])] = place
             elif match := MEASURED.match(data.get("text/plain", "")):
                 measured[match[1]] = place
+    taken = {*asked.values(), *measured.values()}
+    for name, place in measured.items():
+        while place + 1 < len(notebook.cells) and place + 1 not in taken and notebook.cells[place + 1].cell_type == "code":
+            place += 1
+        measured[name] = place
     for place, cell in enumerate(notebook.cells):
         ends = {name: end for name, end in measured.items() if name in asked and asked[name] < place <= end}
         if ends and cell.get("outputs") and place not in asked.values():

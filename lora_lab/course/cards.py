@@ -14,7 +14,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from ..display import table
 from . import progress_file
 from .controls import control, guard
-from .question_kinds import Code, Match, Order, Predict, Question, Verdict, escape
+from .question_kinds import Choice, Code, Match, Multiple, Order, Predict, Question, Verdict, escape
 
 _STYLE = f"<style>{Path(__file__).with_name('cards.css').read_text(encoding='utf-8')}</style>"
 
@@ -184,7 +184,9 @@ def answer_text(question: Question) -> str:
     where = (f"<p>See it in {html.escape(proof.lesson or 'this lesson')}: section "
              f"<b>{html.escape(proof.section)}</b>, the cell with <code>{html.escape(proof.cell)}</code>.</p>")
     lines = []
-    if isinstance(question, Order):
+    if isinstance(question, (Choice, Multiple)):
+        lines = [f"- **{escape(option.text)}**" for option in question.option if option.right]
+    elif isinstance(question, Order):
         lines = [f"{place}. {escape(item.text)}" for place, item in enumerate(question.item, 1)]
     elif isinstance(question, Match):
         lines = [f"- {escape(pair.item)}: **{escape(pair.choice)}**" for pair in question.pair]

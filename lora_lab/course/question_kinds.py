@@ -237,7 +237,7 @@ class Order(Question):
         if not wrong:
             return Verdict(True, "In the right order.")
         first = _listed([(wrong[0].text, wrong[0].says)])
-        return Verdict(False, f"From the top, the first that is out of place:\n\n{first}")
+        return Verdict(False, f"In the right order, read from the top, this is the first that you have elsewhere:\n\n{first}")
 
     def faults(self) -> list[str]:
         texts = [item.text for item in self.item]

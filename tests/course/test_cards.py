@@ -46,7 +46,7 @@ def test_the_answer_of_a_match_says_what_belongs_to_what():
 
 
 def test_an_order_that_is_wrong_in_several_places_names_the_first_as_the_first():
-    assert "the first that is out of place" in EVERY["order"].grade([0, 1, 2]).text
+    assert "the first that you have elsewhere" in EVERY["order"].grade([0, 1, 2]).text
 
 
 def test_a_verdict_is_read_out_only_when_it_appears():

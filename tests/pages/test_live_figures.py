@@ -185,6 +185,21 @@ def test_targets_count_as_peft_does(page, model, ticked):
     expect(explorer.locator("[aria-live]").first).to_have_text("Tick a layer.")
 
 
+def test_ticks_come_back_with_the_model_that_has_them(page):
+    explorer = page.locator('[data-lora-lab="targets"]')
+    model, said = explorer.get_by_role("combobox", name="model"), explorer.locator("[aria-live]").first
+    model.select_option("this model")
+    explorer.get_by_role("checkbox", name="q_proj").check()
+    model.select_option("GPT-2")
+    expect(said).to_contain_text("Tick a layer. Ticked before and not in GPT-2:")
+    expect(explorer.get_by_role("button", name="Copy")).to_be_disabled()  # PEFT takes no empty list
+    explorer.get_by_role("checkbox", name="lm_head").check()
+    expect(said).to_contain_text("in 1 layer: ")
+    expect(said).to_contain_text("Not drawn, being outside the blocks: lm_head.")
+    model.select_option("this model")
+    expect(explorer.get_by_role("checkbox", name="q_proj")).to_be_checked()
+
+
 def test_families_have_the_parameters_that_their_makers_count():
     counted = {name: sum(p.numel() for p in build(config).parameters()) for name, config in explorers.FAMILIES.items()}
     assert counted == {"Llama-3.1-8B": 8_030_261_248, "Qwen2.5-7B": 7_615_616_512, "Mistral-7B": 7_241_732_096,

@@ -3,6 +3,7 @@
 import nbformat
 import pytest
 import site_questions
+import small_site
 from axe_playwright_python.sync_playwright import Axe
 from browser import REPOSITORY
 from lora_lab.course import question_files
@@ -111,13 +112,15 @@ def test_a_link_to_a_result_opens_it(visit, place):  # noqa: F811
 def test_every_prediction_of_a_lesson_folds_what_was_measured_and_no_question(path):
     notebook = site_questions.folded(site_questions.answering(nbformat.read(path, 4)))
     lesson = next(lesson for lesson in question_files.lessons() if lesson.notebook == path.stem)
-    asked = set()
+    asked, measured = set(), set()
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            measured.clear()
         shown = "".join(output["data"].get("text/html", "") for output in cell.get("outputs", []) if "data" in output)
         of = {tag.removeprefix(site_questions.RESULT) for tag in cell.metadata.get("tags", [])
               if tag.startswith(site_questions.RESULT)}
         assert bool(of) == ("hide-output" in cell.metadata.get("tags", [])), "nothing else is folded"
-        assert of <= asked, "not before it is asked"
+        assert of <= asked | measured, "not before it is asked"
         for question in lesson.questions:
             if not isinstance(question, Predict):
                 continue
@@ -126,5 +129,15 @@ def test_every_prediction_of_a_lesson_folds_what_was_measured_and_no_question(pa
                 assert not of, "a question stays in sight"
             elif f'data-question="{question.id}"' in shown:
                 assert question.id in of
-                asked.remove(question.id)  # nothing later belongs to it
+                asked.remove(question.id)  # after the next words nothing belongs to it
+                measured.add(question.id)
     assert not asked
+
+
+def test_what_follows_the_measured_without_a_word_between_is_folded_too():
+    def last_is_folded(notebook):
+        return "hide-output" in site_questions.folded(notebook).cells[-1].metadata.get("tags", [])
+
+    plain, close = small_site.questions(), small_site.questions()
+    del close.cells[-2]  # the words before the last cell
+    assert (last_is_folded(plain), last_is_folded(close)) == (False, True)

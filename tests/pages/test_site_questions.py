@@ -10,6 +10,7 @@ import tomllib
 
 import nbformat
 import pytest
+import site_math
 import site_questions
 from axe_playwright_python.sync_playwright import Axe
 from browser import REPOSITORY
@@ -201,7 +202,7 @@ def test_without_script_the_page_stays_as_it_was(visit):
 def test_the_readers_own_count_stands_where_the_author_counted(visit):
     page, plain = visit(390), visit(java_script_enabled=False)
     last = page.locator(".cell").last.get_by_role("group", name="Your answers")
-    assert "0 of 6 questions of this page are solved" in last.inner_text()
+    assert "0 of 6 questions of this page are done" in last.inner_text()
     click(page, "choice", "radio", 1, None)
     card(page, "choice").get_by_role("button", name="Check answer").click()
     last.get_by_text("1 of 6 questions").wait_for()
@@ -288,3 +289,15 @@ def test_every_question_of_a_lesson_but_exercises_replies(path):
     assert predictions == {name for name, data in found.items() if "measured" in data}
     measured = re.findall('class="lora-lab-measured" id=".*?" data-question="(.*?)"', "".join(pages))
     assert predictions == set(measured)
+
+
+def test_a_formula_is_as_wide_as_its_signs_where_words_break_anywhere(visit):
+    page = visit(390)
+    formula = site_math.mathml("4 + 8/64 + 32/(64 \\cdot 256) = 4 + 0.125 + 0.00195 = 4.127")
+    over = page.evaluate("""formula => {
+        document.querySelector('article').insertAdjacentHTML(
+            'afterbegin', `<p id="tried" style="overflow-wrap: anywhere">${formula}</p>`);
+        const right = part => part.getBoundingClientRect().right;
+        return [...document.querySelectorAll('#tried math')].map(
+            math => Math.max(...[...math.querySelectorAll('*')].map(right)) - right(math)); }""", formula)
+    assert len(over) == 7 and max(over) < 1

@@ -3,6 +3,7 @@ function render({ model, el }) {
   const { models, ticked, r } = model.get('values'), names = Object.keys(models);
   const ranks = withOwn([1, 2, 4, 8, 16, 32, 64, 128, 256], r), chosen = { model: names[0], r, ticked: new Set(ticked) };
   const groups = () => models[chosen.model].groups, listed = () => [...new Set(groups().map(group => group.name))];
+  const known = new Set(names.flatMap(name => models[name].groups.map(group => group.name)));
   const trains = group => chosen.ticked.has(group.name) ? chosen.r * (group.in + group.out) : 0;
 
   function draw(width) {
@@ -47,17 +48,22 @@ function render({ model, el }) {
   }
   function moved() {
     const on = listed().filter(name => chosen.ticked.has(name)), { parameters } = models[chosen.model];
+    const not = [...chosen.ticked].filter(name => known.has(name) && !on.includes(name));
+    const outside = groups().filter(group => trains(group) && !group.where.includes('*'));
     const layers = groups().filter(trains).reduce((sum, group) => sum + group.layers, 0);
     const total = groups().reduce((sum, group) => sum + group.layers * trains(group), 0);
     config.textContent = `LoraConfig(r=${chosen.r}, lora_alpha=16, target_modules=[` +
       on.map(name => `"${name}"`).join(', ') + '], task_type="CAUSAL_LM")';
     copied.textContent = '';
-    live.update(on.length ? `${count(total)} parameters train, in ${layers} layers: ${(100 * total / (parameters + total)).toFixed(2)} % of ` +
-      `${count(parameters + total)}.` : 'Tick a layer.');
+    copy.disabled = !on.length;
+    const share = 100 * total / (parameters + total);
+    live.update((on.length ? `${count(total)} parameters train, in ${layers} layer${layers > 1 ? 's' : ''}: ` +
+      `${share < .01 ? 'less than 0.01' : share.toFixed(2)} % of ${count(parameters + total)}.` : 'Tick a layer.') +
+      (not.length ? ` Ticked before and not in ${chosen.model}: ${not.join(', ')}.` : '') +
+      (outside.length ? ` Not drawn, being outside the blocks: ${outside.map(group => group.name).join(', ')}.` : ''));
   }
   const change = place => {
     chosen.model = names[place];
-    if (!listed().some(name => chosen.ticked.has(name))) chosen.ticked = new Set([listed()[0]]);
     ticks();
     moved();
   };
