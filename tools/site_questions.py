@@ -79,9 +79,10 @@ def folded(notebook):
                 measured[match[1]] = place
     taken = {*asked.values(), *measured.values()}
     for name, place in measured.items():
-        while place + 1 < len(notebook.cells) and place + 1 not in taken and notebook.cells[place + 1].cell_type == "code":
-            place += 1
-        measured[name] = place
+        for after in range(place + 1, len(notebook.cells)):
+            if after in taken or notebook.cells[after].cell_type != "code":
+                break
+            measured[name] = after
     for place, cell in enumerate(notebook.cells):
         ends = {name: end for name, end in measured.items() if name in asked and asked[name] < place <= end}
         if ends and cell.get("outputs") and place not in asked.values():

@@ -236,8 +236,8 @@ class Order(Question):
         wrong = [item for item, text in zip(self.item, given) if item.text != text]
         if not wrong:
             return Verdict(True, "In the right order.")
-        first = _listed([(wrong[0].text, wrong[0].says)])
-        return Verdict(False, f"In the right order, read from the top, this is the first that you have elsewhere:\n\n{first}")
+        said = "In the right order, read from the top, this is the first that you have elsewhere:"
+        return Verdict(False, f"{said}\n\n{_listed([(wrong[0].text, wrong[0].says)])}")
 
     def faults(self) -> list[str]:
         texts = [item.text for item in self.item]

@@ -53,6 +53,8 @@ def train(recipe: recipes.Recipe, resume: bool = False, callbacks: tuple = ()) -
                           data_collator=collate, callbacks=told)
         trainer.remove_callback(PrinterCallback)
         _say_who(trainer)
+        if checkpoint:
+            _serve_older_peft()
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
             _save_adapter(trainer, recipe)
@@ -176,6 +178,14 @@ def _prepare(recipe, rows: list, resume: bool, arguments) -> str | None:
     if arguments.world_size > 1:
         broadcast_object_list(chosen)
     return chosen[0]
+
+
+def _serve_older_peft() -> None:
+    """Give back the name that PEFT 0.19 asks transformers for wherever several processes load an adapter."""
+    from transformers.integrations import tensor_parallel
+
+    if not hasattr(tensor_parallel, "EmbeddingParallel"):
+        tensor_parallel.EmbeddingParallel = type("EmbeddingParallel", (), {})  # no layer is one
 
 
 def _load(recipe, arguments):
