@@ -65,10 +65,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 # ## Read the file
 #
 # One line names the model, one the file. Run the lesson with the course's own set first. Then remove the `# ` before
-# the fourth `FILE` line, put your file there (its path from this folder) and what the model is to do, and run all cells
-# again: the last such line counts. Where all answers are one of a few, name them in `TASK`. `NEEDED` is the share of
-# right answers below which you would not use the model. What the lesson writes lies in `runs/own` and `adapters`. (Rows
-# that are longer than the course's take longer.)
+# the fourth `FILE` line, drag your file into JupyterLab's list of files, put its name there and what the model is to
+# do, and run all cells again: the last such line counts. Where it cannot guess which column is which, it says what
+# columns there are: name two of them in `COLUMNS`. The answer is one column; two are joined in the file. Where all
+# answers are one of a few, name them in `TASK`. `NEEDED` is the share of right answers below which you would not use
+# the model. What the lesson writes lies in `runs/own` and `adapters`. (Rows that are longer than the course's take
+# longer.)
 #
 # The course brings these sets, written for it and licensed as the rest of it: messages to a shop, each with the team
 # that it is for (`support`, a CSV); orders in words and what they say as JSON (`orders`, JSON lines); blunt sentences
@@ -665,7 +667,8 @@ table([{"way": way, "tokens read a request": f"{read_by[way]:.0f}",
         "seconds a request, here": ", ".join(f"{taken:.3f}" for taken in seconds[way])} for way in read_by])
 
 # %%
-print(f"A request with the adapter is quicker by {saved:.3f} ± {sure:.3f} s (95 % interval of five).",
+print(f"A request with the adapter is {'quicker' if saved > 0 else 'slower'} by {abs(saved):.3f} ± {sure:.3f} s (95 %",
+      "interval of five).",
       "So few tell nothing about the time." if abs(saved) <= sure else
       "On this machine it is the slower way." if saved < 0 else f"The last training alone took {spent:.0f} s: in "
       f"time it has paid for itself after {spent / (saved + sure):,.0f} to {spent / (saved - sure):,.0f} requests.")
@@ -683,15 +686,19 @@ higher, right = "adapter is higher" in said, scores["adapter"].exact
 better = higher and right >= NEEDED
 if better:
     print(f"Ship the adapter. {said}")
+elif read_rows < len(train):
+    print(f"Do not ship yet: {right:.0%} right answers, after {read_rows} rows of {len(train)}. {said} With TOKENS =",
+          f"{TOKENS * len(train) / read_rows:,.0f} it reads each once, in {len(train) / read_rows:.1f} times the time.")
 elif higher:
     print(f"Do not ship yet: {right:.0%} right answers are less than the {NEEDED:.0%} needed. {said}")
 elif gain[0] > gain[1]:  # asked for where exact match cannot tell
     print(f"Do not ship yet. {said} The right answers are likelier with the adapter: have people compare pairs.")
 elif "cannot tell" in said and right != told.exact:
-    print(f"Do not ship yet. {said} If the difference is what it looks like,",
-          f"{data.rows_needed(told.exact, right):,} test rows would show it.")
+    print(f"Do not ship yet. {said} {data.rows_needed(told.exact, right):,} test rows would show such a difference.")
 else:
     print(f"Do not ship it: take the prompt, or more rows. {said}")
+
+# %%
 if better and times > 1.5:
     print("It has forgotten much else: keep it apart from the base, and switch it on for this task alone.")
 
