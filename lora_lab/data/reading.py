@@ -77,7 +77,8 @@ def read(path: str | os.PathLike, prompt: str | Sequence[str] | None = None, ans
     asks = [prompt] if isinstance(prompt, str) else prompt if prompt is not None else []
     named = isinstance(asks, (list, tuple)) and all(isinstance(name, str) for name in asks)
     expect(named and (asks or prompt is None), "prompt", prompt, "the name of a column, or a list of names")
-    expect(answer is None or isinstance(answer, str), "answer", answer, "the name of one column; several are joined in the file first")
+    expect(answer is None or isinstance(answer, str), "answer", answer,
+           "the name of one column; several are joined in the file first")
     found = sources.records(path)
     records, form = _shaped(found.records, found.form) if found.form.startswith("JSON") else (found.records, found.form)
     return _as_rows(records, form, found.odd, list(asks), answer)
