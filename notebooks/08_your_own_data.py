@@ -27,8 +27,9 @@
 # **You need** [Lesson 0](00_first_adapter.ipynb). [Lesson 5](05_alpha_scaling.ipynb) for learning rates and
 # [Lesson 6](06_merge_and_ship.ipynb) for shipping help.
 #
-# **It takes** about four minutes of computing on two CPU cores
+# **It takes** about one minute of computing on two CPU cores
 # (on a GPU: not recorded).
+# Those cores have AMX; older ones take longer.
 
 # %% jupyter={"source_hidden": true}
 # Set-up: where the course is missing, as on Colab, gets it and changes no package that is there. Elsewhere: nothing.
@@ -67,10 +68,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 # One line names the model, one the file. Run the lesson with the course's own set first. Then remove the `# ` before
 # the fourth `FILE` line, drag your file into JupyterLab's list of files, put its name there and what the model is to
 # do, and run all cells again: the last such line counts. Where it cannot guess which column is which, it says what
-# columns there are: name two of them in `COLUMNS`. The answer is one column; two are joined in the file. Where all
-# answers are one of a few, name them in `TASK`. `NEEDED` is the share of right answers below which you would not use
-# the model. What the lesson writes lies in `runs/own` and `adapters`. (Rows that are longer than the course's take
-# longer.)
+# columns there are: name the prompt's and the answer's in `COLUMNS`. Answers in several columns are joined in the file
+# before. Where all answers are one of a few, name them in `TASK`. `NEEDED` is the share of right answers below which
+# you would not use the model. What the lesson writes lies in `runs/own` and `adapters`. (Rows that are longer than the
+# course's take longer.)
 #
 # The course brings these sets, written for it and licensed as the rest of it: messages to a shop, each with the team
 # that it is for (`support`, a CSV); orders in words and what they say as JSON (`orders`, JSON lines); blunt sentences
